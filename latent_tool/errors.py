@@ -1,0 +1,154 @@
+"""Every error this package raises on purpose, drawn as a tree.
+
+    LatentToolError
+    ├── InputError                 the request is wrong: the caller can mend it
+    │   ├── SettingsError          a budget, setting or option is out of its range
+    │   ├── QuestionError          the question is empty, too long or not text
+    │   └── ImageError             the image cannot be used
+    │       ├── ImageNotFoundError     nothing is there
+    │       ├── ImageNotAllowedError   the image policy forbids this source
+    │       ├── ImageTooLargeError     more bytes or pixels than the policy allows
+    │       └── ImageDecodeError       these bytes are no image that can be opened
+    ├── ModelError                 the model is wrong for this package
+    │   ├── ModelNotFoundError         no such directory or hub id
+    │   ├── ModelLoadError             the checkpoint is broken or incomplete
+    │   ├── ModelNotSupportedError     the architecture does not fit the method
+    │   └── ContextLengthError         the prompt does not fit the model's context
+    ├── DeadlineError              the deadline passed before anything was scored
+    ├── CancelledError             the caller asked to stop
+    ├── NumericalError             the model returned values that are not finite
+    └── MissingExtraError          an optional dependency is not installed
+
+Each error says what is wrong, carries a ``hint`` that names the remedy, and knows whether trying the same
+again can help (``retryable``). This module knows nothing of the rest of the package.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CancelledError",
+    "ContextLengthError",
+    "DeadlineError",
+    "ImageDecodeError",
+    "ImageError",
+    "ImageNotAllowedError",
+    "ImageNotFoundError",
+    "ImageTooLargeError",
+    "InputError",
+    "LatentToolError",
+    "MissingExtraError",
+    "ModelError",
+    "ModelLoadError",
+    "ModelNotFoundError",
+    "ModelNotSupportedError",
+    "NumericalError",
+    "QuestionError",
+    "SettingsError",
+]
+
+
+class LatentToolError(Exception):
+    """Base of all errors of this package.
+
+    Args:
+        message: what is wrong, in one sentence.
+        hint: what to do about it, in one sentence; may be empty.
+    """
+
+    retryable: bool = False
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".rstrip()
+
+
+class InputError(LatentToolError):
+    """The request is wrong; the caller can mend it."""
+
+
+class SettingsError(InputError):
+    """A budget, setting or option is out of its range, or not known."""
+
+
+class QuestionError(InputError):
+    """The question is empty, too long or not text."""
+
+
+class ImageError(InputError):
+    """The image cannot be used."""
+
+
+class ImageNotFoundError(ImageError):
+    """There is nothing where the image should be."""
+
+
+class ImageNotAllowedError(ImageError):
+    """The image policy forbids this source."""
+
+
+class ImageTooLargeError(ImageError):
+    """The image has more bytes or pixels than the policy allows."""
+
+
+class ImageDecodeError(ImageError):
+    """The bytes are no image that can be opened."""
+
+
+class ModelError(LatentToolError):
+    """The model cannot be used with this package."""
+
+
+class ModelNotFoundError(ModelError):
+    """There is no such checkpoint directory or hub id."""
+
+
+class ModelLoadError(ModelError):
+    """The checkpoint is broken or incomplete."""
+
+
+class ModelNotSupportedError(ModelError):
+    """The architecture does not fit the method."""
+
+
+class ContextLengthError(ModelError, InputError):
+    """Image, question and answer do not fit the model's context."""
+
+
+class DeadlineError(LatentToolError):
+    """The deadline passed before anything was scored."""
+
+    retryable = True
+
+
+class CancelledError(LatentToolError):
+    """The caller asked to stop."""
+
+    retryable = True
+
+
+class NumericalError(LatentToolError):
+    """The model returned values that are not finite."""
+
+
+class MissingExtraError(LatentToolError):
+    """An optional dependency is not installed.
+
+    Args:
+        feature: what the caller wanted, for example ``"the MCP server"``.
+        extra: the extra of this package that brings the dependency.
+    """
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(
+            f"{feature} needs packages that are not installed.",
+            f"Install them with: pip install 'latent-tool[{extra}]'",
+        )
+        self.feature = feature
+        self.extra = extra
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
+        return type(self), (self.feature, self.extra)
