@@ -66,7 +66,7 @@ class LatentToolError(Exception):
         return f"{self.message} {self.hint}".rstrip()
 
 
-class InputError(LatentToolError):
+class InputError(LatentToolError, ValueError):
     """The request is wrong; the caller can mend it."""
 
 

@@ -1,0 +1,226 @@
+"""What crosses the API: the request, the result and their parts, as pydantic models of plain JSON types.
+
+This module knows nothing of torch, of models or of LangChain; tensors stay in the engine's outcome.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationError, WithJsonSchema, model_validator
+
+from latent_tool.errors import InputError
+from latent_tool.settings import Budget, NoiseSettings, SearchSettings, explain_validation
+
+__all__ = [
+    "ControlAnswer",
+    "Controls",
+    "Grounding",
+    "Patch",
+    "ReasoningRequest",
+    "ReasoningResult",
+    "ReasoningStep",
+    "Scores",
+    "TokenDependency",
+    "TraceRow",
+    "Usage",
+]
+
+SCHEMA_VERSION = "1"
+
+Box = tuple[float, float, float, float]
+ConfidenceSource = Literal["calibrated", "answer_probability", "reward", "unscored"]
+StopReason = Literal[
+    "iterations", "max_candidates", "deadline", "target_reward", "patience", "converged", "no_latents", "cancelled"
+]
+FinishReason = Literal["stop", "length", "deadline"]
+
+ImageReference = Annotated[
+    Any,
+    SkipValidation,
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "string"}, {"type": "object"}],
+            "description": "An image: path, data URI, URL or base64, or an image content block. "
+            "In Python also bytes, pathlib.Path or a PIL image.",
+        }
+    ),
+]
+
+
+class Plain(BaseModel):
+    """Base of everything in a result: frozen, no unknown keys, JSON types only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ReasoningRequest(BaseModel):
+    """A question about one image or several.
+
+    Raises ``InputError`` when neither or both of ``image`` and ``images`` are given, or a field is not known.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    image: ImageReference | None = Field(None, description="The image the question is about.")
+    images: list[ImageReference] | None = Field(None, description="Several images, in the order the question means.")
+    question: str = Field(description="What to answer about the image.")
+    system: str | None = Field(None, description="System text put before the question, if the model's template can.")
+    budget: Budget | Literal["quick", "standard", "thorough"] | None = Field(
+        None, description="How much work at most: a budget or the name of a level. None: the reasoner's own."
+    )
+    seed: int | None = Field(None, ge=0, lt=2**63, description="Seed of the search. None: the reasoner's own.")
+    min_confidence: float | None = Field(
+        None, ge=0, le=1, allow_inf_nan=False, description="Abstain below this confidence. None: the reasoner's own."
+    )
+
+    @classmethod
+    def parse(cls, value: Any) -> Self:
+        """A request from a request or a mapping; raises ``InputError`` naming the field that is wrong."""
+        if isinstance(value, cls):
+            return value
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            raise InputError(
+                f"The request is not valid: {explain_validation(error)}.",
+                "Pass a dict with 'image' (or 'images') and 'question'; optional: system, budget, seed, "
+                "min_confidence.",
+            ) from None
+
+    @model_validator(mode="after")
+    def _one_way_to_give_images(self) -> Self:
+        if (self.image is None) == (self.images is None):
+            raise ValueError("give either image or images")
+        if self.images is not None and not self.images:
+            raise ValueError("images is empty; give at least one")
+        return self
+
+    @property
+    def image_references(self) -> list[Any]:
+        """The images as a list, in order."""
+        return list(self.images) if self.images is not None else [self.image]
+
+
+class Patch(Plain):
+    """One image cell that was injected next to the latents."""
+
+    rank: int = Field(ge=0, description="Place in the order of injection, from 0.")
+    image: int = Field(ge=0, description="Which of the request's images, from 0.")
+    cell: int = Field(ge=0, description="Index of the image cell among all cells of the prompt, from 0.")
+    box: Box | None = Field(description="Left, top, right, bottom in pixels of the upright image; None if not known.")
+    attention: float = Field(ge=0, description="Attention of the latent that proposed it, mean over heads and layers.")
+    gain: float = Field(description="Rise of the reward when its group was accepted.")
+    latent: int = Field(ge=0, description="The latent that proposed it, from 0.")
+
+
+class TraceRow(Plain):
+    """One round of the search; round 0 is the scoring of the initial latents."""
+
+    round: int = Field(ge=0)
+    reward: float = Field(description="Reward of the current state at the end of the round.")
+    best_reward: float = Field(description="Best reward so far; never falls.")
+    mean_sampled_reward: float | None = Field(description="Mean reward of the round's noise samples.")
+    top_k_mass: float = Field(description="Probability mass of the top k tokens at the best state, in [0, 1].")
+    sigma: float | None = Field(description="Deviation of the noise, in the units of the settings.")
+    accepted: list[int] = Field(description="Cells injected in this round.")
+    candidates: int = Field(ge=0, description="States scored so far.")
+    discarded: int = Field(0, ge=0, description="Candidates so far whose reward was not finite.")
+    seconds: float = Field(ge=0, description="Seconds since the search began.")
+
+
+class Scores(Plain):
+    """Everything a confidence could be made from. ``None``: not measured."""
+
+    reward: float | None = Field(None, description="Reward of the state that was decoded.")
+    initial_reward: float | None = Field(None, description="Reward of the initial latents without patches.")
+    top_k_mass: float | None = Field(None, description="Probability mass of the top k tokens, in [0, 1].")
+    answer_probability: float | None = Field(
+        None, description="Joint probability of the answer's tokens and of the token that ends it, in [0, 1]."
+    )
+    mean_token_probability: float | None = Field(
+        None, description="Geometric mean of the same token probabilities, in [0, 1]."
+    )
+    first_token_entropy: float | None = Field(None, description="Entropy of the first answer token, in nats.")
+
+
+class TokenDependency(Plain):
+    """One generated token and how much it depends on the image."""
+
+    token: str
+    probability: float = Field(description="With the image, in [0, 1].")
+    dependency: float = Field(description="S = log p(token | image) - log p(token | noised image), in nats.")
+    in_answer: bool = Field(description="Part of the extracted answer (or the token that ends it).")
+
+
+class Grounding(Plain):
+    """Visual dependency of the generated tokens."""
+
+    tokens: list[TokenDependency]
+    mean: float = Field(description="Mean S over all tokens, in nats.")
+    share_above: float = Field(description="Share of tokens with S above the threshold, in [0, 1].")
+    noise: NoiseSettings
+
+
+class ControlAnswer(Plain):
+    """The answer under a control condition."""
+
+    answer: str
+    confidence: float | None
+    agrees: bool = Field(description="Same answer as the real one, ignoring case and white space.")
+
+
+class Controls(Plain):
+    """The same question with one part taken away."""
+
+    latents_off: ControlAnswer = Field(description="The plain model: no latents, no patches.")
+    image_noised: ControlAnswer = Field(description="Same latents and cells on the noised image.")
+
+
+class Usage(Plain):
+    """What the answer cost."""
+
+    candidates: int = Field(ge=0, description="States scored.")
+    discarded: int = Field(0, ge=0, description="Candidates discarded because their reward was not finite.")
+    decoder_calls: int = Field(ge=0, description="Forward passes of the decoder, a batch counting once.")
+    prompt_tokens: int = Field(ge=0)
+    image_cells: int = Field(ge=0)
+    latent_tokens: int = Field(ge=0)
+    patch_tokens: int = Field(ge=0)
+    generated_tokens: int = Field(ge=0)
+    seconds: dict[str, float] = Field(description="Per phase: images, queue, prefill, search, decode, grounding.")
+
+
+class ReasoningResult(Plain):
+    """Answer, confidence, and what they rest on."""
+
+    schema_version: Literal["1"] = SCHEMA_VERSION
+    answer: str = Field(description="The extracted answer.")
+    raw_text: str = Field(description="Everything that was decoded, special tokens left out.")
+    confidence: float | None = Field(ge=0, le=1, description="What to gate on; None if nothing was scored.")
+    confidence_source: ConfidenceSource
+    accepted: bool | None = Field(None, description="Confidence reached min_confidence; None if no threshold was set.")
+    abstained: bool | None = Field(None, description="The opposite of accepted.")
+    min_confidence: float | None = None
+    scores: Scores = Scores()
+    patches: list[Patch] = []
+    image_sizes: list[tuple[int, int]] = Field([], description="Width and height of every upright image, in pixels.")
+    trace: list[TraceRow] = []
+    grounding: Grounding | None = None
+    controls: Controls | None = None
+    usage: Usage | None = None
+    stop_reason: StopReason | None = Field(None, description="Why the search ended.")
+    finish_reason: FinishReason | None = Field(None, description="Why the decoding ended.")
+    model: str = ""
+    settings: SearchSettings | None = None
+    budget: Budget | None = None
+    seed: int | None = None
+    warnings: list[str] = []
+
+
+class ReasoningStep(Plain):
+    """What ``stream`` yields while the search runs; the last item of a stream is the ``ReasoningResult``."""
+
+    phase: Literal["prefill", "search", "decode"]
+    trace: TraceRow | None = None
+    iterations: int = Field(0, ge=0, description="Rounds the budget allows.")

@@ -1,0 +1,276 @@
+"""What a caller may choose: how much work (``Budget``), how the search works (``SearchSettings``), how the image is
+noised (``NoiseSettings``) and which images may be opened (``ImagePolicy``).
+
+Every class is frozen and validated when it is made; a value out of range raises ``SettingsError``. This module knows
+nothing of torch, of models or of LangChain.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from latent_tool.errors import SettingsError
+
+__all__ = [
+    "Budget",
+    "BudgetLevel",
+    "ImagePolicy",
+    "NoiseSettings",
+    "SearchSettings",
+    "explain_validation",
+]
+
+BudgetLevel = Literal["quick", "standard", "thorough"]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def explain_validation(error: ValidationError) -> str:
+    """Say in one line what pydantic found wrong, field by field, without repeating the caller's values."""
+    parts = []
+    for item in error.errors(include_url=False, include_context=False, include_input=False):
+        where = ".".join(str(part) for part in item["loc"]) or "value"
+        parts.append(f"{where}: {item['msg'].removeprefix('Value error, ')}")
+    return "; ".join(parts)
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, no unknown keys, and a ``SettingsError`` instead of pydantic's own error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise SettingsError(
+                f"{type(self).__name__} is not valid: {explain_validation(error)}.",
+                f"Known fields: {', '.join(type(self).model_fields)}.",
+            ) from None
+
+    def but(self, **changes: Any) -> Self:
+        """A copy with some fields changed, validated like a new one."""
+        return type(self)(**{**dict(self), **changes})
+
+
+class Budget(Settings):
+    """How much work one question may cost at most. A limit of ``None`` is no limit.
+
+    The first limit that is reached ends the search, is named in the result's ``stop_reason``, and the best state found
+    so far is decoded.
+    """
+
+    iterations: int = Field(10, ge=0, le=10_000, description="Rounds of the search; 0 scores the initial latents only.")
+    max_candidates: int | None = Field(
+        None, ge=1, description="States scored at most, the initial one included; a batch of 8 counts 8."
+    )
+    max_patches: int = Field(16, ge=0, le=4096, description="Image cells injected at most.")
+    max_new_tokens: int = Field(256, ge=1, le=32_768, description="Tokens decoded at most for the answer.")
+    deadline_s: Positive | None = Field(
+        None,
+        description="Seconds from the call to the last token: image loading, queueing, prefill, search and decoding; "
+        "not the loading of the model.",
+    )
+    target_reward: Finite | None = Field(None, description="Stop as soon as the best reward reaches this value.")
+    patience: int | None = Field(None, ge=1, description="Stop after this many rounds without a better reward.")
+
+    @classmethod
+    def level(cls, name: BudgetLevel) -> Budget:
+        """The budget behind a name: ``"quick"``, ``"standard"`` or ``"thorough"``."""
+        if name not in _LEVELS:
+            raise SettingsError(f"There is no budget level {name!r}.", f"Use one of: {', '.join(_LEVELS)}.")
+        return _LEVELS[name]
+
+    @classmethod
+    def coerce(cls, value: Budget | BudgetLevel | Mapping[str, Any] | None) -> Budget:
+        """A budget from a level's name, a mapping of fields, ``None`` (standard) or a budget."""
+        if value is None:
+            return _LEVELS["standard"]
+        if isinstance(value, Budget):
+            return value
+        if isinstance(value, str):
+            return cls.level(value)
+        if isinstance(value, Mapping):
+            return cls(**value)
+        raise SettingsError(
+            f"A budget cannot be made from {type(value).__name__}.",
+            "Pass a Budget, its fields as a dict, or one of: quick, standard, thorough.",
+        )
+
+
+_LEVELS: dict[str, Budget] = {
+    "quick": Budget(iterations=3, max_patches=8, patience=2),
+    "standard": Budget(),
+    "thorough": Budget(iterations=40, max_patches=32),
+}
+
+
+class SearchSettings(Settings):
+    """How the search works. The defaults are what measurements support; ``paper()`` is what the authors describe.
+
+    What the defaults change, and why:
+
+    ====================  =======================================  ====================================================
+    field                 default instead of ``paper()``           reason
+    ====================  =======================================  ====================================================
+    ``reward``            ``renormalised_top_k_entropy``           the paper's reward also rises when the distribution
+                                                                   goes flat; this one is lowest there
+    ``samples``           8, antithetic, leave-one-out baseline,   one sample without baseline has a variance that
+                          normalised advantages                    buries the gradient; a batch of 8 costs little more
+    ``scale``             noise in units of the embeddings' RMS    sigma then means the same for every model
+    ``init``              the model's own greedy reasoning         the best start measured
+    ``proposals``         the top m cells *not yet injected*       otherwise later rounds propose what is already there
+    ====================  =======================================  ====================================================
+    """
+
+    latents: int = Field(8, ge=0, le=256, description="Latent thought tokens L; 0 is the plain model.")
+    latent_position: Literal["generation_start", "user_turn"] = Field(
+        "generation_start", description="After the assistant header, or at the end of the user's turn."
+    )
+    thinking_markers: Literal["auto"] | tuple[str, str] | None = Field(
+        "auto",
+        description="Opening and closing marker around the latents; 'auto' uses <think> and </think> where the "
+        "tokenizer knows both as single tokens; None uses none.",
+    )
+    init: Literal["token", "mean", "reasoning"] = Field(
+        "reasoning",
+        description="Where the latents start: the embedding of init_token; the mean embedding; the model's own greedy "
+        "thinking text cut to L (without thinking markers: the first L tokens of its greedy answer).",
+    )
+    init_token: str | None = Field(
+        None, description="Token for init='token'; None: <|endoftext|> where it exists, else end of sequence."
+    )
+
+    reward: Literal["renormalised_top_k_entropy", "top_k_entropy", "entropy", "neg_log_probability"] = Field(
+        "renormalised_top_k_entropy", description="What the search maximises."
+    )
+    reward_position: Literal["latents", "answer", "both"] = Field(
+        "answer",
+        description="Where the reward is read: at the latents, at the position that predicts the first answer token, "
+        "or the mean over all of them.",
+    )
+    top_k: int = Field(10, ge=3, description="Tokens that the top-k rewards look at.")
+
+    samples: int = Field(8, ge=1, le=4096, description="Noise samples per round, scored in one batch.")
+    antithetic: bool = Field(True, description="Draw noise in pairs (e, -e); needs an even number of samples.")
+    baseline: Literal["leave_one_out", "none"] = Field("leave_one_out", description="Subtracted from each reward.")
+    normalise: bool = Field(True, description="Divide the advantages by their standard deviation.")
+    advantage_floor: Positive = Field(1e-4, description="Smallest deviation that advantages are divided by.")
+    scale: Literal["embedding_rms", "absolute"] = Field(
+        "embedding_rms", description="Unit of sigma: the RMS of the model's input embeddings, or none."
+    )
+    sigma: Positive = Field(0.3, description="Standard deviation of the noise on the latents, in units of `scale`.")
+    sigma_decay: Positive = Field(1.0, le=1.0, description="Factor on sigma after every round.")
+    eta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.09, description="Step size of the gradient ascent, in units of `scale` squared."
+    )
+
+    patches_per_latent: int = Field(4, ge=0, le=256, description="Cells m a latent proposes per round; 0: no patches.")
+    proposals: Literal["new", "top"] = Field(
+        "new", description="The top m cells not yet injected, or the top m, of which the new ones are added."
+    )
+    min_gain: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.0, description="A proposal is accepted if the reward rises by more than this."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.antithetic and self.samples % 2:
+            raise ValueError("antithetic noise needs an even number of samples; set antithetic=False or change samples")
+        if self.baseline == "leave_one_out" and self.samples < (4 if self.antithetic else 2):
+            raise ValueError(
+                "a leave-one-out baseline needs at least 2 samples (4 when antithetic); set baseline='none'"
+            )
+        if self.latents == 0 and self.init != type(self).model_fields["init"].default:
+            raise ValueError("init has no meaning without latents; set latents >= 1")
+        if self.thinking_markers not in ("auto", None) and not all(self.thinking_markers or ()):
+            raise ValueError("thinking_markers are two non-empty strings")
+        return self
+
+    @classmethod
+    def paper(cls, **changes: Any) -> SearchSettings:
+        """The method as its authors describe it: one sample a round, plain ascent, no baseline, their reward.
+
+        ``sigma``, its decay, ``eta`` and the start are the published command line's; other fields may be given.
+        """
+        values: dict[str, Any] = {
+            "latents": 4,
+            "init": "token",
+            "reward": "top_k_entropy",
+            "reward_position": "latents",
+            "samples": 1,
+            "antithetic": False,
+            "baseline": "none",
+            "normalise": False,
+            "scale": "absolute",
+            "sigma": 20.0,
+            "sigma_decay": 0.95,
+            "eta": 0.01,
+            "proposals": "top",
+        }
+        return cls(**{**values, **changes})
+
+
+class NoiseSettings(Settings):
+    """How the image is noised to measure visual dependency.
+
+    Noise is added to the *processed* pixel values ``x`` (about unit variance): ``gaussian`` gives ``x + s n``,
+    ``diffusion`` gives ``sqrt(1 - s^2) x + s n`` (the forward process of a diffusion model), ``n ~ N(0, I)``.
+    """
+
+    kind: Literal["diffusion", "gaussian"] = "diffusion"
+    strength: Positive = Field(0.95, description="s: the share of noise (diffusion, at most 1) or its deviation.")
+    draws: int = Field(1, ge=1, le=64, description="Noised images averaged, in log-probability.")
+    seed: int = Field(0, ge=0, description="Seed of the noise.")
+    threshold: Finite = Field(0.5, description="Nats above which a token counts as depending on the image.")
+
+    @model_validator(mode="after")
+    def _share(self) -> Self:
+        if self.kind == "diffusion" and self.strength > 1:
+            raise ValueError("the strength of diffusion noise is at most 1")
+        return self
+
+
+class ImagePolicy(Settings):
+    """Which images may be opened, and how large they may be.
+
+    ``local()`` is for code and the command line, ``untrusted()`` for whatever strangers can reach.
+    """
+
+    files: Literal["any", "folders", "none"] = Field(
+        "none", description="Files that may be read: any readable one, those inside `folders`, or none."
+    )
+    folders: tuple[Path, ...] = Field((), description="Folders for files='folders'; links out of them are refused.")
+    hosts: tuple[str, ...] = Field((), description="Host names from which images may be downloaded, exactly as given.")
+    max_bytes: int = Field(20_000_000, ge=1, description="Bytes of the encoded image at most.")
+    max_pixels: int = Field(40_000_000, ge=1, description="Width times height at most.")
+    max_side: int = Field(20_000, ge=1, description="Width or height at most, in pixels.")
+    formats: tuple[str, ...] = Field(
+        ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"), description="Pillow formats that may be opened."
+    )
+
+    @field_validator("max_bytes", "max_pixels", "max_side", mode="before")
+    @classmethod
+    def _whole(cls, value: Any) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("must be a finite whole number")
+        return value
+
+    @classmethod
+    def local(cls, **changes: Any) -> ImagePolicy:
+        """PIL images, bytes, data URIs and any readable file; no downloads."""
+        return cls(**{"files": "any", **changes})
+
+    @classmethod
+    def untrusted(cls, **changes: Any) -> ImagePolicy:
+        """PIL images, bytes and data URIs; files and downloads only from where the caller allows."""
+        if "files" not in changes and changes.get("folders"):
+            changes["files"] = "folders"
+        return cls(**changes)
+
+
