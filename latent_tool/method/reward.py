@@ -1,0 +1,120 @@
+"""How confident a next-token distribution is: the quantity the search maximises.
+
+Every formula maps logits ``(..., vocabulary)`` to one number per position ``(...)``; the reward of a state is the mean
+over the positions it is read at. All probabilities come from the full softmax, computed in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from latent_tool.settings import SearchSettings
+
+__all__ = [
+    "Logits",
+    "Reading",
+    "entropy",
+    "entropy_reward",
+    "neg_log_probability",
+    "read_reward",
+    "renormalised_top_k_entropy",
+    "top_k_entropy",
+    "top_k_mass",
+]
+
+
+class Logits(NamedTuple):
+    """Next-token logits of ``N`` candidate states.
+
+    ``latents``: ``(N, L, vocabulary)``, at the latent positions. ``answer``: ``(N, vocabulary)``, at the position that
+    predicts the first answer token (the last latent itself when nothing stands between).
+    """
+
+    latents: Tensor
+    answer: Tensor
+
+
+class Reading(NamedTuple):
+    """Rewards ``(N,)`` of ``N`` states and the probability mass of their top k tokens ``(N,)``, float64 on the CPU."""
+
+    reward: Tensor
+    top_k_mass: Tensor
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy ``H = - sum_w P(w) ln P(w)`` in nats; ``(..., vocabulary)`` -> ``(...)``."""
+    return _entropy(logits.float().log_softmax(-1))
+
+
+def _entropy(log_p: Tensor) -> Tensor:
+    # A token ruled out has log-probability -inf and contributes 0, not NaN.
+    return -(log_p.exp() * log_p.clamp_min(-1e4)).sum(-1)
+
+
+def _top_k_log_probabilities(logits: Tensor, k: int) -> Tensor:
+    """Log-probabilities of the k most probable tokens, ``(..., k)``, from the full softmax."""
+    logits = logits.float()
+    top = logits.topk(min(k, logits.shape[-1]), dim=-1).values
+    return top - logits.logsumexp(-1, keepdim=True)
+
+
+def top_k_mass(logits: Tensor, k: int) -> Tensor:
+    """Probability mass of the k most probable tokens, in [0, 1]."""
+    return _top_k_log_probabilities(logits, k).exp().sum(-1)
+
+
+def top_k_entropy(logits: Tensor, k: int) -> Tensor:
+    """The paper's reward, ``1 - H_k`` with ``H_k(P) = - sum over the k most probable w of P(w) ln P(w)``.
+
+    Lies in ``[1 - ln k, 1]`` for ``k >= 3``. **Not monotone**: for a flat distribution over a large vocabulary the top-k
+    terms vanish and the reward tends to 1, so a search can win it by flattening.
+    """
+    log_p = _top_k_log_probabilities(logits, k)
+    return 1 - _entropy(log_p)
+
+
+def renormalised_top_k_entropy(logits: Tensor, k: int) -> Tensor:
+    """``1 - H(Q)``, ``Q`` the k largest probabilities divided by their sum; lowest, ``1 - ln k``, for uniform logits."""
+    log_p = _top_k_log_probabilities(logits, k)
+    return 1 - _entropy(log_p - log_p.logsumexp(-1, keepdim=True))
+
+
+def entropy_reward(logits: Tensor, k: int) -> Tensor:
+    """``1 - H(P) / ln |V|`` over the full vocabulary, in [0, 1]; ``k`` is not used."""
+    return 1 - entropy(logits) / math.log(logits.shape[-1])
+
+
+def neg_log_probability(logits: Tensor, k: int) -> Tensor:
+    """Minus the mean log-probability of the top k tokens, in nats; large for peaked *and* for flat distributions."""
+    return -_top_k_log_probabilities(logits, k).mean(-1)
+
+
+_FORMULAS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "top_k_entropy": top_k_entropy,
+    "renormalised_top_k_entropy": renormalised_top_k_entropy,
+    "entropy": entropy_reward,
+    "neg_log_probability": neg_log_probability,
+}
+
+
+def read_reward(logits: Logits, settings: SearchSettings) -> Reading:
+    """Reward of every candidate, rounded to 1e-6 so that the composition of a batch does not decide near-ties.
+
+    A candidate whose logits are not finite gets a reward of NaN.
+    """
+    if settings.reward_position == "latents":
+        positions = logits.latents
+    elif settings.reward_position == "answer":
+        positions = logits.answer[:, None]
+    else:
+        positions = torch.cat([logits.latents, logits.answer[:, None]], dim=1)
+    per_position = _FORMULAS[settings.reward](positions, settings.top_k)  # (N, positions)
+    mass = top_k_mass(positions, settings.top_k).mean(-1)
+    # One transfer from the device for both numbers.
+    both = torch.stack([per_position.mean(-1), mass]).double().cpu()
+    return Reading((both[0] * 1e6).round() / 1e6, both[1])

@@ -1,0 +1,328 @@
+"""The search over states: optimise the latents, inject the patches they attend to, keep the best state.
+
+    repeat for every round
+        T' = T + eps                   score N samples with the current patches V        (policy.py)
+        T <- T + eta grad J            score the updated state
+        attention of T to the cells    once, on the updated state
+        for every latent in order      propose its top cells; keep V + proposal if the reward rises   (patches.py)
+
+``search`` is a generator that asks questions (``Score``, ``Attend``) and is sent the answers, and in between yields a
+``Round`` after every round. It never calls a model, so that one driver can serve one search or many in one batch;
+``run`` is the driver for one. A state is a pair (T, V) that was scored together; nothing else is ever returned.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from latent_tool.errors import NumericalError
+from latent_tool.method.patches import propose
+from latent_tool.method.policy import advantages, draw_noise, policy_gradient
+from latent_tool.method.reward import Logits, read_reward
+from latent_tool.settings import Budget, SearchSettings
+
+__all__ = ["Asking", "Attend", "Injection", "LatentModel", "Outcome", "Round", "Score", "State", "run", "search"]
+
+
+@dataclass(frozen=True)
+class State:
+    """Latents ``(L, d)`` and injected cells that were scored together, and their reward."""
+
+    latents: Tensor
+    patches: tuple[int, ...]
+    reward: float
+    top_k_mass: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """Asks for the logits of ``N`` states: latents ``(N, L, d)`` and, for each, the cells injected before them."""
+
+    latents: Tensor
+    patches: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Attend:
+    """Asks for the attention ``(L, C)`` of the latents ``(L, d)`` to the image cells, mean over heads and layers."""
+
+    latents: Tensor
+    patches: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Injection:
+    """A group of cells that was accepted together."""
+
+    cells: tuple[int, ...]
+    attention: tuple[float, ...]
+    latent: int
+    gain: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """What happened in one round; round 0 is the scoring of the initial latents."""
+
+    number: int
+    reward: float
+    best_reward: float
+    mean_sampled_reward: float | None
+    top_k_mass: float
+    sigma: float | None
+    accepted: tuple[int, ...]
+    candidates: int
+    discarded: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The best state, how it was found, and what it cost."""
+
+    best: State
+    initial_reward: float
+    injections: tuple[Injection, ...]
+    rounds: tuple[Round, ...]
+    candidates: int
+    discarded: int
+    stop_reason: str
+
+
+class LatentModel(Protocol):
+    """What the method needs of a model that has one image and question in its cache."""
+
+    def logits(self, latents: Tensor, patches: tuple[tuple[int, ...], ...]) -> Logits:
+        """Logits of ``N`` states; latents ``(N, L, d)``, one tuple of cells each."""
+
+    def attention(self, latents: Tensor, patches: tuple[int, ...]) -> Tensor:
+        """Attention ``(L, C)`` of one state's latents to the image cells."""
+
+
+T = TypeVar("T")
+Asking = Generator[Score | Attend | Round, Logits | Tensor | None, T]
+
+
+class _LimitReached(Exception):
+    """A limit was reached inside a round."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+@dataclass
+class _Run:
+    """One search under way: the current and the best state, and what was spent."""
+
+    settings: SearchSettings
+    budget: Budget
+    generator: torch.Generator
+    unit: float
+    stop: Callable[[], str | None]
+    sigma: float
+    current: State | None = None
+    best: State | None = None
+    injections: list[Injection] = field(default_factory=list)
+    rounds: list[Round] = field(default_factory=list)
+    sampled: float | None = None
+    candidates: int = 0
+    discarded: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def room(self) -> int:
+        """Candidates that may still be scored."""
+        limit = self.budget.max_candidates
+        return 2**62 if limit is None else limit - self.candidates
+
+    def score(self, latents: Tensor, patches: tuple[tuple[int, ...], ...]) -> Asking[list[State | None]]:
+        """Score states in one batch and remember the best; a state whose reward is not finite becomes ``None``."""
+        if self.best is not None and (reason := self.stop()):
+            raise _LimitReached(reason)
+        if self.room() < len(patches):
+            raise _LimitReached("max_candidates")
+        answer = yield Score(latents, patches)
+        assert isinstance(answer, Logits)
+        reading = read_reward(answer, self.settings)
+        self.candidates += len(patches)
+        states: list[State | None] = []
+        for index, (reward, mass) in enumerate(zip(reading.reward.tolist(), reading.top_k_mass.tolist(), strict=True)):
+            if not math.isfinite(reward):
+                self.discarded += 1
+                states.append(None)
+                continue
+            state = State(latents[index].clone(), patches[index], reward, mass)
+            states.append(state)
+            if self.best is None or reward > self.best.reward:
+                self.best = state
+        return states
+
+    def ascend(self) -> Asking[None]:
+        """One step of the policy gradient; the updated state becomes the current one unless it is not finite."""
+        assert self.current is not None
+        state, settings = self.current, self.settings
+        noise = draw_noise(settings, (state.latents.shape[0], state.latents.shape[1]), self.generator)
+        noise = noise.to(state.latents)
+        candidates = state.latents + self.sigma * self.unit * noise
+        scored = yield from self.score(candidates, (state.patches,) * settings.samples)
+        rewards = torch.tensor([math.nan if each is None else each.reward for each in scored], dtype=torch.float64)
+        self.sampled = float(rewards[rewards.isfinite()].mean()) if rewards.isfinite().any() else None
+        gradient = policy_gradient(noise, advantages(rewards, settings), self.sigma)
+        # sigma and eta are in units of `unit`: the gradient is one per unit, the step back in the latents' own scale.
+        updated = state.latents + settings.eta * self.unit * gradient
+        (moved,) = yield from self.score(updated[None], (state.patches,))
+        if moved is not None:
+            self.current = moved
+
+    def walk(self) -> Asking[None]:
+        """Let every latent, in order, propose cells for the current state; keep a proposal if the reward rises.
+
+        Proposals of the latents still to come are scored in one batch, and again only after one was accepted; the
+        accepted groups are those of the walk that scores one proposal at a time.
+        """
+        assert self.current is not None
+        settings = self.settings
+        if not settings.patches_per_latent or len(self.current.patches) >= self.budget.max_patches:
+            return
+        if reason := self.stop():
+            raise _LimitReached(reason)
+        attention = yield Attend(self.current.latents, self.current.patches)
+        assert isinstance(attention, Tensor)
+        attention = attention.float().cpu()
+        latent = 0
+        while latent < len(attention):
+            state = self.current
+            room = self.budget.max_patches - len(state.patches)
+            proposals = propose(
+                attention[latent:], state.patches, settings.patches_per_latent, settings.proposals, room
+            )
+            asked = [(latent + offset, cells) for offset, cells in enumerate(proposals) if cells]
+            if len(asked) > self.room() > 0:
+                asked = asked[: self.room()]
+            if not asked:
+                return
+            scored = yield from self.score(
+                state.latents.expand(len(asked), -1, -1), tuple(state.patches + cells for _, cells in asked)
+            )
+            for (latent, cells), proposed in zip(asked, scored, strict=True):
+                if proposed is not None and round(proposed.reward - state.reward, 6) > settings.min_gain:
+                    weights = tuple(float(attention[latent, cell]) for cell in cells)
+                    gain = round(proposed.reward - state.reward, 6)
+                    self.injections.append(Injection(cells, weights, latent, gain))
+                    self.current = proposed
+                    break
+            latent += 1
+
+    def close_round(self, number: int, sigma: float | None, injected: int) -> Round:
+        """Write the row of a round; ``injected`` is the number of groups there were before it."""
+        assert self.current is not None and self.best is not None
+        row = Round(
+            number=number,
+            reward=self.current.reward,
+            best_reward=self.best.reward,
+            mean_sampled_reward=self.sampled,
+            top_k_mass=self.best.top_k_mass,
+            sigma=sigma,
+            accepted=tuple(cell for group in self.injections[injected:] for cell in group.cells),
+            candidates=self.candidates,
+            discarded=self.discarded,
+            seconds=time.monotonic() - self.started,
+        )
+        self.rounds.append(row)
+        return row
+
+    def limit_between_rounds(self, stale: int) -> str | None:
+        """The reason to begin no further round; ``stale`` rounds went by without a better reward."""
+        assert self.best is not None
+        if self.budget.target_reward is not None and self.best.reward >= self.budget.target_reward:
+            return "target_reward"
+        if self.budget.patience is not None and stale >= self.budget.patience:
+            return "patience"
+        return None
+
+
+def search(
+    initial: Tensor,
+    settings: SearchSettings,
+    budget: Budget,
+    *,
+    generator: torch.Generator,
+    unit: float = 1.0,
+    stop: Callable[[], str | None] = lambda: None,
+) -> Asking[Outcome]:
+    """Search for the state with the highest reward, as a generator of questions and rounds.
+
+    Args:
+        initial: ``(L, d)`` initial latents, ``L >= 1``; never changed.
+        settings: how to search.
+        budget: limits on rounds, candidates and patches, target reward and patience.
+        generator: CPU generator the noise is drawn from; the only source of randomness.
+        unit: what ``sigma`` is measured in, for example the RMS of the model's embeddings.
+        stop: called before every batch but the first; returns a stop reason to end the search with the best so far.
+
+    Returns:
+        the ``Outcome``. Raises ``NumericalError`` when the initial state has no finite reward.
+    """
+    run = _Run(settings, budget, generator, unit, stop, settings.sigma)
+    (run.current,) = yield from run.score(initial.detach().float()[None], ((),))
+    if run.current is None or run.best is None:
+        raise NumericalError(
+            "The model's logits are not finite for the initial latents.",
+            "Load the model in float32 or bfloat16, or start the latents elsewhere (init).",
+        )
+    initial_reward = run.current.reward
+    yield run.close_round(0, None, 0)
+
+    reason: str | None = None
+    improved = 0  # the round in which the best reward last rose
+    for number in range(1, budget.iterations + 1):
+        if reason := run.limit_between_rounds(number - 1 - improved):
+            break
+        best, scored, injected = run.best, run.candidates, len(run.injections)
+        run.sampled = None
+        try:
+            yield from run.ascend()
+            yield from run.walk()
+        except _LimitReached as limit:
+            reason = limit.reason
+        if run.best is not best:
+            improved = number
+        if run.candidates > scored:
+            yield run.close_round(number, run.sigma, injected)
+        if reason:
+            break
+        run.sigma *= settings.sigma_decay
+    kept = set(run.best.patches)
+    return Outcome(
+        best=run.best,
+        initial_reward=initial_reward,
+        injections=tuple(group for group in run.injections if kept.issuperset(group.cells)),
+        rounds=tuple(run.rounds),
+        candidates=run.candidates,
+        discarded=run.discarded,
+        stop_reason=reason or run.limit_between_rounds(0) or "iterations",
+    )
+
+
+def run(steps: Asking[Outcome], model: LatentModel) -> Generator[Round, None, Outcome]:
+    """Drive one search with one model: answer its questions, pass its rounds on, return its outcome."""
+    reply: Logits | Tensor | None = None
+    while True:
+        try:
+            step = steps.send(reply)
+        except StopIteration as end:
+            outcome: Outcome = end.value
+            return outcome
+        reply = None
+        if isinstance(step, Score):
+            reply = model.logits(step.latents, step.patches)
+        elif isinstance(step, Attend):
+            reply = model.attention(step.latents, step.patches)
+        else:
+            yield step

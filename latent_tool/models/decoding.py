@@ -1,0 +1,133 @@
+"""What decoding needs beside the model: its own generation rules, and the answer inside the decoded text."""
+
+from __future__ import annotations
+
+import copy
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import LogitsProcessorList, PreTrainedModel
+
+__all__ = ["Decoded", "ExtractedAnswer", "GenerationRules", "extract_answer", "generation_rules"]
+
+
+@dataclass(frozen=True)
+class GenerationRules:
+    """The model's own generation settings, for greedy decoding."""
+
+    processors: LogitsProcessorList
+    stop_tokens: frozenset[int]
+
+
+def generation_rules(model: PreTrainedModel, prompt_length: int) -> GenerationRules:
+    """Stop tokens and logits processors (repetition penalty ...) that ``model.generate(do_sample=False)`` would use."""
+    config = copy.deepcopy(model.generation_config)
+    config.do_sample = False
+    for name in ("temperature", "top_p", "top_k", "min_p", "typical_p"):
+        setattr(config, name, None)
+    device = model.get_input_embeddings().weight.device
+    model._prepare_special_tokens(config, kwargs_has_attention_mask=True, device=device)
+    processors = model._get_logits_processor(
+        generation_config=config, input_ids_seq_length=prompt_length, device=str(device), model_kwargs={}
+    )
+    stop = config.eos_token_id
+    stop_tokens = frozenset([stop] if isinstance(stop, int) else stop or [])
+    return GenerationRules(processors, stop_tokens)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Tokens that were decoded, and what the model's own softmax said of each, before any logits processor.
+
+    ``log_probabilities`` and ``entropies`` are float32 on the CPU, ``(n,)``; the stop token is included.
+    """
+
+    tokens: tuple[int, ...]
+    log_probabilities: Tensor
+    entropies: Tensor
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class ExtractedAnswer:
+    """The answer, the whole text, and the range of tokens ``[start, stop)`` that spell the answer.
+
+    ``stop`` includes the token that ends the answer if there is one.
+    """
+
+    text: str
+    raw_text: str
+    start: int
+    stop: int
+    ended: bool
+
+
+_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+def _boxed(text: str) -> tuple[int, int] | None:
+    r"""Span of the content of the last ``\boxed{...}``, braces balanced."""
+    begin = text.rfind("\\boxed{")
+    if begin < 0:
+        return None
+    depth, start = 1, begin + len("\\boxed{")
+    for position in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[position], 0)
+        if depth == 0:
+            return start, position
+    return None
+
+
+def _span(text: str) -> tuple[int, int]:
+    r"""Span of the answer inside a text: the last ``\boxed{}``, the last ``<answer>``, or all of it; stripped."""
+    tagged = list(_TAGGED.finditer(text))
+    start, stop = _boxed(text) or (tagged[-1].span(1) if tagged else (0, len(text)))
+    inner = text[start:stop]
+    stripped = inner.strip()
+    if not stripped:
+        return start, start
+    start += inner.index(stripped)
+    return start, start + len(stripped)
+
+
+def extract_answer(
+    tokens: Sequence[int], tokenizer: Any, closing: Sequence[int], stop_tokens: frozenset[int]
+) -> ExtractedAnswer:
+    """Find the answer in decoded tokens, as text and as the tokens that spell it.
+
+    Args:
+        tokens: decoded token ids, with the stop token if there was one.
+        tokenizer: of the model.
+        closing: ids of the closing thinking marker; what stands before its last occurrence is reasoning.
+        stop_tokens: ids that end the decoding.
+    """
+    ids = list(tokens)
+    first = 0
+    for index in range(len(ids) - len(closing) + 1):
+        if closing and ids[index : index + len(closing)] == list(closing):
+            first = index + len(closing)
+    last = len(ids) - 1 if ids and ids[-1] in stop_tokens else len(ids)
+    text = _text(tokenizer, ids[first:last])
+    begin, end = _span(text)
+    start = stop = first
+    if end > begin:
+        places = range(first, last)
+
+        def spelled(place: int) -> int:
+            return len(_text(tokenizer, ids[first : place + 1]))
+
+        start = first + bisect_right(places, begin, key=spelled)
+        stop = first + bisect_left(places, end, key=spelled) + 1
+    ended = stop < len(ids)
+    return ExtractedAnswer(text[begin:end], _text(tokenizer, ids[:last]).strip(), start, stop + ended, ended)
+
+
+def _text(tokenizer: Any, ids: Sequence[int]) -> str:
+    text: str = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text
+
+
