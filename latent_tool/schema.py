@@ -26,8 +26,6 @@ __all__ = [
     "Usage",
 ]
 
-SCHEMA_VERSION = "1"
-
 Box = tuple[float, float, float, float]
 ConfidenceSource = Literal["calibrated", "answer_probability", "reward", "unscored"]
 StopReason = Literal[
@@ -194,7 +192,7 @@ class Usage(Plain):
 class ReasoningResult(Plain):
     """Answer, confidence, and what they rest on."""
 
-    schema_version: Literal["1"] = SCHEMA_VERSION
+    schema_version: Literal["1"] = "1"
     answer: str = Field(description="The extracted answer.")
     raw_text: str = Field(description="Everything that was decoded, special tokens left out.")
     confidence: float | None = Field(ge=0, le=1, description="What to gate on; None if nothing was scored.")

@@ -272,5 +272,3 @@ class ImagePolicy(Settings):
         if "files" not in changes and changes.get("folders"):
             changes["files"] = "folders"
         return cls(**changes)
-
-
