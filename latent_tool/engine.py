@@ -225,6 +225,16 @@ class Engine:
                 outcome: Outcome = end.value
                 return outcome
 
+    def answer_many(self, jobs: Sequence[Job]) -> list[Outcome | Exception]:
+        """Answer several questions; an error of one takes its place in the list and leaves the others alone."""
+        outcomes: list[Outcome | Exception] = []
+        for job in jobs:
+            try:
+                outcomes.append(self.answer(job))
+            except Exception as error:
+                outcomes.append(error)
+        return outcomes
+
     def rescore(self, outcome: Outcome) -> float:
         """Score the outcome's state again, from the images on: what a reported reward must be reproducible with."""
         if outcome.latents is None:

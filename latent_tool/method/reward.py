@@ -79,7 +79,7 @@ def top_k_entropy(logits: Tensor, k: int) -> Tensor:
 
 
 def renormalised_top_k_entropy(logits: Tensor, k: int) -> Tensor:
-    """``1 - H(Q)``, ``Q`` the k largest probabilities divided by their sum; lowest (``1 - ln k``) for uniform logits."""
+    """``1 - H(Q)``, ``Q`` the k largest probabilities over their sum; lowest, ``1 - ln k``, for uniform logits."""
     log_p = _top_k_log_probabilities(logits, k)
     return 1 - _entropy(log_p - log_p.logsumexp(-1, keepdim=True))
 
