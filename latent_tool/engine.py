@@ -50,7 +50,7 @@ class Job:
     """Everything one question needs.
 
     ``deadline`` is a time of the engine's clock (``time.monotonic`` unless replaced); ``cancelled`` is looked at before
-    every forward pass; ``image_seconds`` is what opening the images took.
+    every forward pass; ``image_seconds`` is what opening the images took, ``queue_seconds`` the wait before that.
     """
 
     images: tuple[Image, ...]
@@ -66,6 +66,7 @@ class Job:
     deadline: float | None = None
     cancelled: threading.Event | None = None
     image_seconds: float = 0.0
+    queue_seconds: float = 0.0
     warnings: tuple[str, ...] = ()
 
 
@@ -95,7 +96,7 @@ class _Clock:
     def __init__(self, job: Job, now: Callable[[], float]) -> None:
         self.job = job
         self.now = now
-        self.seconds: dict[str, float] = {"images": job.image_seconds}
+        self.seconds: dict[str, float] = {"queue": job.queue_seconds, "images": job.image_seconds}
         self.reserve = 0.0
         self._phase_began = now()
 
