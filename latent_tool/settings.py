@@ -24,6 +24,7 @@ __all__ = [
     "NoiseSettings",
     "SearchSettings",
     "explain_validation",
+    "settings_error",
 ]
 
 BudgetLevel = Literal["quick", "standard", "thorough"]
@@ -41,6 +42,18 @@ def explain_validation(error: ValidationError) -> str:
     return "; ".join(parts)
 
 
+def settings_error(owner: type[BaseModel], error: ValidationError) -> SettingsError:
+    """What to raise when an object of class ``owner`` could not be made: the inner error where a part was wrong."""
+    for item in error.errors(include_url=False, include_input=False):
+        inner = item.get("ctx", {}).get("error")
+        if isinstance(inner, SettingsError):
+            return inner
+    return SettingsError(
+        f"{owner.__name__} is not valid: {explain_validation(error)}.",
+        f"Known fields: {', '.join(owner.model_fields)}.",
+    )
+
+
 class Settings(BaseModel):
     """Base of all settings: frozen, no unknown keys, and a ``SettingsError`` instead of pydantic's own error."""
 
@@ -50,10 +63,7 @@ class Settings(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise SettingsError(
-                f"{type(self).__name__} is not valid: {explain_validation(error)}.",
-                f"Known fields: {', '.join(type(self).model_fields)}.",
-            ) from None
+            raise settings_error(type(self), error) from None
 
     def but(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated like a new one."""
