@@ -104,7 +104,7 @@ def overlay(
     for _, (left, top, right, bottom), _ in drawn:
         inside = picture.crop((left - layout.left, top - layout.top, right - layout.left, bottom - layout.top))
         canvas.paste(inside, (left, top))
-    _draw_labels(draw, layout, [(rank, cells) for rank, cells, _ in drawn])
+    _draw_labels(draw, layout, _labels(layout, [(rank, cells) for rank, cells, _ in drawn]))
     if not caption:
         return canvas
     largest = max((weight for _, weight in weighted), default=None)
@@ -213,14 +213,14 @@ class _Layout(NamedTuple):
         return left + self.left, top + self.top, right + self.left, bottom + self.top
 
 
-def _layout(size: tuple[int, int]) -> _Layout:
-    """Scale and place an image of ``size`` (width, height), in pixels."""
+def _layout(size: tuple[int, int], largest: int = LARGEST_SIDE) -> _Layout:
+    """Scale and place an image of ``size`` (width, height) so that no side is above ``largest``, in pixels."""
     shorter, longer = min(size), max(size)
-    if longer > LARGEST_SIDE:
-        factor = LARGEST_SIDE / longer
+    if longer > largest:
+        factor = largest / longer
         width, height = (max(1, round(side * factor)) for side in size)
     else:
-        whole = max(1, min(math.ceil(LEGIBLE_SIDE / shorter), LARGEST_SIDE // longer))
+        whole = max(1, min(math.ceil(LEGIBLE_SIDE / shorter), largest // longer))
         width, height = size[0] * whole, size[1] * whole
     font = min(30, max(15, min(width, height) // 24))
     line = max(2, font // 8)
@@ -363,8 +363,21 @@ def _rank_text(ranks: Sequence[int]) -> str:
     return ", ".join([*parts, f"+{rest}"] if rest else parts)
 
 
-def _draw_labels(draw: ImageDraw.ImageDraw, layout: _Layout, placed: Sequence[tuple[int, Cells]]) -> None:
-    """Write the ranks of every region where no evidence and no other label is; without such a place, leave it out."""
+class _Label(NamedTuple):
+    """Ranks of a region and where they are written."""
+
+    text: str
+    box: Cells
+    leader: tuple[int, int] | None  # the point of the region that a line leads to, if the label is not right beside it
+
+    @property
+    def middle(self) -> tuple[int, int]:
+        left, top, right, bottom = self.box
+        return (left + right) // 2, (top + bottom) // 2
+
+
+def _labels(layout: _Layout, placed: Sequence[tuple[int, Cells]]) -> list[_Label]:
+    """A label for every region, where no evidence and no other label is; regions without such a place have none."""
     import numpy as np
     from PIL import ImageFont
 
@@ -373,40 +386,49 @@ def _draw_labels(draw: ImageDraw.ImageDraw, layout: _Layout, placed: Sequence[tu
     reach = 2 * layout.line
     for _, (left, top, right, bottom) in placed:
         taken[top - reach : bottom + reach, left - reach : right + reach] = True
+    labels = []
     for region in _regions(placed):
         text = _rank_text([rank for rank, _ in region])
         size = math.ceil(font.getlength(text)) + layout.font // 2 + 2, layout.font + 6
-        for (x, y), (cell_x, cell_y), near in _places([cells for _, cells in region], size, reach):
+        for (x, y), leader in _places([cells for _, cells in region], size, reach):
             right, bottom = x + size[0], y + size[1]
             on_canvas = x >= 0 and y >= 0 and right <= layout.canvas[0] and bottom <= layout.canvas[1]
-            if not on_canvas or taken[y:bottom, x:right].any():
-                continue
-            taken[y:bottom, x:right] = True
-            middle = x + size[0] // 2, y + size[1] // 2
-            if not near:
-                draw.line((cell_x, cell_y, *middle), fill=BLACK, width=layout.line + 2)
-                draw.line((cell_x, cell_y, *middle), fill=AMBER, width=layout.line)
-            draw.rounded_rectangle((x, y, right - 1, bottom - 1), 4, fill=AMBER, outline=BLACK, width=1)
-            draw.text(middle, text, fill=BLACK, font=font, anchor="mm")
-            break
+            if on_canvas and not taken[y:bottom, x:right].any():
+                taken[y:bottom, x:right] = True
+                labels.append(_Label(text, (x, y, right, bottom), leader))
+                break
+    return labels
+
+
+def _draw_labels(draw: ImageDraw.ImageDraw, layout: _Layout, labels: Sequence[_Label]) -> None:
+    from PIL import ImageFont
+
+    font = ImageFont.load_default(layout.font)
+    for label in labels:
+        if label.leader is not None:
+            draw.line((*label.leader, *label.middle), fill=BLACK, width=layout.line + 2)
+            draw.line((*label.leader, *label.middle), fill=AMBER, width=layout.line)
+    for label in labels:
+        left, top, right, bottom = label.box
+        draw.rounded_rectangle((left, top, right - 1, bottom - 1), 4, fill=AMBER, outline=BLACK, width=1)
+        draw.text(label.middle, label.text, fill=BLACK, font=font, anchor="mm")
 
 
 def _places(
     region: Sequence[Cells], size: tuple[int, int], reach: int
-) -> Iterator[tuple[tuple[int, int], tuple[int, int], bool]]:
-    """Places for a label: its corner, the point of the region it belongs to, and whether it stands right beside it.
+) -> Iterator[tuple[tuple[int, int], tuple[int, int] | None]]:
+    """Places for a label, best first: its corner, and the point of the region that a line has to lead to, if any.
 
     First beside the cells, in the order of their ranks; then further and further off.
     """
     wide, high = size
     for left, top, right, bottom in region:
-        beside = (left + right) // 2, (top + bottom) // 2
         for x in (left, right - wide):
-            yield (x, top - reach - high), beside, True
-            yield (x, bottom + reach), beside, True
+            yield (x, top - reach - high), None
+            yield (x, bottom + reach), None
         for y in (top, bottom - high):
-            yield (right + reach, y), beside, True
-            yield (left - reach - wide, y), beside, True
+            yield (right + reach, y), None
+            yield (left - reach - wide, y), None
     for distance in range(1, 5):
         for left, top, right, bottom in region[:64]:
             for step_x, step_y in ((0, -1), (0, 1), (1, 0), (-1, 0), (1, -1), (-1, -1), (1, 1), (-1, 1)):
@@ -414,8 +436,7 @@ def _places(
                 corner_y = top - reach - high if step_y < 0 else bottom + reach if step_y > 0 else top
                 edge_x = left if step_x < 0 else right - 1 if step_x > 0 else (left + right) // 2
                 edge_y = top if step_y < 0 else bottom - 1 if step_y > 0 else (top + bottom) // 2
-                off = corner_x + step_x * distance * high, corner_y + step_y * distance * high
-                yield off, (edge_x, edge_y), False
+                yield (corner_x + step_x * distance * high, corner_y + step_y * distance * high), (edge_x, edge_y)
 
 
 # --- caption ----------------------------------------------------------------------------------------------------------
