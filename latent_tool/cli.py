@@ -126,15 +126,9 @@ def ask(
     if latents is not None:
         settings = settings.but(latents=latents)
 
-    from latent_tool.images import load_image
     from latent_tool.reasoner import LatentReasoner
-    from latent_tool.settings import ImagePolicy
 
-    # The pictures are opened here, once: the overlay is drawn on what the model saw.
-    pictures = [load_image(reference, ImagePolicy.local()) for reference in (image, *(also or []))]
-    for picture in pictures:
-        for warning in picture.warnings:
-            _note(warning)
+    references = [image, *(also or [])]
     reasoner = LatentReasoner(
         model=model,
         device=device,
@@ -146,21 +140,27 @@ def ask(
         grounding=grounding,
         controls=controls,
     )
-    request = {"images": [picture.image for picture in pictures], "question": question, "system": system}
-    result = _follow(reasoner, request, quiet)
+    result = _follow(reasoner, {"images": references, "question": question, "system": system}, quiet)
     if overlay is not None:
-        from latent_tool.overlay import overlay_png
-
-        _write(overlay, overlay_png(result, pictures[0].image))
-        for index, picture in enumerate(pictures[1:], start=1):
-            further = overlay.with_stem(f"{overlay.stem}-{index}")
-            _write(further, overlay_png(result, picture.image, index=index))
+        _write_overlays(result, references, overlay)
     if as_json:
         print(result.model_dump_json(indent=2))
     else:
         _show(result, overlay)
     if result.accepted is False:
         raise typer.Exit(UNSURE)
+
+
+def _write_overlays(result: ReasoningResult, references: list[str], path: Path) -> None:
+    """Write the overlay of the first image to ``path`` and those of further images beside it, numbered from 1."""
+    from latent_tool.images import load_image
+    from latent_tool.overlay import overlay_png
+    from latent_tool.settings import ImagePolicy
+
+    for index, reference in enumerate(references):
+        picture = load_image(reference, ImagePolicy.local()).image
+        target = path if index == 0 else path.with_stem(f"{path.stem}-{index}")
+        _write(target, overlay_png(result, picture, index=index))
 
 
 def _follow(reasoner: Any, request: dict[str, Any], quiet: bool) -> ReasoningResult:
