@@ -489,7 +489,8 @@ figure { margin: 0 0 1rem; }
 .pixelated { image-rendering: pixelated; }
 .picture .hit { fill: transparent; vector-effect: non-scaling-stroke; cursor: pointer; }
 .picture a { outline: none; }
-.picture a:hover .hit, .picture a:focus-visible .hit, .picture a.on .hit { stroke: #ffffff; stroke-width: 4; }
+.picture a:hover .hit, .picture a:focus-visible .hit, .picture a.on .hit { stroke: #000000; stroke-width: 5;
+  filter: drop-shadow(0 0 1px #ffffff) drop-shadow(0 0 2px #ffffff) drop-shadow(0 0 2px #ffffff); }
 .picture .veil { fill: #808080; fill-opacity: .5; }
 .picture .outline, .picture .tag { fill: #ffb000; }
 .picture .tag { stroke: #000000; }
@@ -519,7 +520,7 @@ tr:target, tr.on { background: var(--panel); box-shadow: inset .25rem 0 var(--am
 .m1 { background: rgba(var(--against), .14); }
 .m2 { background: rgba(var(--against), .28); }
 .m3 { background: rgba(var(--against), .42); }
-.key span { padding: .1em .5em; border-radius: .2em; }
+.key span { padding: .1em .5em; border-radius: .2em; color: var(--ink); }
 .chart { display: block; width: 100%; height: auto; }
 .chart .axis { stroke: var(--rule); }
 .chart polyline { fill: none; stroke-linejoin: round; }

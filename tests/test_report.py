@@ -692,6 +692,24 @@ def test_the_page_shows_picture_and_answer_in_both_schemes(browser: Browser, pag
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_coloured_tokens_stay_legible(browser: Browser, page: Path, scheme: str) -> None:
+    browser.open(page, scheme=scheme)
+    script = """
+    const of = element => getComputedStyle(element);
+    return [of(document.body).backgroundColor, of(document.body).color,
+            ...[...document.querySelectorAll(".tokens span")].map(span => of(span).backgroundColor)];
+    """
+    ground, ink, *colours = browser.run(script)
+    base = np.array([int(part) for part in re.findall(r"\d+", ground)])
+    assert len(set(colours)) >= 5
+    for colour in colours:
+        red, green, blue, alpha = (float(part) for part in re.findall(r"[\d.]+", colour))
+        mixed = base + alpha * (np.array([red, green, blue]) - base)
+        assert contrast("rgb({:.0f}, {:.0f}, {:.0f})".format(*mixed), ink) >= 4.5, colour
+
+
+@pytest.mark.browser
 def test_neighbours_have_no_border_between_them_at_any_width(browser: Browser, page: Path) -> None:
     for width in (1280, 1111, 777, 420):
         browser.open(page, width=width)
@@ -715,13 +733,13 @@ def test_pointing_at_a_patch_tells_about_it(browser: Browser, page: Path) -> Non
     detail = browser.driver.find_element(By.ID, "detail")
     assert detail.text.startswith("Patch 2: attention 0.047")
     stroke = "return getComputedStyle(arguments[0].querySelector('.hit')).stroke"
-    assert browser.run(stroke, marks[1]) == "rgb(255, 255, 255)"
+    assert browser.run(stroke, marks[1]) == "rgb(0, 0, 0)"
     assert browser.run("return document.querySelector('tr.on').id") == "patch-2"
     row = browser.driver.find_element(By.ID, "patch-5")
     browser.run("arguments[0].scrollIntoView({block: 'center'})", row)
     ActionChains(browser.driver).move_to_element(row).perform()
     assert detail.text.startswith("Patch 5:")
-    assert browser.run(stroke, marks[4]) == "rgb(255, 255, 255)"
+    assert browser.run(stroke, marks[4]) == "rgb(0, 0, 0)"
     assert browser.run(stroke, marks[1]) == "none"
 
 
@@ -738,7 +756,7 @@ def test_the_keyboard_reaches_every_patch(browser: Browser, page: Path) -> None:
     assert seen == ["marks", "1", "2", "3", "4", "5"]
     assert browser.run("return document.getElementById('detail').innerText").startswith("Patch 5:")
     stroke = "return getComputedStyle(document.activeElement.querySelector('.hit')).stroke"
-    assert browser.run(stroke) == "rgb(255, 255, 255)"
+    assert browser.run(stroke) == "rgb(0, 0, 0)"
     ActionChains(browser.driver).send_keys(Keys.ENTER).perform()
     assert browser.run("return document.querySelector(':target').id") == "patch-5"
 
