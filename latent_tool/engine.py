@@ -28,6 +28,7 @@ from latent_tool.schema import (
     ConfidenceSource,
     ControlAnswer,
     Controls,
+    GeneratedToken,
     Grounding,
     Patch,
     ReasoningResult,
@@ -450,6 +451,7 @@ class Engine:
             abstained=None if accepted is None else not accepted,
             min_confidence=job.min_confidence,
             scores=scores,
+            tokens=self._tokens(outcome),
             patches=_patches(outcome),
             image_sizes=[(image.width, image.height) for image in job.images],
             trace=[_trace_row(row) for row in found.rounds] if found else [],
@@ -464,6 +466,25 @@ class Engine:
             seed=job.seed,
             warnings=list(outcome.warnings),
         )
+
+    def _tokens(self, outcome: Outcome) -> list[GeneratedToken]:
+        """The generated tokens; a token's text is what it adds to the text of the few before it."""
+        tokens = outcome.decoded.tokens
+        found = []
+        for index, log_p in enumerate(outcome.decoded.log_probabilities.tolist()):
+            begin = max(0, index - 8)
+            before, text = (
+                self.vlm.tokenizer.decode(tokens[begin:end], clean_up_tokenization_spaces=False)
+                for end in (index, index + 1)
+            )
+            found.append(
+                GeneratedToken(
+                    token=text[len(before) :],
+                    probability=min(1.0, math.exp(log_p)),
+                    in_answer=outcome.answer.start <= index < outcome.answer.stop,
+                )
+            )
+        return found
 
 
 def _joint(decoded: Decoded, answer: ExtractedAnswer) -> float | None:

@@ -29,6 +29,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 from pydantic.json_schema import SkipJsonSchema
 
 from latent_tool.errors import CancelledError, SettingsError
+from latent_tool.messages import as_request
 from latent_tool.schema import ReasoningRequest, ReasoningResult, ReasoningStep
 from latent_tool.settings import (
     Budget,
@@ -326,7 +327,7 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         """The engine and what it is asked: request, then options of the call, then the reasoner's own fields."""
         from latent_tool.images import load_image
 
-        request, options = ReasoningRequest.parse(value), CallOptions.of(config)
+        request, options = as_request(value), CallOptions.of(config)
         cancelled = _Abort(call.cancelled, options.cancelled)
         if cancelled.is_set():
             raise CancelledError("The question was cancelled.")
