@@ -15,6 +15,11 @@ from torch import Tensor
 
 from latent_tool.models.vlm import Inputs, VisionLanguageModel
 
+# Float32: what is left is the order in which sums are taken. A position off by one moves logits by more than 0.05.
+CLOSE = {"atol": 1e-4, "rtol": 1e-4}
+QUESTION = "what is red?"
+MARKERS = ("((", "))")
+
 
 @dataclass(frozen=True)
 class NaiveRun:
@@ -50,8 +55,12 @@ def run(
     answer: Sequence[int] = (),
     *,
     attention: bool = False,
+    shift: int = 0,
 ) -> NaiveRun:
-    """One full forward pass over ``[prefix | V | opening | T | closing, tail | answer]``."""
+    """One full forward pass over ``[prefix | V | opening | T | closing, tail | answer]``.
+
+    ``shift`` moves the positions of all that follows the prefix: a mistake on purpose.
+    """
     model = vlm.model
     given: dict[str, Any] = {key: value for key, value in inputs.tensors.items() if isinstance(value, Tensor)}
     prefix_ids = given["input_ids"][0].tolist()
@@ -65,7 +74,9 @@ def run(
     after = prefix + len(suffix)
     ids = prefix_ids + suffix + list(answer)
     given["input_ids"] = torch.tensor([ids])
-    for name, value in {"attention_mask": 1, "token_type_ids": 0, "mm_token_type_ids": 0}.items():
+    # PaliGemma reads tokens of type 0 in both directions; what is generated has type 1.
+    causal = 1 if model.config.model_type == "paligemma" else 0
+    for name, value in {"attention_mask": 1, "token_type_ids": causal, "mm_token_type_ids": 0}.items():
         if name in given:
             more = torch.full((1, len(ids) - prefix), value, dtype=given[name].dtype)
             given[name] = torch.cat([given[name], more], dim=1)
@@ -80,7 +91,11 @@ def run(
         if latents is not None:
             merged[0, first_latent : first_latent + count] = latents.to(merged)
         seen["merged"] = merged[0]
-        return args, {**kwargs, "inputs_embeds": merged}
+        positions = kwargs.get("position_ids")
+        if shift:
+            positions = torch.arange(len(ids))[None] if positions is None else positions.clone()
+            positions[..., prefix:] += shift
+        return args, {**kwargs, "inputs_embeds": merged, "position_ids": positions}
 
     handle = model.get_decoder().register_forward_pre_hook(splice, with_kwargs=True)
     before = model.config._attn_implementation
@@ -104,3 +119,16 @@ def run(
         after,
         seen_attention,
     )
+
+
+def draw_latents(vlm: VisionLanguageModel, batch: int, count: int = 3, seed: int = 1) -> Tensor:
+    """Latents ``(batch, count, d)`` of the size of the model's embeddings."""
+    width = vlm.embed([0]).shape[1]
+    noise = torch.randn(batch, count, width, generator=torch.Generator().manual_seed(seed))
+    return noise * vlm.embedding_rms()
+
+
+def some_cells(vlm: VisionLanguageModel, cells: int) -> list[tuple[int, ...]]:
+    """Eight choices of cells, of mixed numbers, some of them repeated."""
+    last = cells - 1
+    return [(), (1,), (last, 0), (2, 1), (), (0, last, 1), (3,), (last,)]

@@ -8,33 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import naive_model
 import pytest
 import torch
-from tiny_checkpoints import FAMILIES, loaded, picture
+from naive_model import CLOSE, MARKERS, QUESTION, draw_latents, some_cells
+from tiny_checkpoints import picture
 from torch import Tensor
-
-from latent_tool.models.vlm import VisionLanguageModel
-
-# Float32: what is left is the order in which sums are taken. A position off by one moves logits by more than 0.05.
-CLOSE = {"atol": 1e-4, "rtol": 1e-4}
-QUESTION = "what is red?"
-MARKERS = ("((", "))")
-
-
-@pytest.fixture(params=list(FAMILIES))
-def vlm(request: pytest.FixtureRequest) -> VisionLanguageModel:
-    return loaded(request.param)
-
-
-def draw_latents(vlm: VisionLanguageModel, batch: int, count: int = 3, seed: int = 1) -> Tensor:
-    """Latents ``(batch, count, d)`` of the size of the model's embeddings."""
-    width = vlm.embed([0]).shape[1]
-    noise = torch.randn(batch, count, width, generator=torch.Generator().manual_seed(seed))
-    return noise * vlm.embedding_rms()
-
-
-def some_cells(vlm: VisionLanguageModel, cells: int) -> list[tuple[int, ...]]:
-    """Eight choices of cells, of mixed numbers, some of them repeated."""
-    last = cells - 1
-    return [(), (1,), (last, 0), (2, 1), (), (0, last, 1), (3,), (last,)]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +46,7 @@ def test_teacher_forcing_equals_the_naive_forward_pass(vlm, position, markers, w
         torch.testing.assert_close(fast, expected, **CLOSE)
 
 
-def test_a_wrong_position_or_a_lost_prefix_would_be_seen(vlm):
+def test_a_wrong_position_or_patch_would_be_seen(vlm):
     """The check has teeth: small mistakes move the logits far beyond the tolerance."""
     inputs = vlm.prepare([picture()], QUESTION)
     prefix = vlm.prefill(inputs)
@@ -79,6 +55,8 @@ def test_a_wrong_position_or_a_lost_prefix_would_be_seen(vlm):
     for wrong in ((2, 1), (1, 3), (1,)):
         moved = vlm.score(prefix, latents, [wrong]).latents[0] - naive.at_latents
         assert moved.abs().max() > 0.01
+    shifted = naive_model.run(vlm, inputs, latents[0], (1, 2), shift=1)
+    assert (shifted.at_latents - naive.at_latents).abs().max() > 0.05
 
 
 def test_patches_are_copies_of_merged_image_features(vlm):
