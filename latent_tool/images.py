@@ -3,8 +3,9 @@
 A reference is a path, a ``file:`` or ``http(s):`` URL, a data URI, bytes, a Pillow image, or an image content block of
 LangChain, OpenAI or Anthropic. A plain string is a path unless it begins with a scheme.
 
-This module finds the bytes; ``image_bytes`` decodes them and ``image_download`` fetches them. It knows nothing of
-models. Errors never repeat the caller's bytes, URLs or folders.
+This module finds the bytes; ``image_bytes`` decodes them, ``image_process`` does so in a process of its own, and
+``image_download`` fetches what is behind a URL. It knows nothing of models. Errors never repeat the caller's bytes,
+URLs or folders.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from latent_tool.errors import (
     ImageTooLargeError,
 )
 from latent_tool.image_bytes import Limits, check_size, convert, decode
+from latent_tool.image_download import download
+from latent_tool.image_process import decode_apart
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -77,10 +80,21 @@ def load_image(reference: object, policy: ImagePolicy, *, deadline: float | None
     else:
         data, source = _read(value, policy, deadline)
         _check_deadline(deadline)
-        image, warnings = decode(data, _limits(policy))
+        image, warnings = _decode(data, policy, deadline)
         loaded = LoadedImage(image, warnings, source)
     _check_deadline(deadline)
     return loaded
+
+
+def _decode(data: bytes, policy: ImagePolicy, deadline: float | None) -> tuple[Image, tuple[str, ...]]:
+    if not policy.isolate:
+        return decode(data, _limits(policy))
+    try:
+        seconds = _seconds(policy.decode_s, deadline)
+        return decode_apart(data, _limits(policy), seconds=seconds, memory=policy.decode_memory)
+    except ImageTooLargeError:
+        _check_deadline(deadline)
+        raise
 
 
 def _read(value: object, policy: ImagePolicy, deadline: float | None) -> tuple[bytes, str]:
@@ -103,7 +117,7 @@ def _read(value: object, policy: ImagePolicy, deadline: float | None) -> tuple[b
         if name == "file":
             return _read_file(_file_url_path(text), policy)
         if name in ("http", "https"):
-            raise ImageNotAllowedError("Downloads are not allowed.", "Download the image and pass its path or bytes.")
+            return _download(text, policy, deadline)
         raise ImageNotAllowedError(
             "URLs of this scheme are not opened.", "Use a path, a data URI or an https URL of an allowed host."
         )
@@ -114,6 +128,18 @@ def _read(value: object, policy: ImagePolicy, deadline: float | None) -> tuple[b
 
 
 _SCHEME = re.compile(r"(?:data|file|https?):|[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+
+
+def _download(url: str, policy: ImagePolicy, deadline: float | None) -> tuple[bytes, str]:
+    if not policy.hosts:
+        raise ImageNotAllowedError(
+            "Downloads are not allowed.", "Pass the image's bytes, or add its host to hosts of the image policy."
+        )
+    try:
+        return download(url, policy, _seconds(policy.download_s, deadline))
+    except ImageNotFoundError:
+        _check_deadline(deadline)
+        raise
 
 
 def _limits(policy: ImagePolicy) -> Limits:
@@ -131,6 +157,11 @@ def _check_bytes(size: int, policy: ImagePolicy) -> None:
 def _check_deadline(deadline: float | None) -> None:
     if deadline is not None and time.monotonic() >= deadline:
         raise DeadlineError("The deadline passed while the image was loaded.", "Allow more time, or send it as bytes.")
+
+
+def _seconds(limit: float, deadline: float | None) -> float:
+    """What remains of a limit in seconds before the deadline."""
+    return limit if deadline is None else max(0.001, min(limit, deadline - time.monotonic()))
 
 
 # Pillow images ----------------------------------------------------------------------------------------------------

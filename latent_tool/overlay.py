@@ -78,10 +78,10 @@ def overlay(
     """
     from PIL import Image, ImageDraw
 
-    upright = _upright(result, image, index)
+    upright = upright_image(result, image, index)
     patches = [patch for patch in result.patches if patch.image == index]
     known = [(patch.rank + 1, patch.box, patch.attention) for patch in patches if patch.box is not None]
-    layout = _layout(upright.size)
+    layout = layout_of(upright.size)
     placed = [(rank, layout.cells(box), attention) for rank, box, attention in known]
     drawn = [(rank, cells, attention) for rank, cells, attention in placed if cells is not None]
     if heatmap is True:
@@ -104,7 +104,7 @@ def overlay(
     for _, (left, top, right, bottom), _ in drawn:
         inside = picture.crop((left - layout.left, top - layout.top, right - layout.left, bottom - layout.top))
         canvas.paste(inside, (left, top))
-    _draw_labels(draw, layout, _labels(layout, [(rank, cells) for rank, cells, _ in drawn]))
+    _draw_labels(draw, layout, labels_of(layout, [(rank, cells) for rank, cells, _ in drawn]))
     if not caption:
         return canvas
     largest = max((weight for _, weight in weighted), default=None)
@@ -186,7 +186,7 @@ def plain_text(text: str, *, limit: int = 1000) -> str:
 # --- where things are -------------------------------------------------------------------------------------------------
 
 
-class _Layout(NamedTuple):
+class Layout(NamedTuple):
     """Where the picture lies on the canvas; all in pixels of the canvas."""
 
     size: tuple[int, int]  # of the original image, in its own pixels
@@ -213,7 +213,7 @@ class _Layout(NamedTuple):
         return left + self.left, top + self.top, right + self.left, bottom + self.top
 
 
-def _layout(size: tuple[int, int], largest: int = LARGEST_SIDE) -> _Layout:
+def layout_of(size: tuple[int, int], largest: int = LARGEST_SIDE) -> Layout:
     """Scale and place an image of ``size`` (width, height) so that no side is above ``largest``, in pixels."""
     shorter, longer = min(size), max(size)
     if longer > largest:
@@ -226,10 +226,10 @@ def _layout(size: tuple[int, int], largest: int = LARGEST_SIDE) -> _Layout:
     line = max(2, font // 8)
     frame = font + 4 * line + 8  # room for a label beside the outline
     wide, high = max(width + 2 * frame, LEGIBLE_SIDE), height + 2 * frame
-    return _Layout(size, (wide - width) // 2, frame, width, height, (wide, high), line, font)
+    return Layout(size, (wide - width) // 2, frame, width, height, (wide, high), line, font)
 
 
-def _upright(result: ReasoningResult, image: Image.Image, index: int) -> Image.Image:
+def upright_image(result: ReasoningResult, image: Image.Image, index: int) -> Image.Image:
     """The caller's image, upright and RGB, after checking that it is the one the result is about."""
     from PIL import Image, ImageOps
 
@@ -257,7 +257,12 @@ def _upright(result: ReasoningResult, image: Image.Image, index: int) -> Image.I
 # --- shading ----------------------------------------------------------------------------------------------------------
 
 
-def _scaled(image: Image.Image, layout: _Layout) -> Image.Image:
+def attention_share(attention: float, most: float) -> float:
+    """Attention as a share of the largest, in [0, 1]; 1 where there is nothing to compare with."""
+    return attention / most if 0 < most < math.inf else 1.0
+
+
+def _scaled(image: Image.Image, layout: Layout) -> Image.Image:
     from PIL import Image
 
     larger = layout.width >= layout.size[0]
@@ -265,7 +270,7 @@ def _scaled(image: Image.Image, layout: _Layout) -> Image.Image:
     return image.resize((layout.width, layout.height), filter_, reducing_gap=None if larger else 3.0)
 
 
-def _painted(layout: _Layout, shades: Sequence[tuple[Cells, float]], ground: float) -> NDArray[np.float32]:
+def _painted(layout: Layout, shades: Sequence[tuple[Cells, float]], ground: float) -> NDArray[np.float32]:
     """A map ``(height, width)`` of the picture with ``shades`` painted on it in their order."""
     import numpy as np
 
@@ -281,18 +286,18 @@ def _mask(plane: NDArray[np.float32]) -> Image.Image:
     return Image.fromarray((plane * 255).round().astype("uint8"))
 
 
-def _veiled(picture: Image.Image, layout: _Layout, cells: Sequence[tuple[Cells, float]]) -> Image.Image:
+def _veiled(picture: Image.Image, layout: Layout, cells: Sequence[tuple[Cells, float]]) -> Image.Image:
     """The picture under grey, thinner over patches the more they were attended to."""
     from PIL import Image
 
     most = max(attention for _, attention in cells)
     rising = sorted(cells, key=lambda item: item[1])
-    shades = [(where, THIN_VEIL * (1 - attention / most) if most > 0 else 0.0) for where, attention in rising]
+    shades = [(where, THIN_VEIL * (1 - attention_share(attention, most))) for where, attention in rising]
     veil = _mask(_painted(layout, shades, VEIL))
     return Image.composite(Image.new("RGB", picture.size, GREY), picture, veil)
 
 
-def _heated(picture: Image.Image, layout: _Layout, weighted: Sequence[tuple[Box, float]]) -> Image.Image:
+def _heated(picture: Image.Image, layout: Layout, weighted: Sequence[tuple[Box, float]]) -> Image.Image:
     """The picture under the colours of a heat map; where boxes overlap, the largest weight is seen."""
     import numpy as np
     from PIL import Image
@@ -363,7 +368,7 @@ def _rank_text(ranks: Sequence[int]) -> str:
     return ", ".join([*parts, f"+{rest}"] if rest else parts)
 
 
-class _Label(NamedTuple):
+class Label(NamedTuple):
     """Ranks of a region and where they are written."""
 
     text: str
@@ -376,7 +381,7 @@ class _Label(NamedTuple):
         return (left + right) // 2, (top + bottom) // 2
 
 
-def _labels(layout: _Layout, placed: Sequence[tuple[int, Cells]]) -> list[_Label]:
+def labels_of(layout: Layout, placed: Sequence[tuple[int, Cells]]) -> list[Label]:
     """A label for every region, where no evidence and no other label is; regions without such a place have none."""
     import numpy as np
     from PIL import ImageFont
@@ -395,12 +400,12 @@ def _labels(layout: _Layout, placed: Sequence[tuple[int, Cells]]) -> list[_Label
             on_canvas = x >= 0 and y >= 0 and right <= layout.canvas[0] and bottom <= layout.canvas[1]
             if on_canvas and not taken[y:bottom, x:right].any():
                 taken[y:bottom, x:right] = True
-                labels.append(_Label(text, (x, y, right, bottom), leader))
+                labels.append(Label(text, (x, y, right, bottom), leader))
                 break
     return labels
 
 
-def _draw_labels(draw: ImageDraw.ImageDraw, layout: _Layout, labels: Sequence[_Label]) -> None:
+def _draw_labels(draw: ImageDraw.ImageDraw, layout: Layout, labels: Sequence[Label]) -> None:
     from PIL import ImageFont
 
     font = ImageFont.load_default(layout.font)
@@ -447,9 +452,8 @@ def _caption_lines(result: ReasoningResult, index: int, without_place: int) -> l
         confidence = "confidence: not scored"
     else:
         confidence = f"confidence {result.confidence:.2f} ({result.confidence_source.replace('_', ' ')})"
-    if result.min_confidence is not None:
-        verdict = "accepted" if result.accepted else "abstained"
-        confidence += f", {verdict} at {result.min_confidence:.2f}"
+    if result.min_confidence is not None and result.accepted is not None:
+        confidence += f", {'accepted' if result.accepted else 'abstained'} at {result.min_confidence:.2f}"
     lines = [plain_text(result.answer) or "(empty answer)", confidence]
     if len(result.image_sizes) > 1:
         lines.append(f"image {index + 1} of {len(result.image_sizes)}")
@@ -458,7 +462,7 @@ def _caption_lines(result: ReasoningResult, index: int, without_place: int) -> l
     return lines
 
 
-def _with_caption(canvas: Image.Image, layout: _Layout, lines: Sequence[str], largest: float | None) -> Image.Image:
+def _with_caption(canvas: Image.Image, layout: Layout, lines: Sequence[str], largest: float | None) -> Image.Image:
     """The canvas with lines of text below it, the first one larger, and the scale of a heat map if there is one."""
     from PIL import Image, ImageDraw, ImageFont
 

@@ -268,10 +268,10 @@ class ImagePolicy(Settings):
     allow_private_hosts: bool = Field(
         False, description="Also connect to private, loopback and other addresses that are not public."
     )
-    use_environment_proxy: bool = Field(
+    trust_environment: bool = Field(
         False,
-        description="Use the proxy named in the environment. It resolves the host names, so that their addresses are "
-        "not checked here.",
+        description="Use the proxy and the certificates named in the environment (HTTPS_PROXY, SSL_CERT_FILE). A proxy "
+        "resolves host names itself, so that their addresses are not checked here.",
     )
     stall_s: Positive = Field(5.0, description="Seconds to connect at most, and between two pieces of a download.")
     download_s: Positive = Field(20.0, description="Seconds for a whole download at most, redirects included.")

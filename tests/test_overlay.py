@@ -67,7 +67,7 @@ def pixels(picture: Image.Image) -> np.ndarray:
 
 def part(picture: Image.Image, box: Box, size: tuple[int, int] = (60, 60)) -> np.ndarray:
     """The pixels of the overlay that show ``box`` of the original image."""
-    cells = module._layout(size).cells(box)
+    cells = module.layout_of(size).cells(box)
     assert cells is not None
     left, top, right, bottom = cells
     return pixels(picture)[top:bottom, left:right]
@@ -83,7 +83,7 @@ def veiled(colour: tuple[int, int, int], share: float = module.VEIL) -> tuple[fl
 
 def around(picture: Image.Image, box: Box, distance: int, size: tuple[int, int] = (60, 60)) -> list[np.ndarray]:
     """Pixels right outside a box: left, right, below (a label may stand above), half way along each edge."""
-    cells = module._layout(size).cells(box)
+    cells = module.layout_of(size).cells(box)
     assert cells is not None
     left, top, right, bottom = cells
     grid, x, y = pixels(picture), (left + right) // 2, (top + bottom) // 2
@@ -98,13 +98,13 @@ def test_the_box_of_a_known_object_is_marked_and_its_inside_is_as_it_was() -> No
     inside = part(picture, cell(1, 1))
     assert (inside == BLUE).all()
     assert all(near(pixel, module.AMBER) for pixel in around(picture, cell(1, 1), 1))
-    assert all(near(pixel, module.BLACK) for pixel in around(picture, cell(1, 1), 1 + module._layout((60, 60)).line))
+    assert all(near(pixel, module.BLACK) for pixel in around(picture, cell(1, 1), 1 + module.layout_of((60, 60)).line))
 
 
 @pytest.mark.parametrize("ground", [(0, 0, 0), (255, 255, 255), module.AMBER])
 def test_the_outline_is_seen_on_any_ground(ground: tuple[int, int, int]) -> None:
     picture = overlay(result_with([cell(2, 2)]), Image.new("RGB", (60, 60), ground))
-    line = module._layout((60, 60)).line
+    line = module.layout_of((60, 60)).line
     tones: list[Any] = [around(picture, cell(2, 2), 1)[0], around(picture, cell(2, 2), 1 + line)[0], veiled(ground)]
     luminance = [np.dot(tone, (0.299, 0.587, 0.114)) for tone in tones]
     assert max(luminance) - min(luminance) > 100
@@ -149,13 +149,13 @@ def test_cells_whose_edges_were_computed_apart_still_meet() -> None:
 
 
 def test_corners_that_touch_do_not_merge() -> None:
-    layout = module._layout((60, 60))
+    layout = module.layout_of((60, 60))
     placed = [(i + 1, layout.cells(box)) for i, box in enumerate([cell(0, 0), cell(1, 1), cell(2, 1)])]
     assert [[rank for rank, _ in region] for region in module._regions(placed)] == [[1], [2, 3]]  # type: ignore[arg-type]
 
 
 def test_a_region_joined_only_by_its_last_patch_is_one() -> None:
-    layout = module._layout((60, 60))
+    layout = module.layout_of((60, 60))
     order = [cell(0, 0), cell(4, 0), cell(1, 0), cell(3, 0), cell(2, 0)]
     placed = [(i + 1, layout.cells(box)) for i, box in enumerate(order)]
     assert [[rank for rank, _ in region] for region in module._regions(placed)] == [[1, 2, 3, 4, 5]]  # type: ignore[arg-type]
@@ -185,7 +185,7 @@ def test_labels_stand_outside_of_the_evidence(cells: list[tuple[int, int]]) -> N
     result = result_with([cell(*at) for at in cells])
     picture = overlay(result, scene(), caption=False)
     assert not any(amber_on(part(picture, cell(*at))).any() for at in cells)
-    layout = module._layout((60, 60))
+    layout = module.layout_of((60, 60))
     region = cells[0] if len(cells) == 1 else None
     side = (12 if region else 60) * layout.width // 60 + 2 * layout.line
     outline = side**2 - (side - 2 * layout.line) ** 2
@@ -255,7 +255,7 @@ def test_small_is_scaled_up_by_a_whole_factor_and_huge_down(size: tuple[int, int
     box = size[0] * 0.25, size[1] * 0.25, size[0] * 0.75, size[1] * 0.75
     image = Image.new("RGB", size, PAPER)
     picture = overlay(result_with([box], size=size), image, caption=False)
-    layout = module._layout(size)
+    layout = module.layout_of(size)
     assert (layout.width, layout.height) == shown
     assert picture.size == layout.canvas
     assert near(part(picture, box, size), PAPER)
@@ -279,7 +279,7 @@ def test_scaling_up_keeps_every_pixel() -> None:
 )
 def test_any_box_is_cut_at_the_picture(size: tuple[int, int], boxes: list[Box]) -> None:
     """Outside of the picture there is nothing but the frame's own colours, however wrong the boxes are."""
-    layout = module._layout(size)
+    layout = module.layout_of(size)
     for box in boxes:
         cells = layout.cells(box)
         if cells is not None:

@@ -1,7 +1,8 @@
 """A tap that reads the attention of a few rows (the latents) to a few columns (the image cells), layer by layer.
 
 It is an attention implementation of its own, used for the one forward pass that needs it: the output comes from SDPA
-(or from the eager formula where logits are soft-capped, which SDPA cannot do), the tapped rows from an explicit softmax.
+(or from the eager formula where logits are soft-capped, which SDPA cannot do), the tapped rows from an explicit
+softmax.
 """
 
 from __future__ import annotations

@@ -21,13 +21,20 @@ class GenerationRules:
 
     processors: LogitsProcessorList
     stop_tokens: frozenset[int]
+    stop_strings: tuple[str, ...] = ()
 
 
 def generation_rules(model: PreTrainedModel, prompt_length: int) -> GenerationRules:
-    """Stop tokens and logits processors (repetition penalty ...) that ``model.generate(do_sample=False)`` would use."""
+    """Stop tokens, stop strings and logits processors that ``model.generate(do_sample=False)`` would use.
+
+    Args:
+        model: the model whose ``generation_config`` counts.
+        prompt_length: tokens that are written before the first decoded one, as the logits processors see them.
+    """
     config = copy.deepcopy(model.generation_config)
     config.do_sample = False
-    for name in ("temperature", "top_p", "top_k", "min_p", "typical_p"):
+    # Sampling settings do nothing here, and guidance would need a second, text-only forward pass per token.
+    for name in ("temperature", "top_p", "top_k", "min_p", "typical_p", "guidance_scale"):
         setattr(config, name, None)
     device = model.get_input_embeddings().weight.device
     model._prepare_special_tokens(config, kwargs_has_attention_mask=True, device=device)
@@ -36,7 +43,9 @@ def generation_rules(model: PreTrainedModel, prompt_length: int) -> GenerationRu
     )
     stop = config.eos_token_id
     stop_tokens = frozenset([stop] if isinstance(stop, int) else stop or [])
-    return GenerationRules(processors, stop_tokens)
+    strings = config.stop_strings
+    stop_strings = (strings,) if isinstance(strings, str) else tuple(strings or ())
+    return GenerationRules(processors, stop_tokens, stop_strings)
 
 
 @dataclass(frozen=True)
@@ -129,5 +138,3 @@ def extract_answer(
 def _text(tokenizer: Any, ids: Sequence[int]) -> str:
     text: str = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text
-
-

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import is_torchvision_available
 
 from latent_tool.errors import LatentToolError, ModelLoadError, ModelNotFoundError, ModelNotSupportedError
+from latent_tool.models.families import family as family_of
 from latent_tool.models.vlm import VisionLanguageModel
 
-__all__ = ["EMBEDDED", "ModelSpec", "load"]
+__all__ = ["EMBEDDED", "ModelSpec", "load", "load_weights"]
 
 EMBEDDED = "embedded"
 _EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
@@ -39,14 +46,24 @@ class ModelSpec:
         device_map: passed to ``from_pretrained``; excludes ``device``.
         revision: branch, tag or commit of a hub id.
         local_files_only: never ask the hub.
+        token: access token for the hub; never shown.
+        attn_implementation: passed to ``from_pretrained``; ``None``: what the model does best.
+        quantization_config: passed to ``from_pretrained``, for example a ``BitsAndBytesConfig``.
+        allow_pickle: also load weights that are pickled, which can run code. Only for files you trust.
+        trust_remote_code: run code from the checkpoint's repository. Only for repositories you trust.
     """
 
     model: str = EMBEDDED
     dtype: str = "auto"
     device: str | None = None
-    device_map: str | None = None
+    device_map: str | Mapping[str, Any] | None = None
     revision: str | None = None
     local_files_only: bool = False
+    token: str | bool | None = field(default=None, repr=False)
+    attn_implementation: str | None = None
+    quantization_config: Any = None
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
 
 
 @contextmanager
@@ -71,37 +88,73 @@ def load(spec: ModelSpec) -> VisionLanguageModel:
 
     Raises ``ModelNotFoundError``, ``ModelLoadError`` or ``ModelNotSupportedError``, each with a remedy.
     """
-    source = _source(spec)
-    where: dict[str, Any] = {"local_files_only": spec.local_files_only or spec.model == EMBEDDED}
-    if spec.revision:
-        where["revision"] = spec.revision
+    config = _load_config(spec)
+    processor = _load_processor(spec, config)
+    return VisionLanguageModel(load_weights(spec), processor, spec.model)
+
+
+def load_weights(spec: ModelSpec) -> PreTrainedModel:
+    """Load the model alone, frozen and in evaluation mode; raises what ``load`` raises."""
+    options: dict[str, Any] = {
+        "dtype": _dtype(spec),
+        "device_map": spec.device_map,
+        "attn_implementation": spec.attn_implementation,
+        "quantization_config": spec.quantization_config,
+        "use_safetensors": None if spec.allow_pickle else True,
+    }
+    given = {key: value for key, value in options.items() if value is not None}
     with _quiet():
         try:
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False, **where)
-        except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-            raise _explain(error, spec) from error
-        _require_vision(config)
-        processor = _load_processor(source, config, where)
-        try:
-            model = AutoModelForImageTextToText.from_pretrained(
-                source,
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=_dtype(spec),
-                device_map=spec.device_map,
-                **where,
+            model, report = AutoModelForImageTextToText.from_pretrained(
+                _source(spec), output_loading_info=True, **given, **_where(spec)
             )
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as error:
             raise _explain(error, spec) from error
         except Exception as error:  # safetensors raises its own class for a damaged file
             raise ModelLoadError(
                 f"The weights of {spec.model!r} cannot be read ({type(error).__name__}).",
                 "Save or download the checkpoint again.",
             ) from error
+    lost = sorted({*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])})
+    if lost:
+        raise ModelLoadError(
+            f"The checkpoint {spec.model!r} lacks {len(lost)} of the model's weights, {lost[0]!r} among them.",
+            "Save or download the checkpoint again.",
+        )
     model = model.eval().requires_grad_(False)
     if spec.device is not None and spec.device_map is None:
-        model = model.to(spec.device)
-    return VisionLanguageModel(model, processor, spec.model)
+        try:
+            model = model.to(spec.device)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise ModelLoadError(
+                f"The model cannot be moved to device {spec.device!r} ({error}).",
+                "Use a device that torch sees on this machine, such as cpu.",
+            ) from error
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _where(spec: ModelSpec) -> dict[str, Any]:
+    """What every ``from_pretrained`` is told."""
+    where: dict[str, Any] = {
+        "local_files_only": spec.local_files_only or spec.model == EMBEDDED,
+        "trust_remote_code": spec.trust_remote_code,
+    }
+    if spec.revision:
+        where["revision"] = spec.revision
+    if spec.token is not None:
+        where["token"] = spec.token
+    return where
+
+
+def _load_config(spec: ModelSpec) -> Any:
+    with _quiet():
+        try:
+            config = AutoConfig.from_pretrained(_source(spec), **_where(spec))
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+            raise _explain(error, spec) from error
+    _require_vision(config)
+    return config
 
 
 def _source(spec: ModelSpec) -> str:
@@ -131,30 +184,68 @@ def _dtype(spec: ModelSpec) -> Any:
     return dtype
 
 
+_INSTEAD = "Use a model such as LLaVA, Qwen-VL, SmolVLM or InternVL."
+
+
 def _require_vision(config: Any) -> None:
+    kind = config.model_type
     if getattr(config, "is_encoder_decoder", False):
         raise ModelNotSupportedError(
-            f"{config.model_type!r} is an encoder-decoder; the method needs a causal decoder over image tokens.",
-            "Use a model such as LLaVA, Qwen-VL, SmolVLM or InternVL.",
-        )
-    if getattr(config, "vision_config", None) is None:
-        raise ModelNotSupportedError(
-            f"{config.model_type!r} is a text-only model: it has no vision part.",
-            "Use a vision-language model such as LLaVA, Qwen-VL, SmolVLM or InternVL.",
+            f"{kind!r} is an encoder-decoder; the method needs a causal decoder over image tokens.", _INSTEAD
         )
     if getattr(config.get_text_config(), "cross_attention_layers", None):
         raise ModelNotSupportedError(
-            f"{config.model_type!r} reads the image through cross-attention; there are no image cells to inject.",
-            "Use a model that puts image tokens into the decoder's input, such as LLaVA or Qwen-VL.",
+            f"{kind!r} reads the image through cross-attention; there are no image cells to inject.", _INSTEAD
         )
+    if getattr(config, "vision_config", None) is None and kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise ModelNotSupportedError(f"{kind!r} is a text-only model: it has no vision part.", _INSTEAD)
+
+
+# Packages that transformers asks for while it loads: how they are called in its messages, and how they are installed.
+_PACKAGES = {
+    "torchvision": "torchvision, the build that fits your torch (see pytorch.org)",
+    "num2words": "num2words",
+    "accelerate": "accelerate",
+    "bitsandbytes": "bitsandbytes",
+    "flash_attn": "flash-attn",
+    "flash-attn": "flash-attn",
+    "sentencepiece": "sentencepiece",
+    "tiktoken": "tiktoken",
+}
+
+
+def _missing_package(error: Exception, what: str) -> ModelLoadError:
+    name = next((name for name in _PACKAGES if name in str(error).lower()), None)
+    if name is None:
+        return ModelLoadError(f"{what} needs a package that is not installed ({error}).", "Install it and try again.")
+    return ModelLoadError(f"{what} needs {name}, which is not installed.", f"Install {_PACKAGES[name]}.")
 
 
 def _explain(error: Exception, spec: ModelSpec) -> LatentToolError:
     text = str(error)
+    if isinstance(error, ImportError):
+        return _missing_package(error, f"Loading {spec.model!r}")
+    if isinstance(error, ValueError | OSError) and any(f"{name}`" in text for name in ("accelerate", "bitsandbytes")):
+        return _missing_package(error, f"Loading {spec.model!r}")
+    if "gated repo" in text or "401 Client Error" in text or "403 Client Error" in text:
+        return ModelNotFoundError(
+            f"The hub does not give {spec.model!r} to this user.",
+            "Ask for access on its page, then log in (hf auth login) or pass token=.",
+        )
+    if isinstance(error, ValueError) and ("attn_implementation" in text or "attention implementation" in text.lower()):
+        return ModelLoadError(
+            f"{spec.model!r} cannot use the attention implementation {spec.attn_implementation!r}.",
+            "Leave attn_implementation out, or use 'sdpa' or 'eager'.",
+        )
+    if isinstance(error, ValueError | KeyError) and ("trust_remote_code" in text or "custom code" in text):
+        return ModelNotSupportedError(
+            f"{spec.model!r} needs code from its repository, which is not run.",
+            "Use a model that transformers supports natively, or set trust_remote_code=True in code if you trust it.",
+        )
     if isinstance(error, OSError) and ("safetensors" in text or "shard" in text or "No such file" in text):
         return ModelLoadError(
             f"The checkpoint {spec.model!r} has no complete safetensors weights.",
-            "Save it again with save_pretrained(); pickle weights are not loaded.",
+            "Save it again with save_pretrained(); pickled weights are loaded only with allow_pickle=True in code.",
         )
     if isinstance(error, OSError):
         return ModelNotFoundError(
@@ -162,14 +253,8 @@ def _explain(error: Exception, spec: ModelSpec) -> LatentToolError:
             "Check the name, download the model first, or leave --model out to use the embedded model.",
         )
     if isinstance(error, ValueError | KeyError):
-        if "trust_remote_code" in text or "custom code" in text:
-            return ModelNotSupportedError(
-                f"{spec.model!r} needs code from its repository, which is not run.",
-                "Use a model that transformers supports natively.",
-            )
         return ModelNotSupportedError(
-            f"{spec.model!r} is no vision-language model that transformers can load as image-text-to-text.",
-            "Use a model such as LLaVA, Qwen-VL, SmolVLM or InternVL.",
+            f"{spec.model!r} is no vision-language model that transformers can load as image-text-to-text.", _INSTEAD
         )
     return ModelLoadError(
         f"The weights of {spec.model!r} do not fit its configuration ({type(error).__name__}).",
@@ -177,23 +262,23 @@ def _explain(error: Exception, spec: ModelSpec) -> LatentToolError:
     )
 
 
-def _load_processor(source: str, config: Any, where: dict[str, Any]) -> Any:
+def _load_processor(spec: ModelSpec, config: Any) -> Any:
     """The processor for images and text; its video part, which needs torchvision, is left out where that is missing."""
-    try:
-        processor = AutoProcessor.from_pretrained(source, trust_remote_code=False, **where)
-    except (ImportError, OSError, ValueError, AttributeError) as error:
+    what = f"The processor of {config.model_type!r}"
+    with _quiet():
         try:
-            processor = _image_only_processor(source, config, where)
-        except ImportError as missing:
-            raise ModelLoadError(
-                f"The processor of {config.model_type!r} needs a package that is not installed: {missing}.",
-                "Install torchvision beside your torch.",
-            ) from missing
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise ModelLoadError(
-                f"The processor of {config.model_type!r} cannot be loaded ({error}).",
-                "The checkpoint needs a tokenizer, an image processor and processor_config.json beside the weights.",
-            ) from error
+            processor = AutoProcessor.from_pretrained(_source(spec), **_where(spec))
+        except Exception as error:  # each processor class raises what it likes
+            try:
+                processor = _image_only_processor(spec, config)
+            except ImportError as missing:
+                raise _missing_package(missing, what) from missing
+            except Exception:
+                raise ModelLoadError(
+                    f"{what} cannot be loaded ({type(error).__name__}).",
+                    "The checkpoint needs a tokenizer, preprocessor_config.json and processor_config.json beside the "
+                    "weights.",
+                ) from error
     if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
         raise ModelLoadError(
             "The checkpoint's processor has no image processor.",
@@ -202,14 +287,26 @@ def _load_processor(source: str, config: Any, where: dict[str, Any]) -> Any:
     return processor
 
 
-def _image_only_processor(source: str, config: Any, where: dict[str, Any]) -> Any:
+class _NoVideo:
+    """Stands where a processor wants its video or audio part; has no settings."""
+
+    model_input_names: tuple[str, ...] = ()
+    num_frames = fps = None
+
+
+def _image_only_processor(spec: ModelSpec, config: Any) -> Any:
     """Build the family's processor class from its image processor and tokenizer, without a video processor."""
-    if is_torchvision_available():
-        raise ValueError("torchvision is installed, so the processor must load as it is")
+    source, where = _source(spec), _where(spec)
     name = PROCESSOR_MAPPING_NAMES[config.model_type]
     family = getattr(transformers, name)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
-    image_processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False, **where)
+    tokenizer = AutoTokenizer.from_pretrained(source, **where)
+    try:
+        image_processor = AutoImageProcessor.from_pretrained(source, **where)
+    except (OSError, ValueError) as error:
+        row = family_of(config.model_type)
+        if row is not None and "torchvision" in row.needs and not is_torchvision_available():
+            raise ImportError(f"torchvision ({error})") from error
+        raise
     written, _ = family.get_processor_dict(source, **where)
     absent = [part for part in ("video_processor", "feature_extractor") if part in family.get_attributes()]
 
@@ -222,7 +319,7 @@ def _image_only_processor(source: str, config: Any, where: dict[str, Any]) -> An
     ImageOnly.__name__ = name
     accepted = inspect.signature(family.__init__).parameters
     options = {key: value for key, value in written.items() if key in accepted}
-    options |= {part: SimpleNamespace(model_input_names=[]) for part in absent}
+    options |= {part: _NoVideo() for part in absent}
     options |= {"image_processor": image_processor, "tokenizer": tokenizer}
     if options.get("chat_template") is None:
         options["chat_template"] = written.get("chat_template") or tokenizer.chat_template

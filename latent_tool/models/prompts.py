@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from latent_tool.errors import ModelLoadError, ModelNotSupportedError, QuestionError
+from latent_tool.errors import ModelLoadError, QuestionError
 
 __all__ = ["Markers", "Prompt", "find_markers", "neutralise", "render_prompt"]
 
@@ -25,6 +25,7 @@ class Prompt:
 
     prefix: str
     tail: str
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,52 +47,91 @@ def neutralise(text: str, tokenizer: Any) -> str:
     return text
 
 
-def find_markers(tokenizer: Any, wanted: Literal["auto"] | tuple[str, str] | None) -> Markers:
-    """Token ids of the thinking markers; ``"auto"`` takes ``<think>`` if the tokenizer knows both as single tokens."""
-    if wanted is None:
-        return Markers()
+def find_markers(tokenizer: Any, wanted: Literal["auto"] | tuple[str, str] | None, prompt: Prompt) -> Markers:
+    """Token ids of the thinking markers; ``"auto"`` takes ``<think>`` if the tokenizer knows both as single tokens.
+
+    If the prompt itself ends with the opening marker, as some templates have it, none is added.
+    """
     if wanted == "auto":
         added = tokenizer.get_added_vocab()
-        if "<think>" in added and "</think>" in added:
-            return Markers((added["<think>"],), (added["</think>"],))
+        wanted = ("<think>", "</think>") if "<think>" in added and "</think>" in added else None
+    if wanted is None:
         return Markers()
     opening, closing = (tuple(tokenizer(text, add_special_tokens=False).input_ids) for text in wanted)
+    if not prompt.tail and prompt.prefix.rstrip().endswith(wanted[0].strip()):
+        opening = ()
     return Markers(opening, closing)
 
 
 def render_prompt(
-    processor: Any, question: str, images: int, system: str | None, position: Literal["generation_start", "user_turn"]
+    processor: Any,
+    question: str,
+    images: int,
+    system: str | None,
+    position: Literal["generation_start", "user_turn"],
+    *,
+    images_first: bool = True,
+    needs_template: bool = True,
 ) -> Prompt:
     """Render the chat template for one user turn of images and a question.
 
-    Raises ``QuestionError`` for an empty question and ``ModelNotSupportedError`` for a model without a template.
+    A template that knows no system turn gets the system text before the question, with a warning. Without a template
+    the question follows the images directly; unless ``needs_template`` is false, with a warning too.
+
+    Raises ``QuestionError`` for an empty question and ``ModelLoadError`` if the template loses question or images.
     """
     if not question.strip():
         raise QuestionError("The question is empty.", "Ask something about the image.")
-    tokenizer = processor.tokenizer
-    question = neutralise(question, tokenizer)
-    messages: list[dict[str, Any]] = []
-    if system:
-        messages.append({"role": "system", "content": [{"type": "text", "text": neutralise(system, tokenizer)}]})
-    content: list[dict[str, Any]] = [{"type": "image"} for _ in range(images)]
-    content.append({"type": "text", "text": question + _END})
-    messages.append({"role": "user", "content": content})
+    question = neutralise(question, processor.tokenizer)
+    system = neutralise(system, processor.tokenizer).strip() if system else ""
+    together = f"{system}\n\n{question}" if system else question
+    placeholder = getattr(processor, "image_token", None)
     if not getattr(processor, "chat_template", None):
-        raise ModelNotSupportedError(
-            "The model has no chat template.", "Save one beside the checkpoint (chat_template.jinja)."
-        )
-    try:
-        rendered: str = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    except Exception as error:  # jinja raises whatever the template raises
+        if placeholder is None:
+            raise ModelLoadError(
+                "The model has no chat template, and its processor does not say how an image is written.",
+                "Save a template beside the checkpoint (chat_template.jinja).",
+            )
+        shown = placeholder * images
+        missing = ("The model has no chat template: the question stands next to the image as it is.",)
+        return Prompt(shown + together if images_first else together + shown, "", missing if needs_template else ())
+    warnings: tuple[str, ...] = ()
+    rendered = _render(processor, question, images, system, images_first) if system else None
+    if rendered is None or system not in rendered:
+        rendered = _render(processor, together, images, "", images_first)
+        if system:
+            warnings = ("The model's chat template has no system turn: the system text stands before the question.",)
+    if rendered is None:
         raise ModelLoadError(
-            f"The model's chat template cannot be rendered ({type(error).__name__}).",
-            "Ask without a system text, or mend chat_template.jinja.",
-        ) from error
+            "The model's chat template cannot be rendered.", "Mend the checkpoint's chat_template.jinja."
+        )
     if rendered.count(_END) != 1:
         raise ModelLoadError(
             "The model's chat template does not show the question.", "Mend the checkpoint's chat_template.jinja."
         )
+    if placeholder is not None and rendered.count(placeholder) != images:
+        raise ModelLoadError(
+            f"The model's chat template drops the image: {images} given, {rendered.count(placeholder)} shown.",
+            "Mend the checkpoint's chat_template.jinja so that an image content part becomes the image token.",
+        )
     before, after = rendered.split(_END)
     if position == "user_turn":
-        return Prompt(before, after)
-    return Prompt(before + after, "")
+        return Prompt(before, after, warnings)
+    return Prompt(before + after, "", warnings)
+
+
+def _render(processor: Any, question: str, images: int, system: str, images_first: bool) -> str | None:
+    """The rendered template with a mark where the user's turn ends; ``None`` if the template raises."""
+    shown: list[dict[str, Any]] = [{"type": "image"} for _ in range(images)]
+    if images_first:
+        content = [*shown, {"type": "text", "text": question + _END}]
+    else:
+        content = [{"type": "text", "text": question}, *shown, {"type": "text", "text": _END}]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+    if system:
+        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+    try:
+        rendered: str = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except Exception:  # jinja raises whatever the template raises
+        return None
+    return rendered

@@ -24,6 +24,7 @@ from latent_tool.models.attention import tap_attention
 from latent_tool.models.cache import fork_cache, new_cache
 from latent_tool.models.cells import Box, View, cell_boxes
 from latent_tool.models.decoding import Decoded, generation_rules
+from latent_tool.models.families import family
 from latent_tool.models.prompts import Markers, find_markers, render_prompt
 
 __all__ = ["Cell", "Inputs", "LatentView", "Prefix", "VisionLanguageModel"]
@@ -74,11 +75,17 @@ class Prefix:
         return self.inputs.length
 
 
-@dataclass
-class CallCount:
-    """Forward passes of the decoder; a batch counts once."""
+@dataclass(frozen=True)
+class _Suffix:
+    """What follows the prefix: embeddings ``(N, S, d)``, and the token id of every position (a filler where V and T
+    stand, which have none)."""
 
-    decoder: int = 0
+    embeddings: Tensor
+    tokens: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
 
 
 class VisionLanguageModel:
@@ -94,6 +101,7 @@ class VisionLanguageModel:
         self.tokenizer = processor.tokenizer
         self.name = name
         self._lock = threading.RLock()
+        self._processor_lock = threading.Lock()
         self._embedding_rms: float | None = None
 
     # ------------------------------------------------------------------ facts about the model
@@ -154,40 +162,52 @@ class VisionLanguageModel:
         system: str | None = None,
         position: Literal["generation_start", "user_turn"] = "generation_start",
         thinking_markers: Literal["auto"] | tuple[str, str] | None = "auto",
+        images_first: bool = True,
     ) -> Inputs:
-        """Render and tokenise a question about images.
+        """Render and tokenise a question about images, which stand before it or after it.
 
         Raises ``QuestionError``, ``ContextLengthError`` (before any image is processed if the text alone is too long),
         or ``ModelLoadError`` if the template or processor loses the images.
         """
-        prompt = render_prompt(self.processor, question, len(images), system, position)
-        text_tokens = len(self.tokenizer(prompt.prefix, add_special_tokens=False).input_ids)
-        self.require_context(text_tokens)
-        bos = self.tokenizer.bos_token
-        special = not (bos is not None and prompt.prefix.startswith(bos))
-        try:
-            tensors = dict(
-                self.processor(
-                    text=[prompt.prefix], images=[list(images)], return_tensors="pt", add_special_tokens=special
+        row = family(self.model.config.model_type)
+        # Tokenizers and processors keep state (padding, truncation), so one thread at a time.
+        with self._processor_lock:
+            prompt = render_prompt(
+                self.processor,
+                question,
+                len(images),
+                system,
+                position,
+                images_first=images_first,
+                needs_template=row is None or row.chat_template,
+            )
+            self.require_context(len(self.tokenizer(prompt.prefix, add_special_tokens=False).input_ids))
+            bos = self.tokenizer.bos_token
+            special = not (bos is not None and prompt.prefix.startswith(bos))
+            try:
+                tensors = dict(
+                    self.processor(
+                        text=[prompt.prefix],
+                        images=[list(images)],
+                        return_tensors="pt",
+                        add_special_tokens=special,
+                        return_text_replacement_offsets=True,
+                    )
                 )
-            )
-        except ValueError as error:
-            raise ModelLoadError(
-                f"The model's processor cannot handle this question ({error}).",
-                "Check the checkpoint's chat template and processor configuration.",
-            ) from error
-        tail = tuple(self.tokenizer(prompt.tail, add_special_tokens=False).input_ids) if prompt.tail else ()
-        input_ids = tensors["input_ids"]
-        self.require_context(input_ids.shape[1])
-        total = int((input_ids == self.image_token).sum())
-        if total == 0:
-            raise ModelLoadError(
-                "The prompt has no image cells: the chat template or the processor drops the image.",
-                "Mend the checkpoint's chat_template.jinja so that an image content part becomes the image token.",
-            )
-        cells, warnings = self._cells(tensors, images, total)
-        markers = find_markers(self.tokenizer, thinking_markers)
-        return Inputs(tensors, tail, markers, cells, warnings)
+            except (ValueError, IndexError, StopIteration) as error:
+                raise ModelLoadError(
+                    f"The model's processor cannot handle this question ({error}).",
+                    "Check the checkpoint's chat template and processor configuration, or make the image larger.",
+                ) from error
+            tail = tuple(self.tokenizer(prompt.tail, add_special_tokens=False).input_ids) if prompt.tail else ()
+            markers = find_markers(self.tokenizer, thinking_markers, prompt)
+        for name in ("labels", "num_crops"):  # for training, or for the processor itself
+            tensors.pop(name, None)
+        written = tensors.pop("text_replacement_offsets", None) or [[]]
+        texts = [item["replacement"] for item in written[0] if item["type"] == "image"]
+        self.require_context(tensors["input_ids"].shape[1])
+        cells, warnings = self._cells(tensors, images, texts)
+        return Inputs(tensors, tail, markers, cells, prompt.warnings + warnings)
 
     def require_context(self, tokens: int) -> None:
         """Raise ``ContextLengthError`` if so many tokens, and one more, do not fit the model's context."""
@@ -199,26 +219,49 @@ class VisionLanguageModel:
             )
 
     def _cells(
-        self, tensors: Mapping[str, Any], images: Sequence[Image], total: int
+        self, tensors: Mapping[str, Any], images: Sequence[Image], texts: Sequence[str]
     ) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
-        counts = [total // len(images)] * len(images)
-        grid = tensors.get("image_grid_thw")
-        if grid is not None:
-            merge = self.model.config.vision_config.spatial_merge_size
-            counts = [int(rows * columns) * int(frames) // merge**2 for frames, rows, columns in grid.tolist()]
+        """The image cells of the prompt, and warnings.
+
+        ``texts``: per image, what the processor wrote in its place; empty if it does not say.
+        """
+        total = int((tensors["input_ids"] == self.image_token).sum())
+        if total == 0:
+            raise ModelLoadError(
+                "The prompt has no image cells: the chat template or the processor drops the image.",
+                "Mend the checkpoint's chat_template.jinja so that an image content part becomes the image token.",
+            )
+        token = self.tokenizer.convert_ids_to_tokens(self.image_token)
+        counts = [text.count(token) for text in texts]
+        if len(counts) != len(images) or sum(counts) != total:
+            texts = ()
+            counts = [total // len(images)] * len(images)
+        if sum(counts) != total:
+            raise ModelNotSupportedError(
+                f"The {total} image cells of the prompt cannot be told apart by image.",
+                "Ask about one image at a time.",
+            )
+        row = family(self.model.config.model_type)
         cells: list[Cell] = []
         known = True
         for index, (image, count) in enumerate(zip(images, counts, strict=True)):
             view = View(
-                self.model.config, self.processor.image_processor, tensors, index, image.width, image.height, count
+                self.model.config,
+                self.processor.image_processor,
+                tensors,
+                index,
+                image.width,
+                image.height,
+                count,
+                texts,
             )
-            boxes = cell_boxes(self.model.config.model_type, view)
+            boxes = None if row is None else cell_boxes(row.cells, view)
             known = known and boxes is not None
-            cells += [Cell(index, box) for box in (boxes if boxes is not None else [None] * count)]
-        warning = (
-            f"The cell geometry of model family {self.model.config.model_type!r} is not known: patches carry no boxes."
-        )
-        return tuple(cells), () if known else (warning,)
+            cells += [Cell(index, box) for box in boxes or [None] * count]
+        if known:
+            return tuple(cells), ()
+        kind = self.model.config.model_type
+        return tuple(cells), (f"The cell geometry of model family {kind!r} is not known: patches carry no boxes.",)
 
     def prefill(self, inputs: Inputs) -> Prefix:
         """Run the prefix through the model once.
@@ -238,9 +281,7 @@ class VisionLanguageModel:
         with self._forward_pass():
             handle = self.model.get_decoder().register_forward_pre_hook(capture, with_kwargs=True)
             try:
-                output = self.model(
-                    **tensors, past_key_values=new_cache(self.model), use_cache=True, logits_to_keep=1
-                )
+                output = self.model(**tensors, past_key_values=new_cache(self.model), use_cache=True, logits_to_keep=1)
             finally:
                 handle.remove()
         last = output.logits[0, -1]
@@ -249,8 +290,14 @@ class VisionLanguageModel:
                 "The model's logits are not finite for this image and question.",
                 "Load the model in float32 or bfloat16.",
             )
+        embeddings = captured.get("inputs_embeds")
+        if embeddings is None:
+            raise ModelNotSupportedError(
+                f"{type(self.model).__name__} does not merge image features into its decoder's input.",
+                "Use a model that does, such as LLaVA, Qwen-VL, SmolVLM or InternVL.",
+            )
         columns = (tensors["input_ids"][0] == self.image_token).nonzero()[:, 0]
-        features = captured["inputs_embeds"][0, columns]
+        features = embeddings[0, columns.to(embeddings.device)].to(self.device)
         return Prefix(inputs, output.past_key_values, features, last, captured.get("position_ids"), columns)
 
     # ------------------------------------------------------------------ continuing from the cache
@@ -269,30 +316,49 @@ class VisionLanguageModel:
 
     def _suffix(
         self, prefix: Prefix, latents: Tensor | None, patches: Sequence[Sequence[int]], answer: Sequence[int] = ()
-    ) -> Tensor:
-        """Embeddings ``(N, S, d)`` of ``[V | opening | T | closing, tail | answer]``; all V of the same length."""
-        batch = len(patches)
+    ) -> _Suffix:
+        """``[V | opening | T | closing, tail | answer]`` of ``N`` states; all V of the same length."""
         markers = prefix.inputs.markers if latents is not None else Markers()
-        parts = [prefix.features[torch.tensor([list(cells) for cells in patches], dtype=torch.long)]]
-        tokens = [self.embed(markers.opening), self.embed(markers.closing + prefix.inputs.tail + tuple(answer))]
-        parts.append(tokens[0].expand(batch, -1, -1))
-        if latents is not None:
-            parts.append(latents.to(self.device, self.dtype))
-        parts.append(tokens[1].expand(batch, -1, -1))
-        return torch.cat([part.to(self.dtype) for part in parts if part.shape[1]] or [tokens[0][None]], dim=1)
+        after = (*markers.closing, *prefix.inputs.tail, *answer)
+        filler = self.model.config.get_text_config().pad_token_id or 0
+        injected, count = len(patches[0]), 0 if latents is None else latents.shape[1]
+        tokens = (*[filler] * injected, *markers.opening, *[filler] * count, *after)
+        cells = torch.tensor([list(chosen) for chosen in patches], dtype=torch.long, device=self.device)
+        parts = [
+            prefix.features[cells],
+            self.embed(markers.opening).expand(len(patches), -1, -1),
+            *([] if latents is None else [latents.to(self.device)]),
+            self.embed(after).expand(len(patches), -1, -1),
+        ]
+        return _Suffix(torch.cat([part.to(self.dtype) for part in parts], dim=1), tokens)
+
+    def _written(self, tokens: Sequence[int]) -> _Suffix:
+        """Plain tokens as something that follows the prefix."""
+        return _Suffix(self.embed(tokens)[None], tuple(tokens))
 
     def _continue(
-        self, prefix: Prefix, embeddings: Tensor, keep: Tensor | int, cache: DynamicCache | None = None, start: int = 0
+        self, prefix: Prefix, suffix: _Suffix, keep: Sequence[int], cache: DynamicCache | None = None, start: int = 0
     ) -> tuple[Tensor, DynamicCache]:
-        """Logits at the positions to keep, and the cache they leave behind."""
-        batch, length, _ = embeddings.shape
+        """Logits ``(N, len(keep), vocabulary)`` at the positions to keep, and the cache they leave behind.
+
+        ``start``: tokens between the prefix and the suffix that are in the cache already.
+        """
+        batch = len(suffix.embeddings)
+        given: dict[str, Any] = {}
         with self._forward_pass():
+            if getattr(self.model.config.get_text_config(), "hidden_size_per_layer_input", None):
+                # Gemma 4 feeds a second embedding of the token ids to every layer.
+                ids = torch.tensor([suffix.tokens], device=self.device)
+                layers = self.model.get_decoder().get_per_layer_inputs(ids)
+                given["per_layer_inputs"] = layers.expand(batch, *layers.shape[1:])
             output = self.model(
-                inputs_embeds=embeddings,
+                inputs_embeds=suffix.embeddings,
                 past_key_values=fork_cache(prefix.cache, batch) if cache is None else cache,
-                position_ids=self._positions(prefix, start, length, batch),
+                position_ids=self._positions(prefix, start, suffix.length, batch),
                 use_cache=True,
-                logits_to_keep=keep,
+                # A tensor: with a number, Gemma 4 drops the other rows in its upper layers, the tapped ones too.
+                logits_to_keep=torch.tensor(list(keep), device=self.device),
+                **given,
             )
         return output.logits, output.past_key_values
 
@@ -309,10 +375,10 @@ class VisionLanguageModel:
             groups.setdefault(len(cells), []).append(index)
         rows: list[Tensor | None] = [None] * len(patches)
         for length, members in groups.items():
-            embeddings = self._suffix(prefix, latents[members], [patches[index] for index in members])
+            suffix = self._suffix(prefix, latents[members], [patches[index] for index in members])
             first = length + before
-            keep = [*range(first, first + count)] + ([first + count + after - 1] if after else [])
-            logits, _ = self._continue(prefix, embeddings, torch.tensor(keep, device=self.device))
+            keep = [*range(first, first + count)] + ([suffix.length - 1] if after else [])
+            logits, _ = self._continue(prefix, suffix, keep)
             for row, index in zip(logits, members, strict=True):
                 rows[index] = row
         stacked = torch.stack([row for row in rows if row is not None])
@@ -320,10 +386,10 @@ class VisionLanguageModel:
 
     def attend(self, prefix: Prefix, latents: Tensor, patches: Sequence[int]) -> Tensor:
         """Attention ``(L, C)`` of the latents ``(L, d)`` to the image cells, mean over heads and layers, float32."""
-        embeddings = self._suffix(prefix, latents[None], [patches])
+        suffix = self._suffix(prefix, latents[None], [patches])
         first = len(patches) + len(prefix.inputs.markers.opening)
         with self._lock, tap_attention(self.model, slice(first, first + len(latents)), prefix.columns) as tap:
-            self._continue(prefix, embeddings, 1)
+            self._continue(prefix, suffix, [suffix.length - 1])
         return tap.mean()[0]
 
     def decode(
@@ -342,33 +408,33 @@ class VisionLanguageModel:
             max_new_tokens: tokens at most.
             stop: asked before every token; ``True`` ends the decoding with ``finish_reason="deadline"``.
         """
-        embeddings = self._suffix(prefix, None if latents is None else latents[None], [patches])
-        length = embeddings.shape[1]
-        if length:
-            logits, cache = self._continue(prefix, embeddings, 1)
-            last = logits[0, -1]
-        else:
-            last, cache = prefix.last_logits, fork_cache(prefix.cache)
-        return self._decode_from(prefix, last, cache, length, max_new_tokens, stop)
+        suffix = self._suffix(prefix, None if latents is None else latents[None], [patches])
+        last, cache = self._after(prefix, suffix)
+        return self._decode_from(prefix, last, cache, suffix.length, max_new_tokens, stop)
+
+    def _after(self, prefix: Prefix, suffix: _Suffix) -> tuple[Tensor, DynamicCache]:
+        """Logits ``(vocabulary,)`` after a suffix of one state, which may be empty, and the cache it leaves behind."""
+        if not suffix.length:
+            return prefix.last_logits, fork_cache(prefix.cache)
+        logits, cache = self._continue(prefix, suffix, [suffix.length - 1])
+        return logits[0, -1], cache
 
     def reason(
         self, prefix: Prefix, max_tokens: int, stop: Callable[[], bool] = lambda: False
     ) -> tuple[tuple[int, ...], int]:
-        """The model's own greedy thinking text after the opening marker: at most ``max_tokens`` ids, and the calls made.
+        """The model's own greedy thinking text after the opening marker, and the forward passes it took.
 
-        Empty without thinking markers.
+        At most ``max_tokens`` ids; none without thinking markers.
         """
         markers = prefix.inputs.markers
-        if not markers.opening:
+        if not markers.closing:
             return (), 0
-        opening = self.embed(markers.opening)[None]
-        logits, cache = self._continue(prefix, opening, 1)
+        opening = self._written(markers.opening)
+        last, cache = self._after(prefix, opening)
         ends = frozenset(markers.closing[:1])
-        decoded = self._decode_from(prefix, logits[0, -1], cache, opening.shape[1], max_tokens, stop, ends)
-        rules = generation_rules(self.model, prefix.length)
-        return tuple(token for token in decoded.tokens if token not in ends | rules.stop_tokens), 1 + len(
-            decoded.tokens
-        )
+        decoded = self._decode_from(prefix, last, cache, opening.length, max_tokens, stop, ends)
+        ends |= generation_rules(self.model, prefix.length).stop_tokens
+        return tuple(token for token in decoded.tokens if token not in ends), 1 + len(decoded.tokens)
 
     def _decode_from(
         self,
@@ -381,9 +447,9 @@ class VisionLanguageModel:
         ends: frozenset[int] = frozenset(),
     ) -> Decoded:
         """Greedy decoding from the logits ``last`` of a suffix of ``length`` tokens in ``cache``."""
-        rules = generation_rules(self.model, prefix.length)
         # What the logits processors see: the prompt and the tail, as in `generate`; latents and patches have no ids.
         written = [*prefix.inputs.tensors["input_ids"][0].tolist(), *prefix.inputs.tail]
+        rules = generation_rules(self.model, len(written))
         tokens: list[int] = []
         log_probabilities: list[Tensor] = []
         entropies: list[Tensor] = []
@@ -401,13 +467,11 @@ class VisionLanguageModel:
             tokens.append(token)
             log_probabilities.append(raw.log_softmax(-1)[token])
             entropies.append(entropy(raw))
-            if token in rules.stop_tokens or token in ends:
+            if token in rules.stop_tokens or token in ends or self._spells(tokens, rules.stop_strings):
                 finish_reason = "stop"
                 break
             if len(tokens) < max_new_tokens:
-                logits, cache = self._continue(
-                    prefix, self.embed([token])[None], 1, cache, start=length + len(tokens) - 1
-                )
+                logits, cache = self._continue(prefix, self._written([token]), [0], cache, length + len(tokens) - 1)
                 last = logits[0, -1]
         empty = torch.zeros(0)
         return Decoded(
@@ -417,18 +481,24 @@ class VisionLanguageModel:
             finish_reason,
         )
 
+    def _spells(self, tokens: Sequence[int], strings: Sequence[str]) -> bool:
+        """Whether the text of the tokens contains one of the strings."""
+        if not strings:
+            return False
+        text = self.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return any(string in text for string in strings)
+
     def token_log_probabilities(
         self, prefix: Prefix, latents: Tensor | None, patches: Sequence[int], tokens: Sequence[int]
     ) -> Tensor:
         """Teacher-forced log-probabilities ``(n,)`` of tokens after a state, float32 on the CPU."""
         if not tokens:
             return torch.zeros(0)
-        embeddings = self._suffix(prefix, None if latents is None else latents[None], [patches], tokens[:-1])
-        before = embeddings.shape[1] - (len(tokens) - 1)
+        suffix = self._suffix(prefix, None if latents is None else latents[None], [patches], tokens[:-1])
+        before = suffix.length - (len(tokens) - 1)
         rows = prefix.last_logits[None]
-        if embeddings.shape[1]:
-            keep = torch.arange(max(before - 1, 0), embeddings.shape[1], device=self.device)
-            logits, _ = self._continue(prefix, embeddings, keep)
+        if suffix.length:
+            logits, _ = self._continue(prefix, suffix, range(max(before - 1, 0), suffix.length))
             rows = logits[0] if before else torch.cat([rows, logits[0]])
         log_p = rows.float().log_softmax(-1)
         return log_p[torch.arange(len(tokens)), torch.tensor(list(tokens), device=log_p.device)].cpu()

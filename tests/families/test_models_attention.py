@@ -1,0 +1,74 @@
+"""The attention that the search reads equals eager attention, and reading it leaves no trace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import naive_model
+import pytest
+import torch
+from naive_model import CLOSE, MARKERS, QUESTION, draw_latents
+from tiny_checkpoints import picture
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from latent_tool.models.vlm import VisionLanguageModel
+
+
+@pytest.mark.parametrize(("position", "markers"), [("generation_start", None), ("user_turn", MARKERS)])
+@pytest.mark.parametrize("cells", [(), (2, 0, 1)])
+def test_attention_equals_eager_attention(vlm, position, markers, cells):
+    inputs = vlm.prepare([picture()], QUESTION, position=position, thinking_markers=markers)
+    prefix = vlm.prefill(inputs)
+    latents = draw_latents(vlm, 1)[0]
+    tapped = vlm.attend(prefix, latents, cells)
+    naive = naive_model.run(vlm, inputs, latents, cells, attention=True)
+    assert naive.attention is not None
+    columns = naive.attention[:, :, naive.latents][..., prefix.columns]
+    torch.testing.assert_close(tapped, columns.mean((0, 1)), atol=1e-5, rtol=1e-4)
+    assert tapped.shape == (3, len(inputs.cells))
+    assert 0.01 < tapped.sum(-1).min() <= tapped.sum(-1).max() < 1
+
+
+def _settings(vlm: VisionLanguageModel) -> list[Any]:
+    configs = [vlm.model.config, *(getattr(vlm.model.config, name, None) for name in vlm.model.config.sub_configs)]
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in vlm.model.modules()]
+    modules = [config._attn_implementation for config in configs if config is not None]
+    registries = [dict(AttentionInterface._global_mapping), dict(AttentionMaskInterface._global_mapping)]
+    return [modules, hooks, registries, torch.get_rng_state().tolist(), torch.is_grad_enabled(), vlm.model.training]
+
+
+def test_reading_attention_leaves_no_trace(vlm, monkeypatch):
+    prefix = vlm.prefill(vlm.prepare([picture()], QUESTION))
+    latents = draw_latents(vlm, 2)
+    before, scored = _settings(vlm), vlm.score(prefix, latents, [(), (1,)]).answer
+    vlm.attend(prefix, latents[0], (1,))
+    assert _settings(vlm) == before
+
+    def fail(*_args: Any, **_kwargs: Any) -> None:
+        raise RuntimeError("broken on purpose")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vlm.model.get_decoder(), "forward", fail)
+        for call in (
+            lambda: vlm.attend(prefix, latents[0], ()),
+            lambda: vlm.prefill(prefix.inputs),
+            lambda: vlm.score(prefix, latents, [(), ()]),
+        ):
+            with pytest.raises(RuntimeError, match="broken on purpose"):
+                call()
+    assert _settings(vlm) == before
+    torch.testing.assert_close(vlm.score(prefix, latents, [(), (1,)]).answer, scored, atol=0, rtol=0)
+
+
+def test_attention_of_eager_models_is_the_same(vlm):
+    """A model that was loaded with another attention implementation keeps it."""
+    prefix = vlm.prefill(vlm.prepare([picture()], QUESTION))
+    latents = draw_latents(vlm, 1)[0]
+    expected = vlm.attend(prefix, latents, (1,))
+    before = vlm.model.config.get_text_config()._attn_implementation
+    vlm.model.set_attn_implementation("eager")
+    try:
+        torch.testing.assert_close(vlm.attend(prefix, latents, (1,)), expected, **CLOSE)
+        assert vlm.model.config.get_text_config()._attn_implementation == "eager"
+    finally:
+        vlm.model.set_attn_implementation(before)

@@ -1,0 +1,130 @@
+"""Decoding equals the model's own ``generate`` where there are no latents, and one naive pass where there are."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import naive_model
+import pytest
+import torch
+from naive_model import CLOSE, MARKERS, QUESTION, draw_latents
+from tiny_checkpoints import picture
+
+from latent_tool.models.vlm import VisionLanguageModel
+
+LENGTH = 8
+
+
+@contextlib.contextmanager
+def generation(vlm: VisionLanguageModel, **changes: Any) -> Iterator[None]:
+    """The model with other generation settings."""
+    config = vlm.model.generation_config
+    before = {name: getattr(config, name) for name in changes}
+    try:
+        for name, value in changes.items():
+            setattr(config, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
+
+
+def generate(vlm: VisionLanguageModel, **options: Any) -> tuple[int, ...]:
+    """Tokens of the model's own greedy decoding."""
+    inputs = vlm.prepare([picture()], QUESTION)
+    with torch.inference_mode():
+        output = vlm.model.generate(**inputs.tensors, do_sample=False, max_new_tokens=LENGTH, **options)
+    return tuple(output[0, inputs.length :].tolist())
+
+
+RULES: list[dict[str, Any]] = [
+    {},
+    {"repetition_penalty": 5.0},
+    {"no_repeat_ngram_size": 1},
+    {"min_new_tokens": 3},
+    {"suppress_tokens": list(range(0, 768, 2))},
+    {"do_sample": True, "temperature": 0.1, "top_k": 3, "top_p": 0.5},
+]
+
+
+@pytest.mark.parametrize("position", ["generation_start", "user_turn"])
+@pytest.mark.parametrize("rules", RULES, ids=lambda rules: "-".join(rules) or "plain")
+def test_the_plain_model_decodes_as_generate_does(vlm, rules, position):
+    prefix = vlm.prefill(vlm.prepare([picture()], QUESTION, position=position))
+    with generation(vlm, **rules):
+        decoded = vlm.decode(prefix, None, (), LENGTH)
+        assert decoded.tokens == generate(vlm)
+    assert decoded.finish_reason == "length"
+
+
+def test_decoding_stops_where_generate_stops(vlm):
+    prefix = vlm.prefill(vlm.prepare([picture()], QUESTION))
+    free = vlm.decode(prefix, None, (), LENGTH).tokens
+    end = free[3]
+    with generation(vlm, eos_token_id=[end, 260]):
+        decoded = vlm.decode(prefix, None, (), LENGTH)
+        assert decoded.tokens == generate(vlm) == free[: free.index(end) + 1]
+        assert decoded.finish_reason == "stop"
+    with generation(vlm, eos_token_id=[free[0]], min_new_tokens=2):
+        for position in ("generation_start", "user_turn"):
+            prefix = vlm.prefill(vlm.prepare([picture()], QUESTION, position=position))
+            assert vlm.decode(prefix, None, (), LENGTH).tokens == generate(vlm)
+
+
+def test_decoding_stops_at_stop_strings(vlm):
+    prefix = vlm.prefill(vlm.prepare([picture()], QUESTION))
+    with generation(vlm, suppress_tokens=[*range(0, 33), *range(94, 768)]):  # printable characters only
+        free = vlm.decode(prefix, None, (), LENGTH).tokens
+        text = vlm.tokenizer.decode(free[2:4])
+        with generation(vlm, stop_strings=[text]):
+            decoded = vlm.decode(prefix, None, (), LENGTH)
+            assert decoded.tokens == generate(vlm, tokenizer=vlm.tokenizer)
+            assert len(decoded.tokens) <= 4
+            assert decoded.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(("position", "markers"), [("generation_start", None), ("user_turn", MARKERS)])
+def test_decoding_continues_the_state_that_was_scored(vlm, position, markers):
+    inputs = vlm.prepare([picture()], QUESTION, position=position, thinking_markers=markers)
+    prefix = vlm.prefill(inputs)
+    latents, cells = draw_latents(vlm, 1), (2, 0)
+    decoded = vlm.decode(prefix, latents[0], cells, LENGTH)
+    naive = naive_model.run(vlm, inputs, latents[0], cells, decoded.tokens[:-1])
+    rows = naive.at_answer.log_softmax(-1)
+    assert decoded.tokens[0] == int(vlm.score(prefix, latents, [cells]).answer[0].argmax())
+    assert decoded.tokens == tuple(rows.argmax(-1).tolist())
+    torch.testing.assert_close(decoded.log_probabilities, rows.amax(-1), **CLOSE)
+    torch.testing.assert_close(decoded.entropies, -(rows.exp() * rows).sum(-1), **CLOSE)
+    forced = vlm.token_log_probabilities(prefix, latents[0], cells, decoded.tokens)
+    torch.testing.assert_close(decoded.log_probabilities, forced, **CLOSE)
+
+
+def test_log_probabilities_are_those_before_any_logits_processor(vlm):
+    prefix = vlm.prefill(vlm.prepare([picture()], QUESTION))
+    with generation(vlm, repetition_penalty=5.0):
+        decoded = vlm.decode(prefix, None, (), LENGTH)
+    forced = vlm.token_log_probabilities(prefix, None, (), decoded.tokens)
+    torch.testing.assert_close(decoded.log_probabilities, forced, **CLOSE)
+
+
+def test_decoding_stops_when_asked(vlm):
+    prefix = vlm.prefill(vlm.prepare([picture()], QUESTION))
+    calls = iter([False, False, True])
+    decoded = vlm.decode(prefix, None, (), LENGTH, lambda: next(calls))
+    assert len(decoded.tokens) == 2
+    assert decoded.finish_reason == "deadline"
+    assert vlm.decode(prefix, None, (), LENGTH, lambda: True).tokens == ()
+
+
+def test_reasoning_is_the_text_after_the_opening_marker(vlm):
+    inputs = vlm.prepare([picture()], QUESTION, thinking_markers=MARKERS)
+    prefix = vlm.prefill(inputs)
+    tokens, calls = vlm.reason(prefix, 5)
+    opening = list(inputs.markers.opening)
+    naive = naive_model.run(vlm, inputs, None, (), [*opening, *tokens])
+    expected = naive.at_answer[len(opening) :].argmax(-1)[: len(tokens)]
+    assert list(tokens) == expected.tolist()
+    assert calls == 6
+    assert vlm.reason(vlm.prefill(vlm.prepare([picture()], QUESTION, thinking_markers=None)), 5) == ((), 0)
