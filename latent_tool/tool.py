@@ -27,7 +27,7 @@ try:
 except ImportError:  # without LangGraph nothing injects the agent's state, and the argument stays hidden all the same
     InjectedState = InjectedToolArg  # type: ignore[misc, assignment]
 
-__all__ = ["LatentReasoningTool"]
+__all__ = ["LatentReasoningTool", "describe"]
 
 _PATCHES_NAMED = 5
 
@@ -174,14 +174,14 @@ def _reply(
     warnings = [warning for each in images for warning in each.warnings]
     if warnings:
         result = result.model_copy(update={"warnings": [*warnings, *result.warnings]})
-    text, artifact = _describe(result), result.model_dump(mode="json")
+    text, artifact = describe(result), result.model_dump(mode="json")
     if not overlay:
         return text, artifact
     pictures = overlays(result, [each.image for each in images])
     return [{"type": "text", "text": text}, *map(image_block, pictures)], artifact
 
 
-def _describe(result: ReasoningResult) -> str:
+def describe(result: ReasoningResult) -> str:
     """Answer, confidence in words and as a number, where the evidence is, and what may be relied on."""
     lines = [f"Answer: {result.answer or '(none)'}"]
     if result.confidence is None:
