@@ -10,14 +10,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from latent_tool.chat_model import ChatLatentReasoner
     from latent_tool.reasoner import LatentReasoner
+    from latent_tool.router import ConfidenceRouter
     from latent_tool.schema import Patch, ReasoningRequest, ReasoningResult
     from latent_tool.settings import Budget, ImagePolicy, SearchSettings
+    from latent_tool.tool import LatentReasoningTool
 
 __all__ = [
     "Budget",
+    "ChatLatentReasoner",
+    "ConfidenceRouter",
     "ImagePolicy",
     "LatentReasoner",
+    "LatentReasoningTool",
     "Patch",
     "ReasoningRequest",
     "ReasoningResult",
@@ -26,8 +32,11 @@ __all__ = [
 
 _HOMES = {
     "Budget": "settings",
+    "ChatLatentReasoner": "chat_model",
+    "ConfidenceRouter": "router",
     "ImagePolicy": "settings",
     "LatentReasoner": "reasoner",
+    "LatentReasoningTool": "tool",
     "Patch": "schema",
     "ReasoningRequest": "schema",
     "ReasoningResult": "schema",

@@ -55,7 +55,7 @@ def request_from_messages(messages: Sequence[BaseMessage], image: Any = None) ->
     turns = [message for message in messages if not isinstance(message, SystemMessage)]
     if not turns or not isinstance(turns[-1], HumanMessage) or not turns[-1].text.strip():
         raise QuestionError("The conversation does not end with a question.", "Add a HumanMessage that asks something.")
-    question = turns[-1].text
+    question = str(turns[-1].text)
     if len(turns) > 1:
         question = "\n".join([*(_as_line(turn) for turn in turns[:-1] if turn.text.strip()), question])
     images = [block for message in messages for block in image_blocks(message)] or ([] if image is None else [image])
@@ -92,13 +92,11 @@ def newest_images(messages: Iterable[BaseMessage]) -> list[Mapping[str, Any]]:
     return next((found for message in reversed(list(messages)) if (found := image_blocks(message))), [])
 
 
-def image_block(image: Image | bytes) -> dict[str, Any]:
-    """A picture, or the bytes of a PNG, as an image content block."""
-    if not isinstance(image, bytes):
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG")
-        image = buffer.getvalue()
-    return {"type": "image", "base64": base64.b64encode(image).decode(), "mime_type": "image/png"}
+def image_block(image: Image) -> dict[str, Any]:
+    """A picture as an image content block."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return {"type": "image", "base64": base64.b64encode(buffer.getvalue()).decode(), "mime_type": "image/png"}
 
 
 def messages_from_request(request: ReasoningRequest, images: Sequence[Image]) -> list[BaseMessage]:

@@ -25,7 +25,7 @@ from langchain_core.callbacks import (
 from langchain_core.runnables import RunnableConfig, RunnableSerializable, ensure_config
 from langchain_core.runnables.config import run_in_executor
 from langchain_core.runnables.utils import ConfigurableFieldSpec
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from latent_tool.errors import CancelledError, SettingsError
@@ -152,9 +152,14 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
     model: str = Field("embedded", min_length=1, description="Checkpoint directory, hub id, or 'embedded'.")
     dtype: str = Field("auto", description="'auto', 'float32', 'bfloat16' or 'float16'.")
     device: str | None = Field(None, description="For example 'cpu' or 'cuda:0'; None leaves the model where it loads.")
-    device_map: str | None = Field(None, description="Passed to from_pretrained; excludes device.")
+    device_map: str | dict[str, Any] | None = Field(None, description="Passed to from_pretrained; excludes device.")
     revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
     local_files_only: bool = Field(False, description="Never ask the hub.")
+    token: SecretStr | None = Field(None, description="Access token for the hub.")
+    attn_implementation: str | None = Field(None, description="Passed to from_pretrained.")
+    quantization_config: Any = Field(None, description="Passed to from_pretrained, for example a BitsAndBytesConfig.")
+    allow_pickle: bool = Field(False, description="Also load pickled weights, which can run code.")
+    trust_remote_code: bool = Field(False, description="Run code from the checkpoint's repository.")
     budget: Budget = Field(Budget(), description="How much work per question: a Budget, its fields, or a level's name.")
     settings: SearchSettings = Field(SearchSettings(), description="How the search works.")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Seed of the search.")
@@ -196,6 +201,10 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
     @classmethod
     def is_lc_serializable(cls) -> bool:
         return True
+
+    @property
+    def lc_secrets(self) -> dict[str, str]:
+        return {"token": "HF_TOKEN"}
 
     @property
     def lc_attributes(self) -> dict[str, Any]:
@@ -320,6 +329,11 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
                 device_map=self.device_map,
                 revision=self.revision,
                 local_files_only=self.local_files_only,
+                token=None if self.token is None else self.token.get_secret_value(),
+                attn_implementation=self.attn_implementation,
+                quantization_config=self.quantization_config,
+                allow_pickle=self.allow_pickle,
+                trust_remote_code=self.trust_remote_code,
             )
         )
 

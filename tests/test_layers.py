@@ -24,6 +24,7 @@ LAYERS = [
     {"calibration"},
     {"overlay"},
     {"report"},
+    {"messages"},
     {"reasoner"},
     {"tool"},
     {"chat_model"},
@@ -36,7 +37,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 ONLY_IN = {
     "transformers": {"models"},
     "torch": {"method", "models", "engine"},
-    "langchain_core": {"reasoner", "tool", "chat_model", "router"},
+    "langchain_core": {"messages", "reasoner", "tool", "chat_model", "router"},
 }
 
 
