@@ -6,9 +6,9 @@ from typing import Any, TypedDict
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command, interrupt
-from latent_tool.integrations.langgraph import confidence_edge
 
 from latent_tool import LatentReasoner
+from latent_tool.integrations.langgraph import confidence_edge
 
 PICTURE = str(Path(__file__).parent / "images" / "shapes.png")
 
