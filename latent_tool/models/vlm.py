@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from PIL.Image import Image
@@ -28,6 +28,9 @@ from latent_tool.models.families import family
 from latent_tool.models.prompts import Markers, find_markers, render_prompt
 
 __all__ = ["Cell", "Inputs", "LatentView", "Prefix", "VisionLanguageModel"]
+
+
+_SHOW_ATTENTION: dict[str, Any] = {"output_attentions": True}
 
 
 @dataclass(frozen=True)
@@ -107,14 +110,19 @@ class VisionLanguageModel:
     # ------------------------------------------------------------------ facts about the model
 
     @property
+    def _embeddings(self) -> Tensor:
+        """The table of input embeddings, ``(vocabulary, d)``."""
+        return cast(Tensor, self.model.get_input_embeddings().weight)
+
+    @property
     def device(self) -> torch.device:
         """Device of the input embeddings."""
-        return self.model.get_input_embeddings().weight.device
+        return self._embeddings.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the decoder's activations."""
-        return self.model.get_input_embeddings().weight.dtype
+        return self._embeddings.dtype
 
     @property
     def context_length(self) -> int | None:
@@ -133,23 +141,27 @@ class VisionLanguageModel:
             "Use a model that puts image tokens into the decoder's input, such as LLaVA or Qwen-VL.",
         )
 
+    @property
+    def _decoder(self) -> Any:
+        return self.model.get_decoder()  # type: ignore[no-untyped-call]
+
     def embed(self, tokens: Sequence[int]) -> Tensor:
         """Input embeddings ``(n, d)`` of tokens."""
         ids = torch.tensor(list(tokens), dtype=torch.long, device=self.device)
         with torch.inference_mode():
-            return self.model.get_input_embeddings()(ids)
+            return cast(Tensor, self.model.get_input_embeddings()(ids))
 
     def embedding_rms(self) -> float:
         """Root mean square of the input embeddings' entries (over at most 4,096 tokens spread over the vocabulary)."""
         if self._embedding_rms is None:
-            size = self.model.get_input_embeddings().weight.shape[0]
+            size = len(self._embeddings)
             tokens = range(0, size, max(1, size // 4096))
             self._embedding_rms = float(self.embed(tokens).float().pow(2).mean().sqrt())
         return self._embedding_rms
 
     def mean_embedding(self) -> Tensor:
         """Mean input embedding ``(d,)`` over the same tokens."""
-        size = self.model.get_input_embeddings().weight.shape[0]
+        size = len(self._embeddings)
         return self.embed(range(0, size, max(1, size // 4096))).float().mean(0)
 
     # ------------------------------------------------------------------ from a question to the cache
@@ -279,7 +291,7 @@ class VisionLanguageModel:
             if isinstance(value, Tensor)
         }
         with self._forward_pass():
-            handle = self.model.get_decoder().register_forward_pre_hook(capture, with_kwargs=True)
+            handle = self._decoder.register_forward_pre_hook(capture, with_kwargs=True)
             try:
                 output = self.model(**tensors, past_key_values=new_cache(self.model), use_cache=True, logits_to_keep=1)
             finally:
@@ -343,15 +355,27 @@ class VisionLanguageModel:
 
         ``start``: tokens between the prefix and the suffix that are in the cache already.
         """
+        output = self._run(prefix, suffix, keep, cache, start)
+        return output.logits, output.past_key_values
+
+    def _run(
+        self,
+        prefix: Prefix,
+        suffix: _Suffix,
+        keep: Sequence[int],
+        cache: DynamicCache | None = None,
+        start: int = 0,
+        **given: Any,
+    ) -> Any:
+        """The model's own output for a suffix; see ``_continue``."""
         batch = len(suffix.embeddings)
-        given: dict[str, Any] = {}
         with self._forward_pass():
             if getattr(self.model.config.get_text_config(), "hidden_size_per_layer_input", None):
                 # Gemma 4 feeds a second embedding of the token ids to every layer.
                 ids = torch.tensor([suffix.tokens], device=self.device)
-                layers = self.model.get_decoder().get_per_layer_inputs(ids)
+                layers = self._decoder.get_per_layer_inputs(ids)
                 given["per_layer_inputs"] = layers.expand(batch, *layers.shape[1:])
-            output = self.model(
+            return self.model(
                 inputs_embeds=suffix.embeddings,
                 past_key_values=fork_cache(prefix.cache, batch) if cache is None else cache,
                 position_ids=self._positions(prefix, start, suffix.length, batch),
@@ -360,7 +384,6 @@ class VisionLanguageModel:
                 logits_to_keep=torch.tensor(list(keep), device=self.device),
                 **given,
             )
-        return output.logits, output.past_key_values
 
     def score(self, prefix: Prefix, latents: Tensor, patches: Sequence[Sequence[int]]) -> Logits:
         """Logits of ``N`` states at the latents and where the answer begins; latents ``(N, L, d)``.
@@ -389,7 +412,15 @@ class VisionLanguageModel:
         suffix = self._suffix(prefix, latents[None], [patches])
         first = len(patches) + len(prefix.inputs.markers.opening)
         with self._lock, tap_attention(self.model, slice(first, first + len(latents)), prefix.columns) as tap:
-            self._continue(prefix, suffix, [suffix.length - 1])
+            output = self._run(prefix, suffix, [suffix.length - 1], **({} if tap.switched else _SHOW_ATTENTION))
+        if not tap.switched:
+            shown = [layer for layer in output.attentions or () if layer is not None]
+            tap.layers += [layer[:, :, tap.rows].float()[..., prefix.columns] for layer in shown]
+        if not tap.layers:
+            raise ModelNotSupportedError(
+                f"{type(self.model).__name__} does not show its attention.",
+                "Load it with attn_implementation='eager', or search without patches.",
+            )
         return tap.mean()[0]
 
     def decode(
@@ -461,8 +492,8 @@ class VisionLanguageModel:
             raw = last.float()
             scores = raw
             if rules.processors:
-                ids = torch.tensor([written + tokens], device=raw.device)
-                scores = rules.processors(ids, raw[None].clone())[0]
+                ids = cast(torch.LongTensor, torch.tensor([written + tokens], device=raw.device))
+                scores = rules.processors(ids, cast(torch.FloatTensor, raw[None].clone()))[0]
             token = int(scores.argmax())
             tokens.append(token)
             log_probabilities.append(raw.log_softmax(-1)[token])
