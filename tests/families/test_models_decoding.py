@@ -12,6 +12,7 @@ import torch
 from naive_model import CLOSE, MARKERS, QUESTION, draw_latents
 from tiny_checkpoints import picture
 
+from latent_tool.models.families import family
 from latent_tool.models.vlm import Inputs, VisionLanguageModel
 
 LENGTH = 6
@@ -134,3 +135,19 @@ def test_reasoning_is_the_text_after_the_opening_marker(vlm):
     assert list(tokens) == expected.tolist()
     assert calls == 6
     assert vlm.reason(vlm.prefill(vlm.prepare([picture()], QUESTION, thinking_markers=None)), 5) == ((), 0)
+
+
+def test_reasoning_where_the_prompt_itself_ends_with_the_opening_marker(vlm):
+    row = family(vlm.model.config.model_type)
+    ends = "assistant" if row is not None and row.chat_template else "red?"
+    inputs = vlm.prepare([picture()], QUESTION, thinking_markers=(ends, "))"))
+    assert inputs.markers.opening == ()
+    assert inputs.markers.closing != ()
+    prefix = vlm.prefill(inputs)
+    tokens, calls = vlm.reason(prefix, 4)
+    assert tokens == vlm.decode(prefix, None, (), 4).tokens
+    assert calls == 4
+    latents = draw_latents(vlm, 1)
+    naive = naive_model.run(vlm, inputs, latents[0], (1,))
+    scored = vlm.score(prefix, latents, [(1,)])
+    torch.testing.assert_close(scored.answer[0], naive.at_answer[0], **CLOSE)
