@@ -362,15 +362,27 @@ class VisionLanguageModel:
 
         ``start``: tokens between the prefix and the suffix that are in the cache already.
         """
+        output = self._run(prefix, suffix, keep, cache, start)
+        return output.logits, output.past_key_values
+
+    def _run(
+        self,
+        prefix: Prefix,
+        suffix: _Suffix,
+        keep: Sequence[int],
+        cache: DynamicCache | None = None,
+        start: int = 0,
+        **given: Any,
+    ) -> Any:
+        """The model's own output for a suffix; see ``_continue``."""
         batch = len(suffix.embeddings)
-        given: dict[str, Any] = {}
         with self.forward_pass():
             if getattr(self.model.config.get_text_config(), "hidden_size_per_layer_input", None):
                 # Gemma 4 feeds a second embedding of the token ids to every layer.
                 ids = torch.tensor([suffix.tokens], device=self.device)
                 layers = self.model.get_decoder().get_per_layer_inputs(ids)
                 given["per_layer_inputs"] = layers.expand(batch, *layers.shape[1:])
-            output = self.model(
+            return self.model(
                 inputs_embeds=suffix.embeddings,
                 past_key_values=fork_cache(prefix.cache, batch) if cache is None else cache,
                 position_ids=self._positions(prefix, start, suffix.length, batch),
@@ -379,7 +391,6 @@ class VisionLanguageModel:
                 logits_to_keep=torch.tensor(list(keep), device=self.device),
                 **given,
             )
-        return output.logits, output.past_key_values
 
     # ------------------------------------------------------------------ scoring
 
@@ -469,7 +480,16 @@ class VisionLanguageModel:
         found = []
         for each, row in zip(requests, rows, strict=True):
             with self._lock, tap_attention(self.model, row.latents, each.prefix.columns) as tap:
-                self._continue(each.prefix, row, [row.length - 1])
+                given = {} if tap.switched else {"output_attentions": True}
+                output = self._run(each.prefix, row, [row.length - 1], **given)
+            if not tap.switched:
+                shown = [layer for layer in output.attentions or () if layer is not None]
+                tap.layers += [layer[:, :, tap.rows].float()[..., each.prefix.columns] for layer in shown]
+            if not tap.layers:
+                raise ModelNotSupportedError(
+                    f"{type(self.model).__name__} does not show its attention.",
+                    "Load it with attn_implementation='eager', or search without patches.",
+                )
             found.append(tap.mean()[0])
         return found
 
