@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 from agents import CIRCLE, SQUARE, shows, small_reasoner
+from langchain_core.load import dumpd, load
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from PIL import Image
 from test_reasoner import Recorder, options
 
-from latent_tool import ChatLatentReasoner
+from latent_tool import ChatLatentReasoner, LatentReasoner
 from latent_tool.errors import ImageDecodeError, ImageNotAllowedError, InputError, QuestionError, SettingsError
 from latent_tool.messages import image_block, messages_from_request, request_from_messages
 
@@ -169,6 +170,13 @@ def test_stop_and_max_tokens_cut_the_answer(chat: ChatLatentReasoner, picture: I
     assert ChatLatentReasoner(reasoner=chat.reasoner, stop=["circle"]).invoke(messages).content == "red "
     cut = chat.invoke(messages, max_tokens=1)
     assert cut.content == "red" and cut.response_metadata["finish_reason"] == "length"
+
+
+@pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
+def test_saved_and_loaded_again(chat: ChatLatentReasoner) -> None:
+    chat = ChatLatentReasoner(reasoner=chat.reasoner, max_tokens=7, stop=["."])
+    again = load(dumpd(chat), allowed_objects=[ChatLatentReasoner, LatentReasoner], valid_namespaces=["latent_tool"])
+    assert again == chat
 
 
 def test_tools_are_not_pretended(chat: ChatLatentReasoner) -> None:

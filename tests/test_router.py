@@ -132,6 +132,24 @@ def test_no_rung_is_begun_when_time_is_up(monkeypatch: pytest.MonkeyPatch) -> No
     assert result.route[0].seconds == 7.0 and result.answer == "a"
 
 
+def test_recorded_answers_are_routed_like_real_ones(picture: Image.Image) -> None:
+    """What the routing table of the documentation rests on: a decision depends on the confidences alone."""
+    questions = (CIRCLE, "what is right of the circle?", "Hello")
+    rungs = [small_reasoner(0), small_reasoner(1)]
+    requests = [ReasoningRequest(image=picture, question=question) for question in questions]
+    recorded = [dict(zip(questions, rung.batch(requests), strict=True)) for rung in rungs]
+    confidences = sorted(result.confidence or 0.0 for result in recorded[0].values())
+    for threshold in (confidences[1], confidences[2]):
+        real = ConfidenceRouter(rungs=[*rungs, says("c", None)], thresholds=threshold)
+        replayed = ConfidenceRouter(
+            rungs=[*((lambda request, i=i: recorded[i][request.question]) for i in range(2)), says("c", None)],
+            thresholds=threshold,
+        )
+        routes = [[step.decision for step in each.route] for each in real.batch(requests)]
+        assert routes == [[step.decision for step in each.route] for each in replayed.batch(requests)]
+        assert {len(route) for route in routes} > {1}
+
+
 # ---------------------------------------------------------------------- what a rung is given
 
 

@@ -10,12 +10,12 @@ import pytest
 from agents import small_reasoner
 from conftest import draw_shapes
 from langchain_core.language_models import BaseChatModel
-from langchain_core.load import dumpd, load
+from langchain_core.load import dumpd
 from langchain_core.tools import BaseTool
 from langchain_tests.integration_tests import ChatModelIntegrationTests, ToolsIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests, ToolsUnitTests
 
-from latent_tool import ChatLatentReasoner, LatentReasoner, LatentReasoningTool
+from latent_tool import ChatLatentReasoner, LatentReasoningTool
 from latent_tool.messages import image_block
 
 pytestmark = [
@@ -92,10 +92,10 @@ class _Chat:
 class TestChatModelUnit(_Chat, ChatModelUnitTests):
     """Construction, standard parameters, serialisation."""
 
+    @pytest.mark.xfail(strict=True, reason="loads with LangChain's own list of classes, which only its partners are on")
     def test_serdes(self, model: BaseChatModel, snapshot: Any) -> None:
-        """Overridden: the suite loads with LangChain's own list of classes, which no other package can be on."""
-        classes = [ChatLatentReasoner, LatentReasoner]
-        assert load(dumpd(model), allowed_objects=classes, valid_namespaces=["latent_tool"]).dict() == model.dict()
+        """See ``test_chat_model.test_saved_and_loaded_again`` for the same with these classes allowed."""
+        super().test_serdes(model, lambda name: dumpd(model))  # type: ignore[arg-type]
 
 
 class TestChatModelIntegration(_Chat, ChatModelIntegrationTests):
