@@ -5,18 +5,18 @@ Exit codes: 0 answered, 3 below ``--min-confidence``, 2 bad usage or input, 1 an
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from latent_tool.errors import InputError, LatentToolError, ModelError, SettingsError
+from latent_tool.errors import InputError, LatentToolError, ModelError
+from latent_tool.files import require_writable, write_whole
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from rich.console import Console
 
     from latent_tool.schema import ReasoningResult
@@ -103,6 +103,9 @@ def ask(
     overlay: Annotated[
         Path | None, typer.Option(metavar="OUT.png", help="Write the picture with the injected patches.")
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="OUT.html", help="Write a page that shows how the answer came about.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
@@ -113,7 +116,9 @@ def ask(
     from latent_tool.settings import Budget, SearchSettings
 
     if overlay is not None:
-        _require_writable(overlay, ".png")
+        require_writable(overlay, ".png")
+    if report is not None:
+        require_writable(report, ".html")
     limits = {
         "iterations": iterations,
         "max_patches": max_patches,
@@ -143,24 +148,76 @@ def ask(
     result = _follow(reasoner, {"images": references, "question": question, "system": system}, quiet)
     if overlay is not None:
         _write_overlays(result, references, overlay)
+    if report is not None:
+        _write_report(result, references, question, report)
     if as_json:
         print(result.model_dump_json(indent=2))
     else:
-        _show(result, overlay)
+        _show(result, overlay, report)
     if result.accepted is False:
         raise typer.Exit(UNSURE)
 
 
-def _write_overlays(result: ReasoningResult, references: list[str], path: Path) -> None:
-    """Write the overlay of the first image to ``path`` and those of further images beside it, numbered from 1."""
+@app.command()
+def models(as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False) -> None:
+    """List the model families that are supported, and how well each was verified."""
+    from latent_tool.models.families import supported
+
+    if as_json:
+        import json
+
+        rows = [
+            {
+                "family": row.model_type,
+                "example": row.example,
+                "exact_prefix": row.exact_prefix,
+                "boxes_verified": row.boxes_verified,
+                "decoding_verified": row.decoding_verified,
+                "needs": list(row.needs),
+                "note": row.note,
+            }
+            for row in supported()
+        ]
+        print(json.dumps(rows, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("family", "for example", "prefix", "boxes", "decoding", "needs", "note"):
+        table.add_column(name, overflow="fold")
+    for row in supported():
+        marks = ("yes" if flag else "no" for flag in (row.exact_prefix, row.boxes_verified, row.decoding_verified))
+        table.add_row(row.model_type, row.example, *marks, ", ".join(row.needs), row.note)
+    Console(highlight=False).print(table)
+    print(
+        "\nprefix: scoring from the cache equals one full forward pass; boxes: every image cell found in the pixels;"
+        "\ndecoding: equals the model's own generate. Checked on tiny random checkpoints of each family."
+    )
+
+
+def _pictures(references: list[str]) -> list[Image]:
+    """The pictures, opened as the reasoner opened them."""
     from latent_tool.images import load_image
-    from latent_tool.overlay import overlay_png
     from latent_tool.settings import ImagePolicy
 
-    for index, reference in enumerate(references):
-        picture = load_image(reference, ImagePolicy.local()).image
+    return [load_image(reference, ImagePolicy.local()).image for reference in references]
+
+
+def _write_overlays(result: ReasoningResult, references: list[str], path: Path) -> None:
+    """Write the overlay of the first image to ``path`` and those of further images beside it, numbered from 1."""
+    from latent_tool.overlay import overlay_png
+
+    for index, picture in enumerate(_pictures(references)):
         target = path if index == 0 else path.with_stem(f"{path.stem}-{index}")
-        _write(target, overlay_png(result, picture, index=index))
+        write_whole(target, overlay_png(result, picture, index=index))
+
+
+def _write_report(result: ReasoningResult, references: list[str], question: str, path: Path) -> None:
+    from latent_tool.report import write_report
+
+    names = ["data URI" if reference.startswith("data:") else Path(reference).name for reference in references]
+    write_report(path, result, _pictures(references), question=question, names=names)
 
 
 def _follow(reasoner: Any, request: dict[str, Any], quiet: bool) -> ReasoningResult:
@@ -187,7 +244,7 @@ def _follow(reasoner: Any, request: dict[str, Any], quiet: bool) -> ReasoningRes
     raise LatentToolError("The reasoner gave no result.")
 
 
-def _show(result: ReasoningResult, overlay: Path | None) -> None:
+def _show(result: ReasoningResult, *written: Path | None) -> None:
     """Print a result for people."""
     from rich.console import Console
     from rich.table import Table
@@ -219,8 +276,9 @@ def _show(result: ReasoningResult, overlay: Path | None) -> None:
             f"{result.usage.candidates} candidates, {result.usage.decoder_calls} decoder calls, {seconds:.2f} s "
             f"({result.stop_reason})",
         )
-    if overlay is not None:
-        facts.add_row("overlay", Text(str(overlay)))
+    for path in written:
+        if path is not None:
+            facts.add_row("written", Text(str(path)))
     console.print(facts)
     for warning in result.warnings:
         _note(warning)
@@ -271,33 +329,6 @@ def _note(message: str) -> None:
     from rich.text import Text
 
     _stderr().print(Text(f"note: {_plain(message)}", style="yellow"))
-
-
-def _require_writable(path: Path, suffix: str) -> None:
-    """Refuse, before any work is done, a file that could not be written."""
-    if path.suffix.lower() != suffix:
-        raise SettingsError(f"{path.name!r} does not end in {suffix}.", f"Give a file name that ends in {suffix}.")
-    if path.is_dir() or not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK):
-        raise SettingsError(f"{str(path)!r} cannot be written.", "Give a file in a folder that exists.")
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    handle, partial = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(partial, 0o666 & ~_umask())
-        os.replace(partial, path)
-    except OSError as error:
-        Path(partial).unlink(missing_ok=True)
-        raise SettingsError(f"{str(path)!r} cannot be written ({error.strerror}).", "Give another file.") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _fail(error: LatentToolError) -> NoReturn:

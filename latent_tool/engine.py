@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from PIL.Image import Image
@@ -23,7 +23,17 @@ from latent_tool.method.grounding import add_noise, visual_dependency
 from latent_tool.method.reward import read_reward
 from latent_tool.models.decoding import Decoded, ExtractedAnswer, extract_answer, generation_rules
 from latent_tool.models.loading import ModelSpec, load
-from latent_tool.models.vlm import Inputs, LatentView, Prefix, VisionLanguageModel
+from latent_tool.models.requests import (
+    Attend,
+    Decode,
+    Prefill,
+    Reason,
+    Request,
+    Score,
+    TokenLogProbabilities,
+    together,
+)
+from latent_tool.models.vlm import Inputs, Prefix, VisionLanguageModel
 from latent_tool.schema import (
     ConfidenceSource,
     ControlAnswer,
@@ -92,13 +102,14 @@ class Outcome:
 
 
 class _Clock:
-    """Measures phases, and knows when the job must stop."""
+    """Measures phases, counts forward passes, and knows when the job must stop."""
 
     def __init__(self, job: Job, now: Callable[[], float]) -> None:
         self.job = job
         self.now = now
         self.seconds: dict[str, float] = {"queue": job.queue_seconds, "images": job.image_seconds}
         self.reserve = 0.0
+        self.calls = 0  # forward passes of the decoder
         self._phase_began = now()
 
     def phase_done(self, name: str) -> None:
@@ -126,7 +137,11 @@ class _Clock:
         return "deadline" if self.expired(self.reserve) else None
 
 
-Steps = Generator[ReasoningStep, None, Outcome]
+T = TypeVar("T")
+# What a question does: it yields steps for the caller and requests for the model, and is sent the replies.
+Work = Generator[ReasoningStep | Request, Any, T]
+# The order in which requests of several questions are served: whoever is behind catches up first.
+_ORDER = (Prefill, Reason, Score, Attend, Decode, TokenLogProbabilities)
 
 
 class Engine:
@@ -141,14 +156,74 @@ class Engine:
         self.vlm = vlm
         self.clock = clock
 
-    # ------------------------------------------------------------------ the whole way
+    # ------------------------------------------------------------------ drivers: one question, or many in step
 
-    def run(self, job: Job) -> Steps:
+    def run(self, job: Job) -> Generator[ReasoningStep, None, Outcome]:
         """Answer one question, yielding a ``ReasoningStep`` per phase and round, and returning the ``Outcome``.
 
         Raises ``QuestionError``, ``ContextLengthError``, ``DeadlineError`` (nothing was scored in time),
         ``CancelledError`` and ``NumericalError``. Whatever is raised, the engine can be used again.
         """
+        work = self._work(job)
+        reply: Any = None
+        while True:
+            try:
+                item = work.send(reply)
+            except StopIteration as end:
+                outcome: Outcome = end.value
+                return outcome
+            reply = None
+            if isinstance(item, ReasoningStep):
+                yield item
+            else:
+                reply = item.alone(self.vlm)
+
+    def answer(self, job: Job) -> Outcome:
+        """``run`` without looking at the steps."""
+        steps = self.run(job)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                outcome: Outcome = end.value
+                return outcome
+
+    def answer_many(self, jobs: Sequence[Job]) -> list[Outcome | Exception]:
+        """Answer several questions in step, their forward passes in one batch; results in the order of the jobs.
+
+        Each is answered as if it were asked alone, up to near-ties of rewards. An error of one takes its place in the
+        list and leaves the others alone.
+        """
+        works = [self._work(job) for job in jobs]
+        results: list[Outcome | Exception | None] = [None] * len(jobs)
+        waiting: dict[int, Request] = {}
+
+        def advance(index: int, reply: Any) -> None:
+            """Send a reply (or raise it, if it is an exception) and go on to the question's next request."""
+            try:
+                item = works[index].throw(reply) if isinstance(reply, Exception) else works[index].send(reply)
+                while isinstance(item, ReasoningStep):
+                    item = works[index].send(None)
+                waiting[index] = item
+            except StopIteration as end:
+                results[index] = end.value
+            except Exception as error:
+                results[index] = error
+
+        for index in range(len(jobs)):
+            advance(index, None)
+        while waiting:
+            kind = min((type(request) for request in waiting.values()), key=_ORDER.index)
+            chosen = [index for index, request in waiting.items() if type(request) is kind]
+            replies = together(self.vlm, [waiting.pop(index) for index in chosen])
+            for index, reply in zip(chosen, replies, strict=True):
+                advance(index, reply)
+        return [result for result in results if result is not None]
+
+    # ------------------------------------------------------------------ the whole way of one question
+
+    def _work(self, job: Job) -> Work[Outcome]:
+        """Everything one question does, without calling the model."""
         clock = _Clock(job, self.clock)
         clock.require_time("the image was read")
         yield ReasoningStep(phase="prefill", iterations=job.budget.iterations)
@@ -161,32 +236,30 @@ class Engine:
         )
         budget, warnings = self._fit_context(inputs, job)
         clock.require_time("the image was read")
-        prefix = self.vlm.prefill(inputs)
+        prefix: Prefix = yield Prefill(inputs)
+        clock.calls += 1
         clock.phase_done("prefill")
         clock.require_time("anything was scored")
 
-        view = LatentView(self.vlm, prefix)
-        calls = 1
         latents: Tensor | None = None
         patches: tuple[int, ...] = ()
         found: method.Outcome | None = None
         if job.settings.latents:
-            start, extra = self._initial_latents(prefix, job, clock)
-            calls += extra
-            found = yield from self._search(view, start, job, budget, clock)
+            start = yield from self._initial_latents(prefix, job, clock)
+            found = yield from self._search(prefix, start, job, budget, clock)
             latents, patches = found.best.latents, found.best.patches
         clock.phase_done("search")
 
         yield ReasoningStep(phase="decode", iterations=budget.iterations)
-        decoded = self._decode(prefix, latents, patches, budget, clock)
+        decoded = yield from self._decode(prefix, latents, patches, budget, clock)
         answer = self._extract(prefix, decoded)
-        calls += view.calls + len(decoded.tokens)
         clock.phase_done("decode")
 
         grounding = controls = None
         if job.grounding is not None or job.controls:
-            grounding, controls, extra = self._examine(prefix, job, budget, latents, patches, decoded, answer, clock)
-            calls += extra
+            grounding, controls = yield from self._examine(
+                prefix, job, budget, latents, patches, decoded, answer, clock
+            )
             clock.phase_done("grounding")
         if decoded.finish_reason != "stop":
             warnings.append(
@@ -195,7 +268,7 @@ class Engine:
         usage = Usage(
             candidates=found.candidates if found else 0,
             discarded=found.discarded if found else 0,
-            decoder_calls=calls,
+            decoder_calls=clock.calls,
             prompt_tokens=inputs.length,
             image_cells=len(inputs.cells),
             latent_tokens=0 if latents is None else len(latents),
@@ -216,26 +289,6 @@ class Engine:
             usage,
             (*job.warnings, *inputs.warnings, *warnings),
         )
-
-    def answer(self, job: Job) -> Outcome:
-        """``run`` without looking at the steps."""
-        steps = self.run(job)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                outcome: Outcome = end.value
-                return outcome
-
-    def answer_many(self, jobs: Sequence[Job]) -> list[Outcome | Exception]:
-        """Answer several questions; an error of one takes its place in the list and leaves the others alone."""
-        outcomes: list[Outcome | Exception] = []
-        for job in jobs:
-            try:
-                outcomes.append(self.answer(job))
-            except Exception as error:
-                outcomes.append(error)
-        return outcomes
 
     def rescore(self, outcome: Outcome) -> float:
         """Score the outcome's state again, from the images on: what a reported reward must be reproducible with."""
@@ -270,19 +323,19 @@ class Engine:
             warnings.append(f"max_new_tokens was cut to {max(1, room)} to fit the model's context of {limit} tokens.")
         return budget, warnings
 
-    def _initial_latents(self, prefix: Prefix, job: Job, clock: _Clock) -> tuple[Tensor, int]:
-        """Where the latents start, ``(L, d)`` float32, and the decoder calls that took."""
+    def _initial_latents(self, prefix: Prefix, job: Job, clock: _Clock) -> Work[Tensor]:
+        """Where the latents start, ``(L, d)`` float32."""
         count, settings = job.settings.latents, job.settings
-        calls = 0
         if settings.init == "mean":
-            return self.vlm.mean_embedding().expand(count, -1).clone(), calls
+            return self.vlm.mean_embedding().expand(count, -1).clone()
         if settings.init == "reasoning":
             before = self.clock()
-            tokens, calls = self.vlm.reason(prefix, count, clock.expired)
+            tokens, calls = yield Reason(prefix, count, clock.expired)
+            clock.calls += calls
             self._reserve_time(clock, (self.clock() - before) / max(calls, 1), job.budget)
             if tokens:
-                return self.vlm.embed(tokens).float(), calls
-        return self.vlm.embed([self._init_token(settings.init_token)]).float().expand(count, -1).clone(), calls
+                return self.vlm.embed(tokens).float()
+        return self.vlm.embed([self._init_token(settings.init_token)]).float().expand(count, -1).clone()
 
     def _init_token(self, wanted: str | None) -> int:
         tokenizer = self.vlm.tokenizer
@@ -300,36 +353,40 @@ class Engine:
             wanted = per_call * min(budget.max_new_tokens, _RESERVED_TOKENS)
             clock.reserve = max(0.0, min(wanted, (clock.job.deadline - self.clock()) / 2))
 
-    def _search(
-        self, view: LatentView, start: Tensor, job: Job, budget: Budget, clock: _Clock
-    ) -> Generator[ReasoningStep, None, method.Outcome]:
+    def _search(self, prefix: Prefix, start: Tensor, job: Job, budget: Budget, clock: _Clock) -> Work[method.Outcome]:
+        """The search, its questions passed on to the model."""
         settings = job.settings
-        unit = self.vlm.embedding_rms() if settings.scale == "embedding_rms" else 1.0
-        steps = method.run(
-            method.search(
-                start.to(self.vlm.device),
-                settings,
-                budget,
-                generator=torch.Generator().manual_seed(job.seed),
-                unit=unit,
-                stop=clock.search_must_end,
-            ),
-            view,
+        steps = method.search(
+            start.to(self.vlm.device),
+            settings,
+            budget,
+            generator=torch.Generator().manual_seed(job.seed),
+            unit=self.vlm.embedding_rms() if settings.scale == "embedding_rms" else 1.0,
+            stop=clock.search_must_end,
         )
         began = self.clock()
+        reply: Any = None
         while True:
             try:
-                row = next(steps)
+                step = steps.send(reply)
             except StopIteration as end:
                 found: method.Outcome = end.value
                 return found
-            if row.number == 0 and not clock.reserve:
-                self._reserve_time(clock, self.clock() - began, budget)
-            yield ReasoningStep(phase="search", trace=_trace_row(row), iterations=budget.iterations)
+            reply = None
+            if isinstance(step, method.Score):
+                reply = yield Score(prefix, step.latents, step.patches)
+                clock.calls += 1
+            elif isinstance(step, method.Attend):
+                reply = yield Attend(prefix, step.latents, step.patches)
+                clock.calls += 1
+            else:
+                if step.number == 0 and not clock.reserve:
+                    self._reserve_time(clock, self.clock() - began, budget)
+                yield ReasoningStep(phase="search", trace=_trace_row(step), iterations=budget.iterations)
 
     def _decode(
         self, prefix: Prefix, latents: Tensor | None, patches: Sequence[int], budget: Budget, clock: _Clock
-    ) -> Decoded:
+    ) -> Work[Decoded]:
         """Decode, past the deadline too for the one token without which there is no answer."""
         asked = 0
 
@@ -338,20 +395,24 @@ class Engine:
             asked += 1
             return clock.expired() and asked > 1
 
-        return self.vlm.decode(prefix, latents, patches, budget.max_new_tokens, stop)
+        decoded: Decoded = yield Decode(prefix, latents, patches, budget.max_new_tokens, stop)
+        clock.calls += len(decoded.tokens)
+        return decoded
 
     def _extract(self, prefix: Prefix, decoded: Decoded) -> ExtractedAnswer:
         rules = generation_rules(self.vlm.model, prefix.length)
         return extract_answer(decoded.tokens, self.vlm.tokenizer, prefix.inputs.markers.closing, rules.stop_tokens)
 
-    def _noised(self, inputs: Inputs, noise: NoiseSettings, draw: int) -> Prefix:
+    def _noised(self, inputs: Inputs, noise: NoiseSettings, draw: int, clock: _Clock) -> Work[Prefix]:
         """The prefix of the noised image; its cells' features are those of the noised image, too."""
         generator = torch.Generator().manual_seed(noise.seed + draw)
         tensors = {
             key: add_noise(value, noise, generator) if key.startswith("pixel_values") else value
             for key, value in inputs.tensors.items()
         }
-        return self.vlm.prefill(replace(inputs, tensors=tensors))
+        prefix: Prefix = yield Prefill(replace(inputs, tensors=tensors))
+        clock.calls += 1
+        return prefix
 
     def _examine(
         self,
@@ -363,31 +424,29 @@ class Engine:
         decoded: Decoded,
         answer: ExtractedAnswer,
         clock: _Clock,
-    ) -> tuple[Grounding | None, Controls | None, int]:
+    ) -> Work[tuple[Grounding | None, Controls | None]]:
         """Visual dependency and controls; what the deadline leaves no time for is left out."""
         noise = job.grounding or NoiseSettings()
-        calls = 0
         grounding = controls = None
-        first: Prefix | None = None
+        noised: Prefix | None = None
         if job.grounding is not None and decoded.tokens and not clock.expired():
             rows = []
             for draw in range(noise.draws):
-                noised = self._noised(prefix.inputs, noise, draw)
-                first = first or noised
-                rows.append(self.vlm.token_log_probabilities(noised, latents, patches, decoded.tokens))
-                calls += 2
+                noised = yield from self._noised(prefix.inputs, noise, draw, clock)
+                rows.append((yield TokenLogProbabilities(noised, latents, patches, decoded.tokens)))
+                clock.calls += 1
             dependency = visual_dependency(decoded.log_probabilities, torch.stack(rows))
             grounding = self._grounding(decoded, answer, dependency, noise)
         if job.controls and not clock.expired():
-            noised = first or self._noised(prefix.inputs, noise, 0)
-            off = self._decode(prefix, None, (), budget, clock)
-            blurred = self._decode(noised, latents, patches, budget, clock)
+            if noised is None:
+                noised = yield from self._noised(prefix.inputs, noise, 0, clock)
+            off = yield from self._decode(prefix, None, (), budget, clock)
+            blurred = yield from self._decode(noised, latents, patches, budget, clock)
             controls = Controls(
                 latents_off=self._control(prefix, off, answer.text),
                 image_noised=self._control(prefix, blurred, answer.text),
             )
-            calls += len(off.tokens) + len(blurred.tokens) + (first is None)
-        return grounding, controls, calls
+        return grounding, controls
 
     def _control(self, prefix: Prefix, decoded: Decoded, answer: str) -> ControlAnswer:
         found = self._extract(prefix, decoded)

@@ -11,9 +11,11 @@ This module knows nothing of files, of networks or of policies. Pillow is import
 from __future__ import annotations
 
 import io
+import math
 import re
 import struct
 import threading
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFile import ImageFile
 
-__all__ = ["Header", "Limits", "convert", "decode", "read_header"]
+__all__ = ["Header", "Limits", "check_size", "convert_copy", "decode", "read_header"]
 
 MAX_PARTS = 100_000  # chunks, segments or directory entries in one file
 MAX_SCANS = 100  # of a progressive JPEG; encoders write about ten
@@ -61,23 +63,28 @@ def decode(data: bytes, limits: Limits) -> tuple[Image, tuple[str, ...]]:
         ImageTooLargeError: more pixels, a longer side or more frames than ``limits`` allow.
         ImageDecodeError: not an image, not one of the formats, damaged or cut short.
     """
-    header = read_header(data, limits)
+    try:
+        header = read_header(data, limits)
+        picture, warnings = _decode(header, limits)
+    except MemoryError:
+        raise ImageTooLargeError("There is not enough memory to decode the image.", "Scale it down.") from None
+    if header.frames > 1:
+        warnings = (f"The image has {header.frames} frames; only the first is used.", *warnings)
+    return picture, warnings
+
+
+def _decode(header: Header, limits: Limits) -> tuple[Image, tuple[str, ...]]:
     try:
         with _opener(header.format)(io.BytesIO(header.pixels)) as image:
             check_size(image.size, limits)
             if image.size != header.size:
                 raise _damaged(header.format)
             image.load()
-            picture, warnings = convert(image, header.orientation)
-    except ImageError:
+            return convert(image, header.orientation)
+    except (ImageError, MemoryError):
         raise
-    except MemoryError:
-        raise _out_of_memory() from None
     except Exception as error:  # decoders raise nearly anything on damaged data
         raise _damaged(header.format, cut="truncated" in str(error)) from None
-    if header.frames > 1:
-        warnings = (f"The image has {header.frames} frames; only the first is used.", *warnings)
-    return picture, warnings
 
 
 def read_header(data: bytes, limits: Limits) -> Header:
@@ -127,19 +134,42 @@ def check_size(size: tuple[int, int], limits: Limits) -> None:
 _loading = threading.Lock()  # Pillow's lazy loading is not safe in two threads at once
 
 
-def convert(image: Image, orientation: int | None = None) -> tuple[Image, tuple[str, ...]]:
-    """An upright RGB copy of a Pillow image of any mode, without metadata, and warnings. ``image`` is not changed.
+def convert_copy(image: Image) -> tuple[Image, tuple[str, ...]]:
+    """``convert`` for an image of the caller's, which is loaded if it was not, but not changed.
 
-    Transparent parts are laid on white. 16-bit values are divided by 256; other integers and floats are stretched to
-    0..255 when they do not fit, with a warning. ``orientation=None`` reads it from the image's own EXIF data.
+    Of an animation the current frame is taken, with a warning. Its EXIF data say whether it is upright.
 
     Raises:
-        ImageDecodeError: the mode has no RGB form, or a float pixel is not finite.
+        ImageDecodeError: the image cannot be loaded, its mode has no RGB form, or a float pixel is not finite.
+        ImageTooLargeError: there is not enough memory.
+    """
+    try:
+        with _loading:
+            copy = image.copy()
+            frame = image.tell() if getattr(image, "is_animated", False) else None
+        picture, warnings = convert(copy, _exif_orientation(copy.info.get("exif")))
+    except ImageError:
+        raise
+    except MemoryError:
+        raise ImageTooLargeError("There is not enough memory to convert the image.", "Scale it down.") from None
+    except Exception:  # a lazily opened file may hold anything
+        raise ImageDecodeError("The Pillow image cannot be loaded or converted.", "Load it first.") from None
+    if frame is not None:
+        warnings = (f"The image is animated; only the current frame, {frame}, is used.", *warnings)
+    return picture, warnings
+
+
+def convert(image: Image, orientation: int) -> tuple[Image, tuple[str, ...]]:
+    """An upright RGB picture from a Pillow image of any mode, without metadata, and warnings.
+
+    Transparent parts are laid on white. 16-bit values are divided by 256; other integers and floats are stretched to
+    0..255 when they do not fit, with a warning. Colour profiles are not applied. ``orientation`` is the EXIF value.
+
+    Raises:
+        ImageDecodeError: a float pixel is not finite.
     """
     from PIL import Image as pillow
 
-    with _loading:
-        image = image.copy()
     warnings: tuple[str, ...] = ()
     if image.mode.startswith(("I", "F")):
         image, warnings = _to_grey(image)
@@ -154,10 +184,7 @@ def convert(image: Image, orientation: int | None = None) -> tuple[Image, tuple[
         clear = image.convert("RGBA")
         image = pillow.new("RGB", clear.size, "white")
         image.paste(clear, mask=clear)
-    if image.mode != "RGB":
-        image = image.convert("RGB")
-    if orientation is None:
-        orientation = _exif_orientation(image.info.get("exif"))
+    image = image.convert("RGB")  # a copy, if it is already
     turn = pillow.Transpose
     turns = {
         2: turn.FLIP_LEFT_RIGHT,
@@ -178,9 +205,9 @@ def _to_grey(image: Image) -> tuple[Image, tuple[str, ...]]:
     """Integers and floats of any range as 8-bit grey."""
     if image.mode.startswith("I;16"):
         return image.convert("I").point(lambda value: value * (1 / 256)).convert("L"), ()
-    low, high = (float(value) for value in image.getextrema())  # type: ignore[arg-type]
-    if not (abs(low) < float("inf") and abs(high) < float("inf")):
+    if image.mode == "F" and not math.isfinite(sum(array("f", image.tobytes()))):
         raise ImageDecodeError("The image has values that are not finite.", "Replace NaN and infinity by numbers.")
+    low, high = (float(value) for value in image.getextrema())  # type: ignore[arg-type]
     if low >= 0 and high <= 1 and image.mode == "F":
         return image.point(lambda value: value * 255).convert("L"), ()
     if low >= 0 and high <= 255:
@@ -247,10 +274,6 @@ _MAGIC = (
 def _damaged(name: str, *, cut: bool = False) -> ImageDecodeError:
     what = "is cut short" if cut else "is damaged"
     return ImageDecodeError(f"The {name} image {what}.", "Save or download it again.")
-
-
-def _out_of_memory() -> ImageTooLargeError:
-    return ImageTooLargeError("There is not enough memory to decode the image.", "Scale it down.")
 
 
 def _exif_orientation(exif: object) -> int:
@@ -426,6 +449,7 @@ def _tiff(data: bytes) -> Header:
         raise _too_many_parts("TIFF")
     step, inline = struct.calcsize(order + entry), struct.calcsize(order + offset)
     start = first + struct.calcsize(order + count)
+    room = len(data)  # tags may not claim more than the file has, even where they share it
     values: dict[int, int] = {}
     kept: list[bytes] = []
     for place in range(start, start + entries * step, step):
@@ -434,7 +458,9 @@ def _tiff(data: bytes) -> Header:
             continue
         length = items * _TIFF_WIDTHS.get(kind, MAX_TAG_BYTES + 1)
         where = struct.unpack(order + offset, value)[0] if length > inline else place
-        if tag in values or length > MAX_TAG_BYTES or where + length > len(data) or items < 1:
+        if length > inline:
+            room -= length
+        if tag in values or length > MAX_TAG_BYTES or where + length > len(data) or items < 1 or room < 0:
             raise _damaged("TIFF")
         values[tag] = 0
         if tag in _TIFF_SINGLE:

@@ -31,7 +31,7 @@ from latent_tool.errors import (
     ImageNotFoundError,
     ImageTooLargeError,
 )
-from latent_tool.image_bytes import Limits, check_size, convert, decode
+from latent_tool.image_bytes import Limits, check_size, convert_copy, decode
 from latent_tool.image_download import download
 from latent_tool.image_process import decode_apart
 
@@ -178,18 +178,7 @@ def _is_pillow(value: object) -> bool:
 
 def _from_pillow(value: Any, policy: ImagePolicy) -> LoadedImage:
     check_size(value.size, _limits(policy))
-    try:
-        image, warnings = convert(value)
-    except ImageError:
-        raise
-    except MemoryError:
-        raise ImageTooLargeError("There is not enough memory to convert the image.", "Scale it down.") from None
-    except Exception:  # a lazily opened file may hold anything
-        raise ImageDecodeError(
-            "The Pillow image cannot be loaded or converted.", "Load it before passing it."
-        ) from None
-    if getattr(value, "is_animated", False):
-        warnings = (f"The image is animated; only the current frame, {value.tell()}, is used.", *warnings)
+    image, warnings = convert_copy(value)
     return LoadedImage(image, warnings, "Pillow image")
 
 

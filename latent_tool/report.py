@@ -15,13 +15,13 @@ import hashlib
 import html
 import io
 import math
-import secrets
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latent_tool.errors import InputError
+from latent_tool.files import write_whole
 from latent_tool.overlay import THIN_VEIL, VEIL, attention_share, labels_of, layout_of, plain_text, upright_image
 
 if TYPE_CHECKING:
@@ -138,23 +138,12 @@ def write_report(
     """Write ``report_html`` to ``path``: either the whole page is there afterwards, or what was there before.
 
     Raises:
-        InputError: the images do not belong to the result, or the file cannot be written.
+        InputError: the images do not belong to the result.
+        SettingsError: the file cannot be written.
     """
     page = report_html(result, images, question=question, names=names)
     path = Path(path)
-    unfinished = path.parent / f".report-{secrets.token_hex(8)}.tmp"
-    try:
-        try:
-            with unfinished.open("x", encoding="utf-8", newline="\n") as stream:
-                stream.write(page)
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"The report cannot be written to {path}: {error.strerror or error}.",
-            "Name a file in a folder that exists and can be written to.",
-        ) from error
+    write_whole(path, page.encode())
     return path
 
 

@@ -41,7 +41,7 @@ ImageReference = Annotated[
     WithJsonSchema(
         {
             "anyOf": [{"type": "string"}, {"type": "object"}],
-            "description": "An image: path, data URI, URL or base64, or an image content block. "
+            "description": "An image: path, data URI or URL, or an image content block. "
             "In Python also bytes, pathlib.Path or a PIL image.",
         }
     ),

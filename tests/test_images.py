@@ -233,16 +233,20 @@ def test_wide_numbers(mode: str, values: tuple[float, ...], expected: tuple[int,
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_floats_that_are_not_finite(value: float) -> None:
-    with pytest.raises(ImageDecodeError, match="finite"):
-        load_image(Image.new("F", (2, 2), value), LOCAL)
+    for place in ((0, 0), (1, 1)):
+        picture = Image.new("F", (2, 2), 0.5)
+        picture.putpixel(place, value)
+        for reference in (picture, encode(picture, "TIFF")):
+            with pytest.raises(ImageDecodeError, match="finite"):
+                load_image(reference, LOCAL)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "PNG with alpha"])
 @pytest.mark.parametrize("orientation", range(0, 11))
 def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encode(photo(), kind, exif=exif)
+    data = encode(photo(mode="RGBA" if "alpha" in kind else "RGB"), kind.split()[0], exif=exif)
     with Image.open(io.BytesIO(data)) as picture:
         expected = ImageOps.exif_transpose(picture).convert("RGB")
     for reference in (data, Image.open(io.BytesIO(data))):
@@ -391,7 +395,8 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (inside / "empty.png").write_bytes(b"")
     (inside / "text.png").write_text("hello")
     (inside / "cut.png").write_bytes(PNG[:-30])
-    (inside / "big.png").write_bytes(PNG + bytes(LOCAL.max_bytes))
+    (inside / "big.png").write_bytes(PNG)
+    os.truncate(inside / "big.png", LOCAL.max_bytes + 1)  # a hole, not written out
     (inside / "good-link.png").symlink_to(inside / "inner" / "a.png")
     (inside / "bad-link.png").symlink_to(tmp_path / "closed" / "a.png")
     (inside / "relative-link.png").symlink_to("../closed/a.png")

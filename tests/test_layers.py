@@ -14,9 +14,10 @@ PACKAGE = Path(latent_tool.__file__).parent
 # A module imports only what stands above it (and within its own line).
 LAYERS = [
     {"errors"},
+    {"files"},
     {"settings"},
     {"schema"},
-    {"image_bytes", "image_download", "images"},
+    {"image_bytes", "image_process", "image_download", "images"},
     {"scenes"},
     {"method"},
     {"models"},

@@ -131,6 +131,14 @@ def test_more_attention_means_less_veil() -> None:
         assert near(part(picture, box), veiled(PAPER, share))
 
 
+def test_where_patches_overlap_the_most_attended_is_seen() -> None:
+    boxes = [(0.0, 0.0, 36.0, 36.0), cell(1, 1)]
+    for order in (1, -1):
+        picture = overlay(result_with(boxes[::order], attention=[0.01, 0.04][::order]), scene())
+        assert near(part(picture, cell(1, 1)), BLUE)
+        assert near(part(picture, cell(2, 2)), veiled(BLUE, 0.75 * module.THIN_VEIL))
+
+
 def test_patches_without_attention_are_not_veiled() -> None:
     picture = overlay(result_with([cell(1, 1), cell(2, 1)], attention=[0.0, 0.0]), scene())
     assert near(part(picture, cell(1, 1)), BLUE)
@@ -190,6 +198,24 @@ def test_labels_stand_outside_of_the_evidence(cells: list[tuple[int, int]]) -> N
     side = (12 if region else 60) * layout.width // 60 + 2 * layout.line
     outline = side**2 - (side - 2 * layout.line) ** 2
     assert amber_on(pixels(picture)).sum() > outline + layout.font**2 // 2
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.7])
+@pytest.mark.parametrize("cells", [3, 8, 20])
+def test_labels_cover_neither_patches_nor_each_other(cells: int, share: float) -> None:
+    size = 12 * cells, 12 * cells
+    layout = module.layout_of(size)
+    chosen = np.argwhere(np.random.default_rng(0).random((cells, cells)) < share)
+    placed = [(i + 1, layout.cells(cell(int(c), int(r)))) for i, (r, c) in enumerate(chosen)]
+    kept = [(rank, at) for rank, at in placed if at is not None]
+    labels = module.labels_of(layout, kept)
+    assert labels
+    taken = [at for _, at in kept]
+    for label in labels:
+        left, top, right, bottom = label.box
+        assert left >= 0 and top >= 0 and right <= layout.canvas[0] and bottom <= layout.canvas[1]
+        assert not any(left < r and x < right and top < b and t < bottom for x, t, r, b in taken)
+        taken.append(label.box)
 
 
 def test_a_checkerboard_of_patches_keeps_its_insides() -> None:
@@ -270,12 +296,15 @@ def test_scaling_up_keeps_every_pixel() -> None:
     assert (shown[15::30, 15::30] == noise).all()
 
 
-@settings(max_examples=40, deadline=None)
+numbers = st.floats(-400, 700)
+anything = st.tuples(*[numbers | st.sampled_from([float("nan"), float("inf")])] * 4)
+crossing = st.tuples(st.floats(-400, 0), st.floats(-400, 0), st.floats(0.5, 700), st.floats(0.5, 700))
+
+
+@settings(max_examples=25, deadline=None)
 @given(
-    st.tuples(st.integers(1, 300), st.integers(1, 300)),
-    st.lists(
-        st.tuples(*[st.floats(-400, 700) | st.sampled_from([float("nan"), float("inf")])] * 4), min_size=1, max_size=6
-    ),
+    st.tuples(st.integers(1, 120), st.integers(1, 120)),
+    st.lists(crossing | st.tuples(*[numbers] * 4) | anything, min_size=1, max_size=6),
 )
 def test_any_box_is_cut_at_the_picture(size: tuple[int, int], boxes: list[Box]) -> None:
     """Outside of the picture there is nothing but the frame's own colours, however wrong the boxes are."""

@@ -368,7 +368,8 @@ def gemma4() -> Checkpoint:
         num_kv_shared_layers=2,
         use_bidirectional_attention="vision",
     )
-    tower = vision("gemma4_vision", patch_size=16, num_key_value_heads=2, head_dim=16, position_embedding_size=64)
+    tower = vision("gemma4_vision", patch_size=16, num_key_value_heads=2, head_dim=16, pooling_kernel_size=2)
+    tower["position_embedding_size"] = 64
     return Checkpoint(
         T.Gemma4Config(
             text_config=decoder,
@@ -380,7 +381,7 @@ def gemma4() -> Checkpoint:
             audio_token_id=words.convert_tokens_to_ids("<|audio|>"),
         ),
         words,
-        T.Gemma4ImageProcessorPil(max_soft_tokens=70),
+        T.Gemma4ImageProcessorPil(max_soft_tokens=70, pooling_kernel_size=2),
         "Gemma4Processor",
         "<|image|>",
         {"image_seq_length": 70},

@@ -122,15 +122,17 @@ def extract_answer(
     last = len(ids) - 1 if ids and ids[-1] in stop_tokens else len(ids)
     text = _text(tokenizer, ids[first:last])
     begin, end = _span(text)
-    start = stop = first
+    places = range(first, last)
+
+    def spelled(place: int) -> str:
+        return _text(tokenizer, ids[first : place + 1])
+
+    # A character of several bytes may take several tokens, which show as U+FFFD until the last one: the answer starts
+    # with the first token of its first character, and stops after the last token of its last.
+    start = stop = first + bisect_right(places, begin, key=lambda place: len(spelled(place)))
     if end > begin:
-        places = range(first, last)
-
-        def spelled(place: int) -> int:
-            return len(_text(tokenizer, ids[first : place + 1]))
-
-        start = first + bisect_right(places, begin, key=spelled)
-        stop = first + bisect_left(places, end, key=spelled) + 1
+        whole = bisect_left(places, end, key=lambda place: len(spelled(place).rstrip("\ufffd")))
+        stop = min(first + whole + 1, last)
     ended = stop < len(ids)
     return ExtractedAnswer(text[begin:end], _text(tokenizer, ids[:last]).strip(), start, stop + ended, ended)
 

@@ -12,24 +12,24 @@ from naive_model import CLOSE, MARKERS, QUESTION, draw_latents, some_cells
 from tiny_checkpoints import picture
 from torch import Tensor
 
+from latent_tool.models.families import family
 
-@pytest.mark.parametrize(
-    ("position", "markers"),
-    [("generation_start", None), ("user_turn", None), ("generation_start", MARKERS), ("user_turn", MARKERS)],
-)
+
+@pytest.mark.parametrize(("position", "markers"), [("generation_start", None), ("user_turn", MARKERS)])
 def test_score_equals_the_naive_forward_pass(vlm, position, markers):
     inputs = vlm.prepare([picture()], QUESTION, position=position, thinking_markers=markers)
     prefix = vlm.prefill(inputs)
     latents, patches = draw_latents(vlm, 8), some_cells(vlm, len(inputs.cells))
     scored = vlm.score(prefix, latents, patches)
-    assert (inputs.tail != ()) == (position == "user_turn")
+    row = family(vlm.model.config.model_type)
+    assert (inputs.tail != ()) == (position == "user_turn" and row is not None and row.chat_template)
     for index, cells in enumerate(patches):
         naive = naive_model.run(vlm, inputs, latents[index], cells)
         torch.testing.assert_close(scored.latents[index], naive.at_latents, **CLOSE)
         torch.testing.assert_close(scored.answer[index], naive.at_answer[0], **CLOSE)
-        alone = vlm.score(prefix, latents[index : index + 1], [cells])
-        torch.testing.assert_close(alone.latents[0], naive.at_latents, **CLOSE)
-        torch.testing.assert_close(alone.answer[0], naive.at_answer[0], **CLOSE)
+    alone = vlm.score(prefix, latents[5:6], patches[5:6])
+    torch.testing.assert_close(alone.latents[0], scored.latents[5], **CLOSE)
+    torch.testing.assert_close(alone.answer[0], scored.answer[5], **CLOSE)
 
 
 @pytest.mark.parametrize(("position", "markers"), [("generation_start", None), ("user_turn", MARKERS)])
@@ -68,7 +68,8 @@ def test_patches_are_copies_of_merged_image_features(vlm):
     torch.testing.assert_close(prefix.features, naive.merged[prefix.columns], **CLOSE)
     assert ((prefix.features - placeholder).abs().amax(-1) > 1e-2).all()
     other = vlm.prefill(vlm.prepare([picture(seed=1)], QUESTION))
-    assert ((prefix.features - other.features).abs().amax(-1) > 1e-3).all()
+    seen = [cell.box is not None for cell in inputs.cells]
+    assert ((prefix.features - other.features)[seen].abs().amax(-1) > 1e-3).all()
 
 
 def test_another_image_changes_the_logits(vlm):
@@ -107,7 +108,7 @@ def test_scoring_leaves_the_prefix_as_it_was(vlm):
 
 def test_threads_get_what_they_would_get_alone(vlm):
     latents = draw_latents(vlm, 2)
-    start = threading.Barrier(4)
+    start = threading.Barrier(2)
 
     def ask(seed: int) -> tuple[Tensor, Tensor, tuple[int, ...]]:
         start.wait(timeout=60)
@@ -116,8 +117,8 @@ def test_threads_get_what_they_would_get_alone(vlm):
         scored = vlm.score(prefix, latents, [(1,), (0,)]).answer
         return scored, vlm.attend(prefix, latents[0], (1,)), vlm.decode(prefix, latents[0], (1,), 4).tokens
 
-    with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(ask, range(4)))
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(ask, range(2)))
     start = threading.Barrier(1)
     for seed, (scored, attention, tokens) in enumerate(together):
         alone = ask(seed)
