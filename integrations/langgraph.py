@@ -77,8 +77,7 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
 
     The tool is called as the agent asked; while its confidence is below the threshold it is called again with each of
     ``budgets``, then ``fallback`` is asked. The most confident answer (or the fallback's) becomes the ToolMessage, and
-    is marked when it is still not reliable; the artifact's ``route`` tells what was tried. Errors of the tool are
-    passed on.
+    is marked when it is still not reliable; the artifact's ``route`` tells what was tried. Errors are passed on.
 
     Args:
         threshold: confidence an answer must reach, in [0, 1].

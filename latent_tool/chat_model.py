@@ -61,6 +61,7 @@ class ChatLatentReasoner(BaseChatModel):
     image: ImageReference | None = Field(None, description="The image asked about when the messages show none.")
     max_tokens: int | None = Field(None, ge=1, description="Tokens decoded at most; None: the reasoner's budget.")
     timeout: float | None = Field(None, gt=0, allow_inf_nan=False, description="The budget's deadline, in seconds.")
+    streaming: bool = Field(False, description="Let invoke stream to callbacks, too.")
     stop: list[str] | None = Field(None, description="Texts before which the answer is cut.")
 
     def __init__(self, **values: Any) -> None:

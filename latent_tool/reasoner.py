@@ -209,7 +209,11 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
     @property
     def lc_attributes(self) -> dict[str, Any]:
         """The settings as plain JSON, from which the constructor makes them again."""
-        return self.model_dump(mode="json", include={"budget", "settings", "grounding", "image_policy"})
+        values = {name: getattr(self, name) for name in ("budget", "settings", "grounding", "image_policy")}
+        return {
+            name: value.model_dump(mode="json", exclude_defaults=True) if isinstance(value, Settings) else value
+            for name, value in values.items()
+        }
 
     @property
     def config_specs(self) -> list[ConfigurableFieldSpec]:
