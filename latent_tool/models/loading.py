@@ -311,7 +311,7 @@ def _image_only_processor(spec: ModelSpec, config: Any) -> Any:
     written, _ = family.get_processor_dict(source, **where)
     absent = [name for name in ("video_processor", "feature_extractor") if name in family.get_attributes()]
 
-    class ImageOnly(family):
+    class ImageOnly(family):  # type: ignore[misc, valid-type]
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
             if argument_name in absent:
                 return None
