@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import draw_shapes
 from naive_model import run as run_naively
+from pictures import draw_shapes
 from PIL import Image
 
 from latent_tool.engine import Engine, Job, Outcome, get_engine
