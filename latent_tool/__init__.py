@@ -1,1 +1,56 @@
-"""latent_tool: confidence-guided latent reasoning with images, as a tool that agents can gate on."""
+"""latent_tool: confidence-guided latent reasoning with images, as a tool that agents can gate on.
+
+The public names are resolved when they are first used, so that importing the package loads neither torch, nor
+transformers, nor LangChain.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from latent_tool.chat_model import ChatLatentReasoner
+    from latent_tool.reasoner import LatentReasoner
+    from latent_tool.router import ConfidenceRouter
+    from latent_tool.schema import Patch, ReasoningRequest, ReasoningResult
+    from latent_tool.settings import Budget, ImagePolicy, SearchSettings
+    from latent_tool.tool import LatentReasoningTool
+
+__all__ = [
+    "Budget",
+    "ChatLatentReasoner",
+    "ConfidenceRouter",
+    "ImagePolicy",
+    "LatentReasoner",
+    "LatentReasoningTool",
+    "Patch",
+    "ReasoningRequest",
+    "ReasoningResult",
+    "SearchSettings",
+]
+
+_HOMES = {
+    "Budget": "settings",
+    "ChatLatentReasoner": "chat_model",
+    "ConfidenceRouter": "router",
+    "ImagePolicy": "settings",
+    "LatentReasoner": "reasoner",
+    "LatentReasoningTool": "tool",
+    "Patch": "schema",
+    "ReasoningRequest": "schema",
+    "ReasoningResult": "schema",
+    "SearchSettings": "settings",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

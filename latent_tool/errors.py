@@ -17,6 +17,7 @@
     ├── DeadlineError              the deadline passed before anything was scored
     ├── CancelledError             the caller asked to stop
     ├── NumericalError             the model returned values that are not finite
+    ├── RungError                  a rung of a router failed, or answered with something unknown
     └── MissingExtraError          an optional dependency is not installed
 
 Each error says what is wrong, carries a ``hint`` that names the remedy, and knows whether trying the same
@@ -43,6 +44,7 @@ __all__ = [
     "ModelNotSupportedError",
     "NumericalError",
     "QuestionError",
+    "RungError",
     "SettingsError",
 ]
 
@@ -132,6 +134,10 @@ class CancelledError(LatentToolError):
 
 class NumericalError(LatentToolError):
     """The model returned values that are not finite."""
+
+
+class RungError(LatentToolError):
+    """A rung of a router failed, or answered with something that is no result."""
 
 
 class MissingExtraError(LatentToolError):

@@ -15,18 +15,18 @@ from latent_tool.settings import Budget, NoiseSettings, SearchSettings, explain_
 __all__ = [
     "ControlAnswer",
     "Controls",
+    "GeneratedToken",
     "Grounding",
     "Patch",
     "ReasoningRequest",
     "ReasoningResult",
     "ReasoningStep",
+    "RouteStep",
     "Scores",
     "TokenDependency",
     "TraceRow",
     "Usage",
 ]
-
-SCHEMA_VERSION = "1"
 
 Box = tuple[float, float, float, float]
 ConfidenceSource = Literal["calibrated", "answer_probability", "reward", "unscored"]
@@ -41,7 +41,7 @@ ImageReference = Annotated[
     WithJsonSchema(
         {
             "anyOf": [{"type": "string"}, {"type": "object"}],
-            "description": "An image: path, data URI, URL or base64, or an image content block. "
+            "description": "An image: path, data URI or URL, or an image content block. "
             "In Python also bytes, pathlib.Path or a PIL image.",
         }
     ),
@@ -144,6 +144,14 @@ class Scores(Plain):
     first_token_entropy: float | None = Field(None, description="Entropy of the first answer token, in nats.")
 
 
+class GeneratedToken(Plain):
+    """One generated token."""
+
+    token: str = Field(description="Its text; the texts of all tokens together are what was decoded.")
+    probability: float = Field(description="By the model's own softmax, in [0, 1].")
+    in_answer: bool = Field(description="Part of the extracted answer (or the token that ends it).")
+
+
 class TokenDependency(Plain):
     """One generated token and how much it depends on the image."""
 
@@ -191,10 +199,25 @@ class Usage(Plain):
     seconds: dict[str, float] = Field(description="Per phase: images, queue, prefill, search, decode, grounding.")
 
 
+class RouteStep(Plain):
+    """What a router did with one of its rungs."""
+
+    rung: int = Field(ge=0, description="Place among the router's rungs, from 0.")
+    name: str = Field(description="Name of the rung's Runnable.")
+    decision: Literal["accepted", "unsure", "failed", "skipped"]
+    reason: str = Field(description="Why, in words.")
+    answer: str | None = Field(None, description="What the rung answered; None if it did not.")
+    confidence: float | None = Field(None, ge=0, le=1)
+    confidence_source: ConfidenceSource = "unscored"
+    threshold: float | None = Field(None, description="The confidence that was asked for; None: any.")
+    cost: float = Field(0.0, ge=0, description="Cost of the rung, in the router's units; 0 if it was not asked.")
+    seconds: float = Field(0.0, ge=0, description="Seconds the rung took; in a batch, for all its questions together.")
+
+
 class ReasoningResult(Plain):
     """Answer, confidence, and what they rest on."""
 
-    schema_version: Literal["1"] = SCHEMA_VERSION
+    schema_version: Literal["1"] = "1"
     answer: str = Field(description="The extracted answer.")
     raw_text: str = Field(description="Everything that was decoded, special tokens left out.")
     confidence: float | None = Field(ge=0, le=1, description="What to gate on; None if nothing was scored.")
@@ -203,6 +226,7 @@ class ReasoningResult(Plain):
     abstained: bool | None = Field(None, description="The opposite of accepted.")
     min_confidence: float | None = None
     scores: Scores = Scores()
+    tokens: list[GeneratedToken] = Field([], description="Every generated token, reasoning and stop token included.")
     patches: list[Patch] = []
     image_sizes: list[tuple[int, int]] = Field([], description="Width and height of every upright image, in pixels.")
     trace: list[TraceRow] = []
@@ -215,6 +239,7 @@ class ReasoningResult(Plain):
     settings: SearchSettings | None = None
     budget: Budget | None = None
     seed: int | None = None
+    route: list[RouteStep] = Field([], description="The rungs a router tried, in order; the last one decided.")
     warnings: list[str] = []
 
 

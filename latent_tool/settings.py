@@ -7,7 +7,8 @@ nothing of torch, of models or of LangChain.
 
 from __future__ import annotations
 
-import math
+import ipaddress
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -23,9 +24,11 @@ __all__ = [
     "NoiseSettings",
     "SearchSettings",
     "explain_validation",
+    "settings_error",
 ]
 
 BudgetLevel = Literal["quick", "standard", "thorough"]
+ImageFormat = Literal["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -39,6 +42,18 @@ def explain_validation(error: ValidationError) -> str:
     return "; ".join(parts)
 
 
+def settings_error(owner: type[BaseModel], error: ValidationError) -> SettingsError:
+    """What to raise when an object of class ``owner`` could not be made: the inner error where a part was wrong."""
+    for item in error.errors(include_url=False, include_input=False):
+        inner = item.get("ctx", {}).get("error")
+        if isinstance(inner, SettingsError):
+            return inner
+    return SettingsError(
+        f"{owner.__name__} is not valid: {explain_validation(error)}.",
+        f"Known fields: {', '.join(owner.model_fields)}.",
+    )
+
+
 class Settings(BaseModel):
     """Base of all settings: frozen, no unknown keys, and a ``SettingsError`` instead of pydantic's own error."""
 
@@ -48,10 +63,7 @@ class Settings(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise SettingsError(
-                f"{type(self).__name__} is not valid: {explain_validation(error)}.",
-                f"Known fields: {', '.join(type(self).model_fields)}.",
-            ) from None
+            raise settings_error(type(self), error) from None
 
     def but(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated like a new one."""
@@ -239,6 +251,7 @@ class NoiseSettings(Settings):
 class ImagePolicy(Settings):
     """Which images may be opened, and how large they may be.
 
+    Pillow images, bytes and data URIs are always accepted, within the limits; files and downloads only as allowed here.
     ``local()`` is for code and the command line, ``untrusted()`` for whatever strangers can reach.
     """
 
@@ -246,31 +259,77 @@ class ImagePolicy(Settings):
         "none", description="Files that may be read: any readable one, those inside `folders`, or none."
     )
     folders: tuple[Path, ...] = Field((), description="Folders for files='folders'; links out of them are refused.")
-    hosts: tuple[str, ...] = Field((), description="Host names from which images may be downloaded, exactly as given.")
-    max_bytes: int = Field(20_000_000, ge=1, description="Bytes of the encoded image at most.")
-    max_pixels: int = Field(40_000_000, ge=1, description="Width times height at most.")
-    max_side: int = Field(20_000, ge=1, description="Width or height at most, in pixels.")
-    formats: tuple[str, ...] = Field(
-        ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"), description="Pillow formats that may be opened."
+    hosts: tuple[str, ...] = Field(
+        (),
+        description="Hosts from which images may be downloaded, exactly as given: 'example.org' (default port) or "
+        "'example.org:8443'. No wildcards; international names in their xn-- form.",
+    )
+    allow_http: bool = Field(False, description="Also download over http, not only https.")
+    allow_private_hosts: bool = Field(
+        False, description="Also connect to private, loopback and other addresses that are not public."
+    )
+    trust_environment: bool = Field(
+        False,
+        description="Use the proxy and the certificates named in the environment (HTTPS_PROXY, SSL_CERT_FILE). A proxy "
+        "resolves host names itself, so that their addresses are not checked here.",
+    )
+    stall_s: Positive = Field(5.0, description="Seconds to connect at most, and between two pieces of a download.")
+    download_s: Positive = Field(20.0, description="Seconds for a whole download at most, redirects included.")
+
+    max_bytes: int = Field(20_000_000, ge=1, le=2**31, description="Bytes of the encoded image at most.")
+    max_pixels: int = Field(40_000_000, ge=1, le=10**9, description="Width times height at most.")
+    max_side: int = Field(20_000, ge=1, le=10**6, description="Width or height at most, in pixels.")
+    max_frames: int = Field(10_000, ge=1, le=10**6, description="Frames at most; only the first is ever decoded.")
+    formats: tuple[ImageFormat, ...] = Field(
+        ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"), min_length=1, description="Formats that may be opened."
     )
 
-    @field_validator("max_bytes", "max_pixels", "max_side", mode="before")
+    isolate: bool = Field(
+        False, description="Decode bytes in a process of its own, which may crash or run out of memory; costs ~0.2 s."
+    )
+    decode_s: Positive = Field(20.0, description="Seconds that process may take.")
+    decode_memory: int = Field(
+        2_000_000_000, ge=200_000_000, description="Bytes of address space that process may take (not on Windows)."
+    )
+
+    @field_validator("hosts")
     @classmethod
-    def _whole(cls, value: Any) -> Any:
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError("must be a finite whole number")
-        return value
+    def _exact_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_exact_host(host) for host in hosts)
+
+    @model_validator(mode="after")
+    def _folders_are_meant(self) -> Self:
+        if (self.files == "folders") != bool(self.folders):
+            raise ValueError("files='folders' and a list of folders belong together")
+        return self
 
     @classmethod
     def local(cls, **changes: Any) -> ImagePolicy:
-        """PIL images, bytes, data URIs and any readable file; no downloads."""
+        """Pillow images, bytes, data URIs and any readable file; no downloads."""
         return cls(**{"files": "any", **changes})
 
     @classmethod
     def untrusted(cls, **changes: Any) -> ImagePolicy:
-        """PIL images, bytes and data URIs; files and downloads only from where the caller allows."""
+        """Pillow images, bytes and data URIs; files and downloads only from where the caller allows."""
         if "files" not in changes and changes.get("folders"):
             changes["files"] = "folders"
         return cls(**changes)
 
 
+def _exact_host(text: str) -> str:
+    """An entry of ``hosts`` in lower case; refuses what could be read in two ways."""
+    host, port = text.lower(), None
+    if match := re.fullmatch(r"(.*[^:]):(\d{1,5})|(\[.*\]):(\d{1,5})", host):
+        host, port = match[1] or match[3], int(match[2] or match[4])
+    name = re.fullmatch(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*", host)
+    number = re.fullmatch(r"(0x[0-9a-f]*|[0-9]+)", host.rpartition(".")[2])
+    if name is None or number:
+        bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+        try:
+            address = ipaddress.ip_address(bare.replace("%", "?"))  # no zones
+        except ValueError:
+            raise ValueError("must be host names, without scheme, path, wildcard or trailing dot") from None
+        host = f"[{address}]" if address.version == 6 else str(address)
+    if port is not None and not 0 < port < 65536:
+        raise ValueError("the port must be 1 to 65535")
+    return host if port is None else f"{host}:{port}"

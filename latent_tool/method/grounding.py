@@ -1,6 +1,6 @@
 """Visual dependency: how much a generated token depends on the image.
 
-    S(token) = log p(token | image) - log p(token | noised image)      in nats
+S(token) = log p(token | image) - log p(token | noised image)      in nats
 """
 
 from __future__ import annotations

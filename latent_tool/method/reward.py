@@ -71,15 +71,15 @@ def top_k_mass(logits: Tensor, k: int) -> Tensor:
 def top_k_entropy(logits: Tensor, k: int) -> Tensor:
     """The paper's reward, ``1 - H_k`` with ``H_k(P) = - sum over the k most probable w of P(w) ln P(w)``.
 
-    Lies in ``[1 - ln k, 1]`` for ``k >= 3``. **Not monotone**: for a flat distribution over a large vocabulary the top-k
-    terms vanish and the reward tends to 1, so a search can win it by flattening.
+    Lies in ``[1 - ln k, 1]`` for ``k >= 3``. **Not monotone**: for a flat distribution over a large vocabulary the
+    top-k terms vanish and the reward tends to 1, so a search can win it by flattening.
     """
     log_p = _top_k_log_probabilities(logits, k)
     return 1 - _entropy(log_p)
 
 
 def renormalised_top_k_entropy(logits: Tensor, k: int) -> Tensor:
-    """``1 - H(Q)``, ``Q`` the k largest probabilities divided by their sum; lowest, ``1 - ln k``, for uniform logits."""
+    """``1 - H(Q)``, ``Q`` the k largest probabilities over their sum; lowest, ``1 - ln k``, for uniform logits."""
     log_p = _top_k_log_probabilities(logits, k)
     return 1 - _entropy(log_p - log_p.logsumexp(-1, keepdim=True))
 

@@ -142,7 +142,7 @@ class _Run:
         return 2**62 if limit is None else limit - self.candidates
 
     def score(self, latents: Tensor, patches: tuple[tuple[int, ...], ...]) -> Asking[list[State | None]]:
-        """Score states in one batch and remember the best; a state whose reward is not finite becomes ``None``."""
+        """Score states in one batch; a state whose reward is not finite becomes ``None``."""
         if self.best is not None and (reason := self.stop()):
             raise _LimitReached(reason)
         if self.room() < len(patches):
@@ -157,11 +157,13 @@ class _Run:
                 self.discarded += 1
                 states.append(None)
                 continue
-            state = State(latents[index].clone(), patches[index], reward, mass)
-            states.append(state)
-            if self.best is None or reward > self.best.reward:
-                self.best = state
+            states.append(State(latents[index].clone(), patches[index], reward, mass))
         return states
+
+    def keep(self, state: State | None) -> None:
+        """Remember a state if it is the best so far."""
+        if state is not None and (self.best is None or state.reward > self.best.reward):
+            self.best = state
 
     def ascend(self) -> Asking[None]:
         """One step of the policy gradient; the updated state becomes the current one unless it is not finite."""
@@ -171,6 +173,8 @@ class _Run:
         noise = noise.to(state.latents)
         candidates = state.latents + self.sigma * self.unit * noise
         scored = yield from self.score(candidates, (state.patches,) * settings.samples)
+        for each in scored:
+            self.keep(each)
         rewards = torch.tensor([math.nan if each is None else each.reward for each in scored], dtype=torch.float64)
         self.sampled = float(rewards[rewards.isfinite()].mean()) if rewards.isfinite().any() else None
         gradient = policy_gradient(noise, advantages(rewards, settings), self.sigma)
@@ -179,12 +183,14 @@ class _Run:
         (moved,) = yield from self.score(updated[None], (state.patches,))
         if moved is not None:
             self.current = moved
+            self.keep(moved)
 
     def walk(self) -> Asking[None]:
         """Let every latent, in order, propose cells for the current state; keep a proposal if the reward rises.
 
         Proposals of the latents still to come are scored in one batch, and again only after one was accepted; the
-        accepted groups are those of the walk that scores one proposal at a time.
+        accepted groups are those of the walk that scores one proposal at a time. A state that was not accepted is
+        never the best one: a walk that goes one by one might not have scored it.
         """
         assert self.current is not None
         settings = self.settings
@@ -216,6 +222,7 @@ class _Run:
                     gain = round(proposed.reward - state.reward, 6)
                     self.injections.append(Injection(cells, weights, latent, gain))
                     self.current = proposed
+                    self.keep(proposed)
                     break
             latent += 1
 
@@ -271,6 +278,7 @@ def search(
     """
     run = _Run(settings, budget, generator, unit, stop, settings.sigma)
     (run.current,) = yield from run.score(initial.detach().float()[None], ((),))
+    run.keep(run.current)
     if run.current is None or run.best is None:
         raise NumericalError(
             "The model's logits are not finite for the initial latents.",

@@ -100,7 +100,7 @@ AttentionMaskInterface.register(_NAME, sdpa_mask)
 def tap_attention(model: PreTrainedModel, rows: slice, columns: Tensor) -> Iterator[AttentionTap]:
     """Read the attention of the decoder in the forward passes inside the ``with``; everything is restored after it."""
     tap = AttentionTap(rows, columns)
-    if not model.get_decoder()._can_set_attn_implementation():  # type: ignore[no-untyped-call]
+    if not model.get_decoder()._can_set_attn_implementation():
         tap.switched = False
         yield tap
         return

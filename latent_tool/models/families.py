@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from latent_tool.models import cells
 from latent_tool.models.cells import Recipe
 
-__all__ = ["Family", "family", "supported"]
+__all__ = ["Family", "family", "markdown_table", "supported"]
 
 
 @dataclass(frozen=True)
@@ -95,3 +95,14 @@ def supported() -> tuple[Family, ...]:
 def family(model_type: str) -> Family | None:
     """The row of a model type, or ``None`` for a family that is not in the table."""
     return _BY_TYPE.get(model_type)
+
+
+def markdown_table() -> str:
+    """The table as Markdown, for the README."""
+    head = ["family", "for example", "exact prefix cache", "boxes verified", "decoding verified", "needs", "note"]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for row in _TABLE:
+        marks = ("yes" if flag else "no" for flag in (row.exact_prefix, row.boxes_verified, row.decoding_verified))
+        parts = (f"`{row.model_type}`", f"`{row.example}`", *marks, ", ".join(row.needs) or "-", row.note or "-")
+        lines.append(f"| {' | '.join(parts)} |")
+    return "\n".join(lines)

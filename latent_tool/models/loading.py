@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES  # type: ignore[attr-defined]
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils.import_utils import is_torchvision_available
 
 from latent_tool.errors import LatentToolError, ModelLoadError, ModelNotFoundError, ModelNotSupportedError
@@ -72,7 +72,7 @@ def _quiet() -> Iterator[None]:
     logger = logging.getLogger("transformers")
     level, progress = logger.level, transformers.utils.logging.is_progress_bar_enabled()
     logger.setLevel(logging.ERROR)
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -80,7 +80,7 @@ def _quiet() -> Iterator[None]:
     finally:
         logger.setLevel(level)
         if progress:
-            transformers.utils.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            transformers.utils.logging.enable_progress_bar()
 
 
 def load(spec: ModelSpec) -> VisionLanguageModel:

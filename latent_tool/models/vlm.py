@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -26,8 +26,10 @@ from latent_tool.models.cells import Box, View, cell_boxes
 from latent_tool.models.decoding import Decoded, generation_rules
 from latent_tool.models.families import family
 from latent_tool.models.prompts import Markers, find_markers, render_prompt
+from latent_tool.models.requests import Attend, Decode, Reason, Score, never
+from latent_tool.models.shared_prefix import SuffixBatch, Tap, install, installed, layers_fit
 
-__all__ = ["Cell", "Inputs", "LatentView", "Prefix", "VisionLanguageModel"]
+__all__ = ["Cell", "Inputs", "Prefix", "VisionLanguageModel"]
 
 
 _SHOW_ATTENTION: dict[str, Any] = {"output_attentions": True}
@@ -62,7 +64,8 @@ class Prefix:
     """The prefix in the cache.
 
     ``features``: ``(C, d)``, merged image features at the image cells. ``last_logits``: ``(vocabulary,)`` after the
-    prefix. ``positions``: position ids the decoder was given, ``(..., P)``, or ``None`` if it counts by itself.
+    prefix. ``positions``: position ids the decoder was given, ``(..., P)``, or ``None`` if it counts by itself;
+    ``next_position``: the one that follows. ``columns``: ``(C,)``, where the image cells stand in the prefix.
     """
 
     inputs: Inputs
@@ -71,6 +74,7 @@ class Prefix:
     last_logits: Tensor
     positions: Tensor | None
     columns: Tensor
+    next_position: int
 
     @property
     def length(self) -> int:
@@ -78,13 +82,17 @@ class Prefix:
         return self.inputs.length
 
 
+Decoding = Generator[int | None, Tensor, Decoded]
+
+
 @dataclass(frozen=True)
 class _Suffix:
-    """What follows the prefix: embeddings ``(N, S, d)``, and the token id of every position (a filler where V and T
-    stand, which have none)."""
+    """What follows the prefix: embeddings ``(N, S, d)``, the token id of every position (a filler where V and T stand,
+    which have none), and where the latents stand."""
 
     embeddings: Tensor
     tokens: tuple[int, ...]
+    latents: slice = field(default_factory=lambda: slice(0, 0))
 
     @property
     def length(self) -> int:
@@ -106,6 +114,9 @@ class VisionLanguageModel:
         self._lock = threading.RLock()
         self._processor_lock = threading.Lock()
         self._embedding_rms: float | None = None
+        # None: not known before the first question.
+        per_layer = getattr(model.config.get_text_config(), "hidden_size_per_layer_input", None)
+        self._shares: bool | None = None if not per_layer and install(model) else False
 
     # ------------------------------------------------------------------ facts about the model
 
@@ -143,7 +154,7 @@ class VisionLanguageModel:
 
     @property
     def _decoder(self) -> Any:
-        return self.model.get_decoder()  # type: ignore[no-untyped-call]
+        return self.model.get_decoder()
 
     def embed(self, tokens: Sequence[int]) -> Tensor:
         """Input embeddings ``(n, d)`` of tokens."""
@@ -290,7 +301,7 @@ class VisionLanguageModel:
             for key, value in inputs.tensors.items()
             if isinstance(value, Tensor)
         }
-        with self._forward_pass():
+        with self.forward_pass():
             handle = self._decoder.register_forward_pre_hook(capture, with_kwargs=True)
             try:
                 output = self.model(**tensors, past_key_values=new_cache(self.model), use_cache=True, logits_to_keep=1)
@@ -310,12 +321,15 @@ class VisionLanguageModel:
             )
         columns = (tensors["input_ids"][0] == self.image_token).nonzero()[:, 0]
         features = embeddings[0, columns.to(embeddings.device)].to(self.device)
-        return Prefix(inputs, output.past_key_values, features, last, captured.get("position_ids"), columns)
+        positions = captured.get("position_ids")
+        following = inputs.length if positions is None else int(positions.max()) + 1
+        return Prefix(inputs, output.past_key_values, features, last, positions, columns, following)
 
     # ------------------------------------------------------------------ continuing from the cache
 
     @contextmanager
-    def _forward_pass(self) -> Iterator[None]:
+    def forward_pass(self) -> Iterator[None]:
+        """One forward pass at a time, without gradients."""
         with self._lock, torch.inference_mode():
             yield
 
@@ -323,7 +337,7 @@ class VisionLanguageModel:
         """Position ids of ``length`` tokens that stand ``start`` tokens after the prefix."""
         if prefix.positions is None:
             return None
-        following = prefix.positions.max() + 1 + start + torch.arange(length, device=prefix.positions.device)
+        following = prefix.next_position + start + torch.arange(length, device=prefix.positions.device)
         return following.expand(*prefix.positions.shape[:-2], batch, length)
 
     def _suffix(
@@ -342,7 +356,8 @@ class VisionLanguageModel:
             *([] if latents is None else [latents.to(self.device)]),
             self.embed(after).expand(len(patches), -1, -1),
         ]
-        return _Suffix(torch.cat([part.to(self.dtype) for part in parts], dim=1), tokens)
+        first = injected + len(markers.opening)
+        return _Suffix(torch.cat([part.to(self.dtype) for part in parts], dim=1), tokens, slice(first, first + count))
 
     def _written(self, tokens: Sequence[int]) -> _Suffix:
         """Plain tokens as something that follows the prefix."""
@@ -369,7 +384,7 @@ class VisionLanguageModel:
     ) -> Any:
         """The model's own output for a suffix; see ``_continue``."""
         batch = len(suffix.embeddings)
-        with self._forward_pass():
+        with self.forward_pass():
             if getattr(self.model.config.get_text_config(), "hidden_size_per_layer_input", None):
                 # Gemma 4 feeds a second embedding of the token ids to every layer.
                 ids = torch.tensor([suffix.tokens], device=self.device)
@@ -385,43 +400,106 @@ class VisionLanguageModel:
                 **given,
             )
 
-    def score(self, prefix: Prefix, latents: Tensor, patches: Sequence[Sequence[int]]) -> Logits:
-        """Logits of ``N`` states at the latents and where the answer begins; latents ``(N, L, d)``.
+    # ------------------------------------------------------------------ scoring
 
-        States that inject different numbers of cells are run in one batch per number.
-        """
-        count = latents.shape[1]
-        after = len(prefix.inputs.markers.closing) + len(prefix.inputs.tail)
-        before = len(prefix.inputs.markers.opening)
+    def score(self, prefix: Prefix, latents: Tensor, patches: Sequence[Sequence[int]]) -> Logits:
+        """Logits of ``N`` states at the latents and where the answer begins; latents ``(N, L, d)``."""
+        return self.score_many([Score(prefix, latents, patches)])[0]
+
+    def score_many(self, requests: Sequence[Score]) -> list[Logits]:
+        """``score`` for several questions: in one batch where prefixes can be shared, else one after another."""
+        if self.shares_prefixes(requests[0].prefix):
+            return self._score_shared(requests)
+        return [self._score_plain(each.prefix, each.latents, each.patches) for each in requests]
+
+    def _score_shared(self, requests: Sequence[Score]) -> list[Logits]:
+        requests_of_rows = [request for request in requests for _ in request.patches]
+        rows = [
+            self._suffix(request.prefix, latents[None], [cells])
+            for request in requests
+            for latents, cells in zip(request.latents, request.patches, strict=True)
+        ]
+        keep = [[*range(row.latents.start, row.latents.stop), row.length - 1] for row in rows]
+        batch = SuffixBatch(self, [request.prefix for request in requests_of_rows])
+        logits = iter(batch.extend([row.embeddings[0] for row in rows], keep))
+        found = []
+        for request in requests:
+            stacked = torch.stack([next(logits) for _ in request.patches])
+            found.append(Logits(stacked[:, :-1], stacked[:, -1]))
+        return found
+
+    def _score_plain(self, prefix: Prefix, latents: Tensor, patches: Sequence[Sequence[int]]) -> Logits:
+        """One batch per number of injected cells, each with its own view of the prefix."""
         groups: dict[int, list[int]] = {}
         for index, cells in enumerate(patches):
             groups.setdefault(len(cells), []).append(index)
         rows: list[Tensor | None] = [None] * len(patches)
-        for length, members in groups.items():
+        for members in groups.values():
             suffix = self._suffix(prefix, latents[members], [patches[index] for index in members])
-            first = length + before
-            keep = [*range(first, first + count)] + ([suffix.length - 1] if after else [])
+            keep = [*range(suffix.latents.start, suffix.latents.stop), suffix.length - 1]
             logits, _ = self._continue(prefix, suffix, keep)
             for row, index in zip(logits, members, strict=True):
                 rows[index] = row
         stacked = torch.stack([row for row in rows if row is not None])
-        return Logits(stacked[:, :count], stacked[:, -1])
+        return Logits(stacked[:, :-1], stacked[:, -1])
+
+    def shares_prefixes(self, prefix: Prefix) -> bool:
+        """Whether rows of this model can share a prefix without copying it; checked against the plain path once."""
+        if self._shares is False or not installed(self.model):
+            return False
+        with self._lock:
+            if self._shares is None:
+                self._shares = self._sharing_is_exact(prefix)
+        return self._shares and layers_fit(prefix.cache)
+
+    def _sharing_is_exact(self, prefix: Prefix) -> bool:
+        """Compare both paths on two states of different length."""
+        if not layers_fit(prefix.cache):
+            return False
+        tokens = prefix.inputs.tensors["input_ids"][0, :2].tolist()
+        latents = self.embed(tokens)[None].expand(2, -1, -1)
+        request = Score(prefix, latents, [(), (0,)])
+        expected = self._score_plain(request.prefix, request.latents, request.patches).answer.float()
+        try:
+            (found,) = self._score_shared([request])
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
+            return False
+        tolerance = 1e-3 if self.dtype == torch.float32 else 5e-2
+        return bool((found.answer.float() - expected).abs().max() <= tolerance * max(1.0, float(expected.abs().max())))
+
+    # ------------------------------------------------------------------ attention
 
     def attend(self, prefix: Prefix, latents: Tensor, patches: Sequence[int]) -> Tensor:
         """Attention ``(L, C)`` of the latents ``(L, d)`` to the image cells, mean over heads and layers, float32."""
-        suffix = self._suffix(prefix, latents[None], [patches])
-        first = len(patches) + len(prefix.inputs.markers.opening)
-        with self._lock, tap_attention(self.model, slice(first, first + len(latents)), prefix.columns) as tap:
-            output = self._run(prefix, suffix, [suffix.length - 1], **({} if tap.switched else _SHOW_ATTENTION))
-        if not tap.switched:
-            shown = [layer for layer in output.attentions or () if layer is not None]
-            tap.layers += [layer[:, :, tap.rows].float()[..., prefix.columns] for layer in shown]
-        if not tap.layers:
-            raise ModelNotSupportedError(
-                f"{type(self.model).__name__} does not show its attention.",
-                "Load it with attn_implementation='eager', or search without patches.",
-            )
-        return tap.mean()[0]
+        return self.attend_many([Attend(prefix, latents, patches)])[0]
+
+    def attend_many(self, requests: Sequence[Attend]) -> list[Tensor]:
+        """``attend`` for several questions."""
+        rows = [self._suffix(each.prefix, each.latents[None], [each.patches]) for each in requests]
+        if self.shares_prefixes(requests[0].prefix):
+            longest = max(row.length for row in rows)
+            batch = SuffixBatch(self, [each.prefix for each in requests])
+            batch.tap = Tap([row.latents for row in rows], [longest - row.length for row in rows])
+            batch.extend([row.embeddings[0] for row in rows], [[row.length - 1] for row in rows])
+            return batch.tap.means()
+        found = []
+        for each, row in zip(requests, rows, strict=True):
+            with self._lock, tap_attention(self.model, row.latents, each.prefix.columns) as tap:
+                output = self._run(each.prefix, row, [row.length - 1], **({} if tap.switched else _SHOW_ATTENTION))
+            if not tap.switched:
+                shown = [layer for layer in output.attentions or () if layer is not None]
+                tap.layers += [layer[:, :, tap.rows].float()[..., each.prefix.columns] for layer in shown]
+            if not tap.layers:
+                raise ModelNotSupportedError(
+                    f"{type(self.model).__name__} does not show its attention.",
+                    "Load it with attn_implementation='eager', or search without patches.",
+                )
+            found.append(tap.mean()[0])
+        return found
+
+    # ------------------------------------------------------------------ decoding
 
     def decode(
         self,
@@ -429,7 +507,7 @@ class VisionLanguageModel:
         latents: Tensor | None,
         patches: Sequence[int],
         max_new_tokens: int,
-        stop: Callable[[], bool] = lambda: False,
+        stop: Callable[[], bool] = never,
     ) -> Decoded:
         """Decode greedily from exactly the state that was scored, with the model's own generation rules.
 
@@ -439,45 +517,61 @@ class VisionLanguageModel:
             max_new_tokens: tokens at most.
             stop: asked before every token; ``True`` ends the decoding with ``finish_reason="deadline"``.
         """
-        suffix = self._suffix(prefix, None if latents is None else latents[None], [patches])
-        last, cache = self._after(prefix, suffix)
-        return self._decode_from(prefix, last, cache, suffix.length, max_new_tokens, stop)
+        (decoded,) = self.decode_many([Decode(prefix, latents, patches, max_new_tokens, stop)])
+        if isinstance(decoded, Exception):
+            raise decoded
+        return decoded
 
-    def _after(self, prefix: Prefix, suffix: _Suffix) -> tuple[Tensor, DynamicCache]:
-        """Logits ``(vocabulary,)`` after a suffix of one state, which may be empty, and the cache it leaves behind."""
-        if not suffix.length:
-            return prefix.last_logits, fork_cache(prefix.cache)
-        logits, cache = self._continue(prefix, suffix, [suffix.length - 1])
-        return logits[0, -1], cache
+    def decode_many(self, requests: Sequence[Decode]) -> list[Decoded | Exception]:
+        """``decode`` for several questions; those that finish early leave the batch, those that fail harm no other."""
+        rows = []
+        for each in requests:
+            suffix = self._suffix(each.prefix, None if each.latents is None else each.latents[None], [each.patches])
+            rows.append((each.prefix, suffix, self._decoding(each.prefix, each.max_new_tokens, each.stop)))
+        return self._run_decodings(rows)
 
-    def reason(
-        self, prefix: Prefix, max_tokens: int, stop: Callable[[], bool] = lambda: False
-    ) -> tuple[tuple[int, ...], int]:
+    def reason(self, prefix: Prefix, max_tokens: int, stop: Callable[[], bool] = never) -> tuple[tuple[int, ...], int]:
         """The model's own greedy thinking text after the opening marker, and the forward passes it took.
 
         At most ``max_tokens`` ids; none without thinking markers.
         """
-        markers = prefix.inputs.markers
-        if not markers.closing:
-            return (), 0
-        opening = self._written(markers.opening)
-        last, cache = self._after(prefix, opening)
-        ends = frozenset(markers.closing[:1])
-        decoded = self._decode_from(prefix, last, cache, opening.length, max_tokens, stop, ends)
-        ends |= generation_rules(self.model, prefix.length).stop_tokens
-        return tuple(token for token in decoded.tokens if token not in ends), 1 + len(decoded.tokens)
+        (found,) = self.reason_many([Reason(prefix, max_tokens, stop)])
+        if isinstance(found, Exception):
+            raise found
+        return found
 
-    def _decode_from(
-        self,
-        prefix: Prefix,
-        last: Tensor,
-        cache: DynamicCache,
-        length: int,
-        max_new_tokens: int,
-        stop: Callable[[], bool],
-        ends: frozenset[int] = frozenset(),
-    ) -> Decoded:
-        """Greedy decoding from the logits ``last`` of a suffix of ``length`` tokens in ``cache``."""
+    def reason_many(self, requests: Sequence[Reason]) -> list[tuple[tuple[int, ...], int] | Exception]:
+        """``reason`` for several questions."""
+        asked = [each for each in requests if each.prefix.inputs.markers.closing]
+        rows = []
+        for each in asked:
+            markers = each.prefix.inputs.markers
+            ends = frozenset(markers.closing[:1])
+            rows.append(
+                (
+                    each.prefix,
+                    self._written(markers.opening),
+                    self._decoding(each.prefix, each.max_tokens, each.stop, ends),
+                )
+            )
+        decoded = dict(zip(map(id, asked), self._run_decodings(rows), strict=True))
+        found: list[tuple[tuple[int, ...], int] | Exception] = []
+        for each in requests:
+            text = decoded.get(id(each))
+            if text is None:
+                found.append(((), 0))
+            elif isinstance(text, Exception):
+                found.append(text)
+            else:
+                ends = frozenset(each.prefix.inputs.markers.closing[:1])
+                ends |= generation_rules(self.model, each.prefix.length).stop_tokens
+                found.append((tuple(token for token in text.tokens if token not in ends), 1 + len(text.tokens)))
+        return found
+
+    def _decoding(
+        self, prefix: Prefix, max_new_tokens: int, stop: Callable[[], bool], ends: frozenset[int] = frozenset()
+    ) -> Decoding:
+        """One greedy decoding: is sent the logits ``(vocabulary,)`` of every step, yields the next token."""
         # What the logits processors see: the prompt and the tail, as in `generate`; latents and patches have no ids.
         written = [*prefix.inputs.tensors["input_ids"][0].tolist(), *prefix.inputs.tail]
         rules = generation_rules(self.model, len(written))
@@ -489,7 +583,7 @@ class VisionLanguageModel:
             if stop():
                 finish_reason = "deadline"
                 break
-            raw = last.float()
+            raw = (yield tokens[-1] if tokens else None).float()
             scores = raw
             if rules.processors:
                 ids = cast(torch.LongTensor, torch.tensor([written + tokens], device=raw.device))
@@ -501,9 +595,6 @@ class VisionLanguageModel:
             if token in rules.stop_tokens or token in ends or self._spells(tokens, rules.stop_strings):
                 finish_reason = "stop"
                 break
-            if len(tokens) < max_new_tokens:
-                logits, cache = self._continue(prefix, self._written([token]), [0], cache, length + len(tokens) - 1)
-                last = logits[0, -1]
         empty = torch.zeros(0)
         return Decoded(
             tuple(tokens),
@@ -511,6 +602,63 @@ class VisionLanguageModel:
             torch.stack(entropies).cpu() if tokens else empty,
             finish_reason,
         )
+
+    def _run_decodings(self, rows: Sequence[tuple[Prefix, _Suffix, Decoding]]) -> list[Decoded | Exception]:
+        """Feed decodings from forward passes, together where prefixes can be shared; results in the order of rows."""
+        if not rows:
+            return []
+        if not self.shares_prefixes(rows[0][0]):
+            return [self._run_decoding(*row) for row in rows]
+        # Rows of one prefix stand together.
+        order = sorted(range(len(rows)), key=lambda index: id(rows[index][0]))
+        results: list[Decoded | Exception | None] = [None] * len(rows)
+        batch = SuffixBatch(self, [rows[index][0] for index in order])
+        suffixes = [rows[index][1] for index in order]
+        logits: list[Tensor] = [rows[index][0].last_logits for index in order]
+        if any(suffix.length for suffix in suffixes):
+            keep = [[suffix.length - 1] if suffix.length else [] for suffix in suffixes]
+            after = batch.extend([suffix.embeddings[0] for suffix in suffixes], keep)
+            logits = [row[-1] if len(row) else last for row, last in zip(after, logits, strict=True)]
+        live = order
+        for index in live:
+            results[index] = _step(rows[index][2], None)[1]  # to its first question for logits
+        while True:
+            steps = [
+                (None, results[index]) if results[index] is not None else _step(rows[index][2], row)
+                for index, row in zip(live, logits, strict=True)
+            ]
+            going = [place for place, (token, _) in enumerate(steps) if token is not None]
+            for index, (_, result) in zip(live, steps, strict=True):
+                results[index] = result
+            if not going:
+                break
+            if len(going) < len(live):
+                batch.select(going)
+                live = [live[place] for place in going]
+            chosen = [steps[place][0] for place in going]
+            embeddings = self.embed([token for token in chosen if token is not None])
+            logits = [row[0] for row in batch.extend(list(embeddings[:, None]), [[0]] * len(going))]
+        return [result for result in results if result is not None]
+
+    def _run_decoding(self, prefix: Prefix, suffix: _Suffix, decoding: Decoding) -> Decoded | Exception:
+        """Feed one decoding from a cache of its own."""
+        _, result = _step(decoding, None)
+        if result is not None:
+            return result
+        if suffix.length:
+            rows, cache = self._continue(prefix, suffix, [suffix.length - 1])
+            logits = rows[0, -1]
+        else:
+            logits, cache = prefix.last_logits, fork_cache(prefix.cache)
+        start = suffix.length
+        while True:
+            token, result = _step(decoding, logits)
+            if token is None:
+                assert result is not None
+                return result
+            rows, cache = self._continue(prefix, self._written([token]), [0], cache, start)
+            logits = rows[0, -1]
+            start += 1
 
     def _spells(self, tokens: Sequence[int], strings: Sequence[str]) -> bool:
         """Whether the text of the tokens contains one of the strings."""
@@ -535,20 +683,12 @@ class VisionLanguageModel:
         return log_p[torch.arange(len(tokens)), torch.tensor(list(tokens), device=log_p.device)].cpu()
 
 
-@dataclass
-class LatentView:
-    """One prefix seen as the method sees a model (``LatentModel``), counting its calls."""
-
-    vlm: VisionLanguageModel
-    prefix: Prefix
-    calls: int = field(default=0)
-
-    def logits(self, latents: Tensor, patches: tuple[tuple[int, ...], ...]) -> Logits:
-        """See ``VisionLanguageModel.score``."""
-        self.calls += len({len(cells) for cells in patches})
-        return self.vlm.score(self.prefix, latents, patches)
-
-    def attention(self, latents: Tensor, patches: tuple[int, ...]) -> Tensor:
-        """See ``VisionLanguageModel.attend``."""
-        self.calls += 1
-        return self.vlm.attend(self.prefix, latents, patches)
+def _step(decoding: Decoding, logits: Tensor | None) -> tuple[int | None, Decoded | Exception | None]:
+    """Advance a decoding: the next token, or else its result, or what it raised."""
+    try:
+        return (next(decoding) if logits is None else decoding.send(logits)), None
+    except StopIteration as end:
+        decoded: Decoded = end.value
+        return None, decoded
+    except Exception as error:
+        return None, error

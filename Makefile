@@ -1,0 +1,48 @@
+# Every target does its own set-up; nothing but python3, pip, make and git is needed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test check format clean
+
+help:  ## Show the targets.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+
+# One stamp per set of extras: installing again is needed only when the project's metadata changes.
+$(VENV)/base: pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) (a few minutes the first time) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/dev: $(VENV)/base
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint,train]'
+	@touch $@
+
+demo: $(VENV)/base  ## Ask the embedded model a question about a picture.
+	@mkdir -p out
+	@$(BIN)/latent-tool ask examples/images/shapes.png "What is right of the red circle?" --overlay out/demo.png
+
+# The report and the playground are tested in a real browser.
+/usr/bin/chromium:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null; \
+	else echo "Browser tests need /usr/bin/chromium: install Debian's chromium and chromium-driver." >&2; fi
+
+test: $(VENV)/dev /usr/bin/chromium  ## Run all tests.
+	$(BIN)/python -m pytest
+
+check: $(VENV)/dev  ## Lint, formatting and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/dev  ## Mend what the linter can mend.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove the environment and everything generated.
+	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

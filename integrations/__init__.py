@@ -1,0 +1,1 @@
+"""One file per agent framework; imported as ``latent_tool.integrations.<name>``."""

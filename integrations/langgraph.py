@@ -1,0 +1,231 @@
+"""Confidence gates for LangGraph graphs and LangChain agents.
+
+``confidence_edge`` decides where a graph goes on, ``ConfidenceMiddleware`` gates the tool calls of an agent. Both read
+results that are already there: as ``ReasoningResult``, or as the plain JSON types that a checkpointer kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from typing import Any
+
+from langchain_core.messages import ToolMessage
+from langchain_core.runnables import Runnable
+from langchain_core.runnables.config import run_in_executor
+from pydantic import ValidationError
+
+from latent_tool.errors import InputError, MissingExtraError, SettingsError
+from latent_tool.images import load_image
+from latent_tool.messages import newest_images
+from latent_tool.router import ConfidenceRouter
+from latent_tool.schema import ReasoningRequest, ReasoningResult, RouteStep
+from latent_tool.settings import BudgetLevel, ImagePolicy
+from latent_tool.tool import describe
+
+try:
+    from langchain.agents.middleware import AgentMiddleware
+    from langgraph.prebuilt.tool_node import ToolCallRequest
+    from langgraph.types import Command
+except ImportError as error:
+    raise MissingExtraError("The LangGraph integration", "langgraph") from error
+
+__all__ = ["ConfidenceMiddleware", "confidence_edge"]
+
+Reply = ToolMessage | Command[Any]
+
+
+def confidence_edge(
+    accept: str, otherwise: str, *, threshold: float | None = None, key: str = "result"
+) -> Callable[[Any], str]:
+    """A conditional edge that goes to ``accept`` when the result in the state is sure enough.
+
+        graph.add_conditional_edges("look", confidence_edge("report", "ask_a_person", threshold=0.8))
+
+    Args:
+        accept: node for a result whose confidence reaches the threshold.
+        otherwise: node for any other result, one without a confidence included.
+        threshold: in [0, 1]; ``None``: what the reasoner or router has decided (``result.accepted``).
+        key: where the state holds the result, as ``ReasoningResult`` or as its fields.
+
+    Raises ``SettingsError`` for a threshold out of range; the edge raises ``InputError`` when there is no result.
+    """
+    _require_share(threshold)
+
+    def gate(state: Any) -> str:
+        value = state.get(key) if isinstance(state, Mapping) else getattr(state, key, None)
+        result = _parse(value)
+        if result is None:
+            raise InputError(
+                f"The state holds no result under {key!r}.",
+                "Let a node put a reasoner's result there, or name the key.",
+            )
+        sure = result.accepted if threshold is None else _reaches(result, threshold)
+        if sure is None:
+            raise InputError(
+                "Nothing has decided whether the result is accepted.",
+                "Give the edge a threshold, or the reasoner a min_confidence.",
+            )
+        return accept if sure else otherwise
+
+    return gate
+
+
+class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
+    """Spends more on a tool call whose answer is not sure enough, before the agent sees it.
+
+        create_agent(model, tools=[LatentReasoningTool()], middleware=[ConfidenceMiddleware(threshold=0.8)])
+
+    The tool is called as the agent asked; while its confidence is below the threshold it is called again with each of
+    ``budgets``, then ``fallback`` is asked. The most confident answer (or the fallback's) becomes the ToolMessage, and
+    is marked when it is still not reliable; the artifact's ``route`` tells what was tried. Errors of the tool are
+    passed on.
+
+    Args:
+        threshold: confidence an answer must reach, in [0, 1].
+        budgets: levels to try after the agent's own call, in this order.
+        fallback: a chat model, or any other rung of a ``ConfidenceRouter``; ``None``: nobody else is asked.
+        tool: name of the tool that is gated; other tools are left alone.
+        image_policy: which images may be opened for the fallback.
+
+    Raises ``SettingsError`` for a threshold out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        threshold: float = 0.8,
+        budgets: Sequence[BudgetLevel] = ("thorough",),
+        fallback: Runnable[Any, Any] | None = None,
+        tool: str = "ask_about_image",
+        image_policy: ImagePolicy | None = None,
+    ) -> None:
+        super().__init__()
+        _require_share(threshold)
+        self.threshold = threshold
+        self.budgets = tuple(budgets)
+        self.fallback = None if fallback is None else ConfidenceRouter(rungs=[fallback], thresholds=threshold)
+        self.tool = tool
+        self.image_policy = image_policy or ImagePolicy.untrusted()
+
+    def wrap_tool_call(self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Reply]) -> Reply:
+        """Call the tool, and again if that is needed."""
+        if request.tool_call["name"] != self.tool:
+            return handler(request)
+        calls = self._calls(request)
+        reply: Reply | ReasoningResult | None = None
+        while True:
+            try:
+                step = calls.send(reply)
+            except StopIteration as end:
+                final: Reply = end.value
+                return final
+            if isinstance(step, ReasoningRequest):
+                assert self.fallback is not None
+                reply = self.fallback.invoke(self._opened(step))
+            else:
+                reply = handler(step)
+
+    async def awrap_tool_call(
+        self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[Reply]]
+    ) -> Reply:
+        """``wrap_tool_call`` for agents that run asynchronously."""
+        if request.tool_call["name"] != self.tool:
+            return await handler(request)
+        calls = self._calls(request)
+        reply: Reply | ReasoningResult | None = None
+        while True:
+            try:
+                step = calls.send(reply)
+            except StopIteration as end:
+                final: Reply = end.value
+                return final
+            if isinstance(step, ReasoningRequest):
+                assert self.fallback is not None
+                reply = await self.fallback.ainvoke(await run_in_executor(None, self._opened, step))
+            else:
+                reply = await handler(step)
+
+    def _calls(
+        self, request: ToolCallRequest
+    ) -> Generator[ToolCallRequest | ReasoningRequest, Reply | ReasoningResult | None, Reply]:
+        """Whom to ask next, given the reply of the one before; returns what the agent gets to see."""
+        route: list[RouteStep] = []
+        best: tuple[ToolMessage, ReasoningResult] | None = None
+        call = request.tool_call
+        for level in (None, *self.budgets):
+            asked = request
+            if level is not None:
+                asked = request.override(tool_call={**call, "args": {**call["args"], "budget": level}})
+            reply = yield asked
+            assert not isinstance(reply, ReasoningResult) and reply is not None
+            result = _parse(reply.artifact) if isinstance(reply, ToolMessage) else None
+            if result is None or not isinstance(reply, ToolMessage):
+                return reply if best is None else self._reply(*best, route)
+            route.append(self._step(len(route), level or "the agent's own budget", result))
+            if best is None or (result.confidence or 0) > (best[1].confidence or 0):
+                best = reply, result
+            if _reaches(result, self.threshold):
+                return self._reply(*best, route)
+        assert best is not None
+        if self.fallback is not None:
+            answer = yield self._question(request)
+            assert isinstance(answer, ReasoningResult)
+            route += [step.model_copy(update={"rung": len(route)}) for step in answer.route]
+            if answer.accepted:
+                return self._reply(best[0], answer, route)
+        return self._reply(*best, route)
+
+    def _question(self, request: ToolCallRequest) -> ReasoningRequest:
+        """The tool call as a request; its images are those that the tool has answered about."""
+        arguments = request.tool_call["args"]
+        messages = request.state["messages"] if isinstance(request.state, Mapping) else request.state.messages
+        shown = [each for each in messages if not (isinstance(each, ToolMessage) and each.name == self.tool)]
+        named = arguments.get("image")
+        images = newest_images(shown) if named is None else [named]
+        return ReasoningRequest(images=images, question=arguments["question"])
+
+    def _opened(self, request: ReasoningRequest) -> ReasoningRequest:
+        """The request with its images opened under this middleware's policy, not the fallback's."""
+        opened = [load_image(each, self.image_policy).image for each in request.image_references]
+        return request.model_copy(update={"images": opened})
+
+    def _step(self, number: int, name: str, result: ReasoningResult) -> RouteStep:
+        sure = _reaches(result, self.threshold)
+        return RouteStep(
+            rung=number,
+            name=name,
+            decision="accepted" if sure else "unsure",
+            reason=f"the confidence {'reaches' if sure else 'is below'} {self.threshold:g}",
+            answer=result.answer,
+            confidence=result.confidence,
+            confidence_source=result.confidence_source,
+            threshold=self.threshold,
+        )
+
+    def _reply(self, message: ToolMessage, result: ReasoningResult, route: list[RouteStep]) -> ToolMessage:
+        """The tool's message with what was decided; pictures in it stay."""
+        sure = result.confidence is None or result.confidence >= self.threshold
+        decided = {"accepted": sure, "abstained": not sure, "min_confidence": self.threshold, "route": route}
+        result = result.model_copy(update=decided)
+        content: Any = describe(result)
+        if isinstance(message.content, list):
+            content = [{"type": "text", "text": content}, *message.content[1:]]
+        return message.model_copy(update={"content": content, "artifact": result.model_dump(mode="json")})
+
+
+def _parse(value: Any) -> ReasoningResult | None:
+    if isinstance(value, ReasoningResult):
+        return value
+    try:
+        return ReasoningResult.model_validate(value)
+    except ValidationError:
+        return None
+
+
+def _reaches(result: ReasoningResult, threshold: float) -> bool:
+    return result.confidence is not None and result.confidence >= threshold
+
+
+def _require_share(threshold: float | None) -> None:
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise SettingsError(f"The threshold {threshold!r} is no share.", "Give a number from 0 to 1.")

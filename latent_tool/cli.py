@@ -1,0 +1,355 @@
+"""The command line. The result goes to stdout, everything else to stderr.
+
+Exit codes: 0 answered, 3 below ``--min-confidence``, 2 bad usage or input, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from latent_tool.errors import InputError, LatentToolError, ModelError
+from latent_tool.files import require_writable, write_whole
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from rich.console import Console
+
+    from latent_tool.schema import ReasoningResult
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="latent-tool",
+    help="Ask questions about images; get an answer, a confidence to gate on, and the patches it rests on.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+UNSURE = 3
+
+
+class Level(StrEnum):
+    """Names of budgets."""
+
+    quick = "quick"
+    standard = "standard"
+    thorough = "thorough"
+
+
+class Preset(StrEnum):
+    """Names of search settings."""
+
+    default = "default"
+    paper = "paper"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"latent-tool {version('latent-tool')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    _version_wanted: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def ask(
+    image: Annotated[str, typer.Argument(help="Path of the image, or a data URI.")],
+    question: Annotated[str, typer.Argument(help="What to answer about it.")],
+    also: Annotated[
+        list[str] | None, typer.Option("--also", metavar="IMAGE", help="A further image; may be repeated.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="Checkpoint directory or hub id; the model that ships with the package by default.")
+    ] = "embedded",
+    device: Annotated[str | None, typer.Option(help="For example cpu or cuda:0.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    system: Annotated[str | None, typer.Option(help="System text before the question.")] = None,
+    budget: Annotated[Level, typer.Option(help="How much work at most.")] = Level.standard,
+    iterations: Annotated[int | None, typer.Option(help="Rounds of the search; 0 is a plain answer.")] = None,
+    max_patches: Annotated[int | None, typer.Option(help="Image cells injected at most.")] = None,
+    max_candidates: Annotated[int | None, typer.Option(help="States scored at most.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Tokens of the answer at most.")] = None,
+    deadline: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="From reading the image to the last token.")
+    ] = None,
+    preset: Annotated[Preset, typer.Option(help="How the search works.")] = Preset.default,
+    latents: Annotated[int | None, typer.Option(help="Latent thought tokens; 0 is the plain model.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
+    min_confidence: Annotated[
+        float | None, typer.Option(metavar="C", help="Exit with code 3 below this confidence, 0 to 1.")
+    ] = None,
+    grounding: Annotated[
+        bool, typer.Option("--grounding", help="Measure how each token depends on the image.")
+    ] = False,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Answer again without latents, and on a noised image.")
+    ] = False,
+    overlay: Annotated[
+        Path | None, typer.Option(metavar="OUT.png", help="Write the picture with the injected patches.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="OUT.html", help="Write a page that shows how the answer came about.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole result as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+) -> None:
+    """Ask one question about an image.
+
+    Example: latent-tool ask chart.png "Which bar is tallest?" --overlay seen.png
+    """
+    from latent_tool.settings import Budget, SearchSettings
+
+    if overlay is not None:
+        require_writable(overlay, ".png")
+    if report is not None:
+        require_writable(report, ".html")
+    limits = {
+        "iterations": iterations,
+        "max_patches": max_patches,
+        "max_candidates": max_candidates,
+        "max_new_tokens": max_new_tokens,
+        "deadline_s": deadline,
+    }
+    chosen = Budget.level(budget.value).but(**{name: value for name, value in limits.items() if value is not None})
+    settings = SearchSettings.paper() if preset is Preset.paper else SearchSettings()
+    if latents is not None:
+        settings = settings.but(latents=latents)
+
+    from latent_tool.reasoner import LatentReasoner
+
+    references = [image, *(also or [])]
+    reasoner = LatentReasoner(
+        model=model,
+        device=device,
+        dtype=dtype,
+        budget=chosen,
+        settings=settings,
+        seed=seed,
+        min_confidence=min_confidence,
+        grounding=grounding,
+        controls=controls,
+    )
+    result = _follow(reasoner, {"images": references, "question": question, "system": system}, quiet)
+    if overlay is not None:
+        _write_overlays(result, references, overlay)
+    if report is not None:
+        _write_report(result, references, question, report)
+    if as_json:
+        print(result.model_dump_json(indent=2))
+    else:
+        _show(result, overlay, report)
+    if result.accepted is False:
+        raise typer.Exit(UNSURE)
+
+
+@app.command()
+def models(as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False) -> None:
+    """List the model families that are supported, and how well each was verified."""
+    from latent_tool.models.families import supported
+
+    if as_json:
+        import json
+
+        rows = [
+            {
+                "family": row.model_type,
+                "example": row.example,
+                "exact_prefix": row.exact_prefix,
+                "boxes_verified": row.boxes_verified,
+                "decoding_verified": row.decoding_verified,
+                "needs": list(row.needs),
+                "note": row.note,
+            }
+            for row in supported()
+        ]
+        print(json.dumps(rows, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("family", "for example", "prefix", "boxes", "decoding", "needs", "note"):
+        table.add_column(name, overflow="fold")
+    for row in supported():
+        marks = ("yes" if flag else "no" for flag in (row.exact_prefix, row.boxes_verified, row.decoding_verified))
+        table.add_row(row.model_type, row.example, *marks, ", ".join(row.needs), row.note)
+    Console(highlight=False).print(table)
+    print(
+        "\nprefix: scoring from the cache equals one full forward pass; boxes: every image cell found in the pixels;"
+        "\ndecoding: equals the model's own generate. Checked on tiny random checkpoints of each family."
+    )
+
+
+def _pictures(references: list[str]) -> list[Image]:
+    """The pictures, opened as the reasoner opened them."""
+    from latent_tool.images import load_image
+    from latent_tool.settings import ImagePolicy
+
+    return [load_image(reference, ImagePolicy.local()).image for reference in references]
+
+
+def _write_overlays(result: ReasoningResult, references: list[str], path: Path) -> None:
+    """Write the overlay of the first image to ``path`` and those of further images beside it, numbered from 1."""
+    from latent_tool.overlay import overlay_png
+
+    for index, picture in enumerate(_pictures(references)):
+        target = path if index == 0 else path.with_stem(f"{path.stem}-{index}")
+        write_whole(target, overlay_png(result, picture, index=index))
+
+
+def _write_report(result: ReasoningResult, references: list[str], question: str, path: Path) -> None:
+    from latent_tool.report import write_report
+
+    names = ["data URI" if reference.startswith("data:") else Path(reference).name for reference in references]
+    write_report(path, result, _pictures(references), question=question, names=names)
+
+
+def _follow(reasoner: Any, request: dict[str, Any], quiet: bool) -> ReasoningResult:
+    """Run the reasoner with a progress bar on stderr."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from latent_tool.schema import ReasoningStep
+
+    console = _stderr()
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
+        task = progress.add_task("loading the model", total=None, note="")
+        for item in reasoner.stream(request):
+            if not isinstance(item, ReasoningStep):
+                result: ReasoningResult = item
+                return result
+            if item.phase == "search" and item.trace is not None:
+                note = f"reward {item.trace.best_reward:.4f}"
+                progress.update(
+                    task, description="thinking", total=item.iterations, completed=item.trace.round, note=note
+                )
+            else:
+                progress.update(task, description={"prefill": "looking", "decode": "answering"}[item.phase])
+    raise LatentToolError("The reasoner gave no result.")
+
+
+def _show(result: ReasoningResult, *written: Path | None) -> None:
+    """Print a result for people."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim")
+    facts.add_column(overflow="fold")
+    facts.add_row("answer", Text(_plain(result.answer) or "(empty)", style="bold"))
+    facts.add_row("confidence", _confidence(result))
+    if result.scores.reward is not None:
+        facts.add_row("reward", f"{result.scores.initial_reward:.4f} -> {result.scores.reward:.4f}")
+    facts.add_row("patches", _patch_table(result))
+    if result.grounding is not None:
+        words = [f"{_plain(token.token)} {token.dependency:+.2f}" for token in result.grounding.tokens]
+        facts.add_row("S, nats", Text("  ".join(words)))
+    if result.controls is not None:
+        for name, control in (
+            ("no latents", result.controls.latents_off),
+            ("noised image", result.controls.image_noised),
+        ):
+            share = "" if control.confidence is None else f" ({control.confidence:.2f})"
+            facts.add_row(name, Text(f"{_plain(control.answer) or '(empty)'}{share}"))
+    if result.usage is not None:
+        seconds = sum(result.usage.seconds.values())
+        facts.add_row(
+            "cost",
+            f"{result.usage.candidates} candidates, {result.usage.decoder_calls} decoder calls, {seconds:.2f} s "
+            f"({result.stop_reason})",
+        )
+    for path in written:
+        if path is not None:
+            facts.add_row("written", Text(str(path)))
+    console.print(facts)
+    for warning in result.warnings:
+        _note(warning)
+    if result.accepted is False:
+        _note(
+            f"The confidence is below {result.min_confidence:g}: do not rely on this answer. Allow more work "
+            "(--budget thorough), use a larger model (--model), or ask someone."
+        )
+
+
+def _confidence(result: ReasoningResult) -> Any:
+    from rich.text import Text
+
+    if result.confidence is None:
+        return "not known"
+    filled = round(result.confidence * 20)
+    colour = "green" if result.accepted is not False else "yellow"
+    bar = Text("█" * filled, style=colour) + Text("░" * (20 - filled), style="dim")
+    return Text(f"{result.confidence:.3f} ") + bar + Text(f" {result.confidence_source.replace('_', ' ')}", style="dim")
+
+
+def _patch_table(result: ReasoningResult) -> Any:
+    from rich.table import Table
+
+    if not result.patches:
+        return "none: injecting any did not raise the reward"
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("rank", "cell", "box (left, top, right, bottom)", "attention", "gain"):
+        table.add_column(name, justify="left" if name.startswith("box") else "right")
+    for patch in result.patches:
+        box = "not known" if patch.box is None else ", ".join(f"{value:g}" for value in patch.box)
+        table.add_row(str(patch.rank), str(patch.cell), box, f"{patch.attention:.3f}", f"{patch.gain:+.4f}")
+    return table
+
+
+def _plain(text: str) -> str:
+    """Text without control characters, which a terminal would obey."""
+    return "".join(character if character.isprintable() else "�" for character in text).strip()
+
+
+def _stderr() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def _note(message: str) -> None:
+    from rich.text import Text
+
+    _stderr().print(Text(f"note: {_plain(message)}", style="yellow"))
+
+
+def _fail(error: LatentToolError) -> NoReturn:
+    from rich.text import Text
+
+    console = _stderr()
+    console.print(Text.assemble(("error: ", "bold red"), _plain(error.message)), soft_wrap=True)
+    if error.hint:
+        console.print(Text.assemble(("what to do: ", "bold"), _plain(error.hint)), soft_wrap=True)
+    sys.exit(2 if isinstance(error, InputError | ModelError) else 1)
+
+
+def main() -> None:
+    """Entry point of the ``latent-tool`` command."""
+    try:
+        app()
+    except LatentToolError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

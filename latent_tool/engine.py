@@ -1,0 +1,626 @@
+"""One question, one outcome: images, model, search, decoding and grounding in the order the method needs them.
+
+``Engine`` owns a loaded model; ``get_engine`` shares one engine per model in a process. Engines may be used from any
+thread. This module knows nothing of LangChain, of files or of URLs: images arrive opened.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from latent_tool.errors import CancelledError, ContextLengthError, DeadlineError, SettingsError
+from latent_tool.method import search as method
+from latent_tool.method.grounding import add_noise, visual_dependency
+from latent_tool.method.reward import read_reward
+from latent_tool.models.decoding import Decoded, ExtractedAnswer, extract_answer, generation_rules
+from latent_tool.models.loading import ModelSpec, load
+from latent_tool.models.requests import (
+    Attend,
+    Decode,
+    Prefill,
+    Reason,
+    Request,
+    Score,
+    TokenLogProbabilities,
+    together,
+)
+from latent_tool.models.vlm import Inputs, Prefix, VisionLanguageModel
+from latent_tool.schema import (
+    ConfidenceSource,
+    ControlAnswer,
+    Controls,
+    GeneratedToken,
+    Grounding,
+    Patch,
+    ReasoningResult,
+    ReasoningStep,
+    Scores,
+    TokenDependency,
+    TraceRow,
+    Usage,
+)
+from latent_tool.settings import Budget, NoiseSettings, SearchSettings
+
+__all__ = ["Engine", "Job", "Outcome", "clear_engines", "get_engine"]
+
+# Tokens of the answer that the search leaves time for when there is a deadline.
+_RESERVED_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything one question needs.
+
+    ``deadline`` is a time of the engine's clock (``time.monotonic`` unless replaced); ``cancelled`` is looked at before
+    every forward pass; ``image_seconds`` is what opening the images took, ``queue_seconds`` the wait before that.
+    """
+
+    images: tuple[Image, ...]
+    question: str
+    system: str | None = None
+    settings: SearchSettings = field(default_factory=SearchSettings)
+    budget: Budget = field(default_factory=Budget)
+    seed: int = 0
+    confidence: Literal["answer_probability", "reward"] = "answer_probability"
+    min_confidence: float | None = None
+    grounding: NoiseSettings | None = None
+    controls: bool = False
+    deadline: float | None = None
+    cancelled: threading.Event | None = None
+    image_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one question led to, tensors included.
+
+    ``latents``: ``(L, d)`` of the decoded state, or ``None`` for the plain model; ``patches``: its injected cells.
+    """
+
+    job: Job
+    inputs: Inputs
+    latents: Tensor | None
+    patches: tuple[int, ...]
+    search: method.Outcome | None
+    decoded: Decoded
+    answer: ExtractedAnswer
+    grounding: Grounding | None
+    controls: Controls | None
+    usage: Usage
+    warnings: tuple[str, ...]
+
+
+class _Clock:
+    """Measures phases, counts forward passes, and knows when the job must stop."""
+
+    def __init__(self, job: Job, now: Callable[[], float]) -> None:
+        self.job = job
+        self.now = now
+        self.seconds: dict[str, float] = {"queue": job.queue_seconds, "images": job.image_seconds}
+        self.reserve = 0.0
+        self.calls = 0  # forward passes of the decoder
+        self._phase_began = now()
+
+    def phase_done(self, name: str) -> None:
+        """Close a phase; the next one begins now."""
+        now = self.now()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._phase_began
+        self._phase_began = now
+
+    def expired(self, reserve: float = 0.0) -> bool:
+        """Whether the deadline, less a reserve in seconds, has passed. Raises ``CancelledError`` when cancelled."""
+        if self.job.cancelled is not None and self.job.cancelled.is_set():
+            raise CancelledError("The question was cancelled.")
+        return self.job.deadline is not None and self.now() >= self.job.deadline - reserve
+
+    def require_time(self, doing: str) -> None:
+        """Raise ``DeadlineError`` if there is nothing to return yet and no time left."""
+        if self.expired():
+            raise DeadlineError(
+                f"The deadline passed before {doing}, so there is no answer.",
+                "Allow more seconds (deadline_s), use a smaller image or a smaller model.",
+            )
+
+    def search_must_end(self) -> str | None:
+        """``"deadline"`` when only the time for decoding an answer is left."""
+        return "deadline" if self.expired(self.reserve) else None
+
+
+T = TypeVar("T")
+# What a question does: it yields steps for the caller and requests for the model, and is sent the replies.
+Work = Generator[ReasoningStep | Request, Any, T]
+# The order in which requests of several questions are served: whoever is behind catches up first.
+_ORDER = (Prefill, Reason, Score, Attend, Decode, TokenLogProbabilities)
+
+
+class Engine:
+    """Answers questions with one loaded model.
+
+    Args:
+        vlm: the model.
+        clock: seconds from an arbitrary start, monotonic; replaced in tests.
+    """
+
+    def __init__(self, vlm: VisionLanguageModel, clock: Callable[[], float] = time.monotonic) -> None:
+        self.vlm = vlm
+        self.clock = clock
+
+    # ------------------------------------------------------------------ drivers: one question, or many in step
+
+    def run(self, job: Job) -> Generator[ReasoningStep, None, Outcome]:
+        """Answer one question, yielding a ``ReasoningStep`` per phase and round, and returning the ``Outcome``.
+
+        Raises ``QuestionError``, ``ContextLengthError``, ``DeadlineError`` (nothing was scored in time),
+        ``CancelledError`` and ``NumericalError``. Whatever is raised, the engine can be used again.
+        """
+        work = self._work(job)
+        reply: Any = None
+        while True:
+            try:
+                item = work.send(reply)
+            except StopIteration as end:
+                outcome: Outcome = end.value
+                return outcome
+            reply = None
+            if isinstance(item, ReasoningStep):
+                yield item
+            else:
+                reply = item.alone(self.vlm)
+
+    def answer(self, job: Job) -> Outcome:
+        """``run`` without looking at the steps."""
+        steps = self.run(job)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                outcome: Outcome = end.value
+                return outcome
+
+    def answer_many(self, jobs: Sequence[Job]) -> list[Outcome | Exception]:
+        """Answer several questions in step, their forward passes in one batch; results in the order of the jobs.
+
+        Each is answered as if it were asked alone, up to near-ties of rewards. An error of one takes its place in the
+        list and leaves the others alone.
+        """
+        works = [self._work(job) for job in jobs]
+        results: list[Outcome | Exception | None] = [None] * len(jobs)
+        waiting: dict[int, Request] = {}
+
+        def advance(index: int, reply: Any) -> None:
+            """Send a reply (or raise it, if it is an exception) and go on to the question's next request."""
+            try:
+                item = works[index].throw(reply) if isinstance(reply, Exception) else works[index].send(reply)
+                while isinstance(item, ReasoningStep):
+                    item = works[index].send(None)
+                waiting[index] = item
+            except StopIteration as end:
+                results[index] = end.value
+            except Exception as error:
+                results[index] = error
+
+        for index in range(len(jobs)):
+            advance(index, None)
+        while waiting:
+            kind = min((type(request) for request in waiting.values()), key=_ORDER.index)
+            chosen = [index for index, request in waiting.items() if type(request) is kind]
+            replies = together(self.vlm, [waiting.pop(index) for index in chosen])
+            for index, reply in zip(chosen, replies, strict=True):
+                advance(index, reply)
+        return [result for result in results if result is not None]
+
+    # ------------------------------------------------------------------ the whole way of one question
+
+    def _work(self, job: Job) -> Work[Outcome]:
+        """Everything one question does, without calling the model."""
+        clock = _Clock(job, self.clock)
+        clock.require_time("the image was read")
+        yield ReasoningStep(phase="prefill", iterations=job.budget.iterations)
+        inputs = self.vlm.prepare(
+            job.images,
+            job.question,
+            system=job.system,
+            position=job.settings.latent_position,
+            thinking_markers=job.settings.thinking_markers,
+        )
+        budget, warnings = self._fit_context(inputs, job)
+        clock.require_time("the image was read")
+        prefix: Prefix = yield Prefill(inputs)
+        clock.calls += 1
+        clock.phase_done("prefill")
+        clock.require_time("anything was scored")
+
+        latents: Tensor | None = None
+        patches: tuple[int, ...] = ()
+        found: method.Outcome | None = None
+        if job.settings.latents:
+            start = yield from self._initial_latents(prefix, job, clock)
+            found = yield from self._search(prefix, start, job, budget, clock)
+            latents, patches = found.best.latents, found.best.patches
+        clock.phase_done("search")
+
+        yield ReasoningStep(phase="decode", iterations=budget.iterations)
+        decoded = yield from self._decode(prefix, latents, patches, budget, clock)
+        answer = self._extract(prefix, decoded)
+        clock.phase_done("decode")
+
+        grounding = controls = None
+        if job.grounding is not None or job.controls:
+            grounding, controls = yield from self._examine(
+                prefix, job, budget, latents, patches, decoded, answer, clock
+            )
+            clock.phase_done("grounding")
+        if decoded.finish_reason != "stop":
+            warnings.append(
+                f"The answer was cut ({decoded.finish_reason}); its probability lacks the token that would end it."
+            )
+        usage = Usage(
+            candidates=found.candidates if found else 0,
+            discarded=found.discarded if found else 0,
+            decoder_calls=clock.calls,
+            prompt_tokens=inputs.length,
+            image_cells=len(inputs.cells),
+            latent_tokens=0 if latents is None else len(latents),
+            patch_tokens=len(patches),
+            generated_tokens=len(decoded.tokens),
+            seconds=clock.seconds,
+        )
+        return Outcome(
+            replace(job, budget=budget),
+            inputs,
+            latents,
+            patches,
+            found,
+            decoded,
+            answer,
+            grounding,
+            controls,
+            usage,
+            (*job.warnings, *inputs.warnings, *warnings),
+        )
+
+    def rescore(self, outcome: Outcome) -> float:
+        """Score the outcome's state again, from the images on: what a reported reward must be reproducible with."""
+        if outcome.latents is None:
+            raise SettingsError("The plain model has no reward.", "Use settings with latents >= 1.")
+        prefix = self.vlm.prefill(outcome.inputs)
+        logits = self.vlm.score(prefix, outcome.latents[None], (outcome.patches,))
+        return float(read_reward(logits, outcome.job.settings).reward[0])
+
+    # ------------------------------------------------------------------ its parts
+
+    def _fit_context(self, inputs: Inputs, job: Job) -> tuple[Budget, list[str]]:
+        """The budget cut to what the model's context holds."""
+        limit, budget, warnings = self.vlm.context_length, job.budget, list[str]()
+        if limit is None:
+            return budget, warnings
+        fixed = inputs.length + len(inputs.tail)
+        if job.settings.latents:
+            fixed += job.settings.latents + len(inputs.markers.opening) + len(inputs.markers.closing)
+        if fixed + 1 > limit:
+            raise ContextLengthError(
+                f"Image, question and latents take {fixed} tokens; the model's context has {limit}.",
+                "Shorten the question, make the image smaller or use fewer latents.",
+            )
+        patches = min(budget.max_patches, max(0, limit - fixed - min(budget.max_new_tokens, 32)))
+        if patches < budget.max_patches:
+            budget = budget.but(max_patches=patches)
+            warnings.append(f"max_patches was cut to {patches} to fit the model's context of {limit} tokens.")
+        room = limit - fixed - (budget.max_patches if job.settings.latents else 0)
+        if room < budget.max_new_tokens:
+            budget = budget.but(max_new_tokens=max(1, room))
+            warnings.append(f"max_new_tokens was cut to {max(1, room)} to fit the model's context of {limit} tokens.")
+        return budget, warnings
+
+    def _initial_latents(self, prefix: Prefix, job: Job, clock: _Clock) -> Work[Tensor]:
+        """Where the latents start, ``(L, d)`` float32."""
+        count, settings = job.settings.latents, job.settings
+        if settings.init == "mean":
+            return self.vlm.mean_embedding().expand(count, -1).clone()
+        if settings.init == "reasoning":
+            before = self.clock()
+            tokens, calls = yield Reason(prefix, count, clock.expired)
+            clock.calls += calls
+            self._reserve_time(clock, (self.clock() - before) / max(calls, 1), job.budget)
+            if tokens:
+                return self.vlm.embed(tokens).float()
+        return self.vlm.embed([self._init_token(settings.init_token)]).float().expand(count, -1).clone()
+
+    def _init_token(self, wanted: str | None) -> int:
+        tokenizer = self.vlm.tokenizer
+        if wanted is not None:
+            token = tokenizer.convert_tokens_to_ids(wanted)
+            if token is None or token == tokenizer.unk_token_id:
+                raise SettingsError(f"The model has no token {wanted!r}.", "Choose another init_token, or none.")
+            return int(token)
+        candidates = (tokenizer.get_vocab().get("<|endoftext|>"), tokenizer.eos_token_id, tokenizer.pad_token_id, 0)
+        return int(next(token for token in candidates if token is not None))
+
+    def _reserve_time(self, clock: _Clock, per_call: float, budget: Budget) -> None:
+        """Keep time for decoding an answer, but never more than half of what is left."""
+        if clock.job.deadline is not None:
+            wanted = per_call * min(budget.max_new_tokens, _RESERVED_TOKENS)
+            clock.reserve = max(0.0, min(wanted, (clock.job.deadline - self.clock()) / 2))
+
+    def _search(self, prefix: Prefix, start: Tensor, job: Job, budget: Budget, clock: _Clock) -> Work[method.Outcome]:
+        """The search, its questions passed on to the model."""
+        settings = job.settings
+        steps = method.search(
+            start.to(self.vlm.device),
+            settings,
+            budget,
+            generator=torch.Generator().manual_seed(job.seed),
+            unit=self.vlm.embedding_rms() if settings.scale == "embedding_rms" else 1.0,
+            stop=clock.search_must_end,
+        )
+        began = self.clock()
+        reply: Any = None
+        while True:
+            try:
+                step = steps.send(reply)
+            except StopIteration as end:
+                found: method.Outcome = end.value
+                return found
+            reply = None
+            if isinstance(step, method.Score):
+                reply = yield Score(prefix, step.latents, step.patches)
+                clock.calls += 1
+            elif isinstance(step, method.Attend):
+                reply = yield Attend(prefix, step.latents, step.patches)
+                clock.calls += 1
+            else:
+                if step.number == 0 and not clock.reserve:
+                    self._reserve_time(clock, self.clock() - began, budget)
+                yield ReasoningStep(phase="search", trace=_trace_row(step), iterations=budget.iterations)
+
+    def _decode(
+        self, prefix: Prefix, latents: Tensor | None, patches: Sequence[int], budget: Budget, clock: _Clock
+    ) -> Work[Decoded]:
+        """Decode, past the deadline too for the one token without which there is no answer."""
+        asked = 0
+
+        def stop() -> bool:
+            nonlocal asked
+            asked += 1
+            return clock.expired() and asked > 1
+
+        decoded: Decoded = yield Decode(prefix, latents, patches, budget.max_new_tokens, stop)
+        clock.calls += len(decoded.tokens)
+        return decoded
+
+    def _extract(self, prefix: Prefix, decoded: Decoded) -> ExtractedAnswer:
+        rules = generation_rules(self.vlm.model, prefix.length)
+        return extract_answer(decoded.tokens, self.vlm.tokenizer, prefix.inputs.markers.closing, rules.stop_tokens)
+
+    def _noised(self, inputs: Inputs, noise: NoiseSettings, draw: int, clock: _Clock) -> Work[Prefix]:
+        """The prefix of the noised image; its cells' features are those of the noised image, too."""
+        generator = torch.Generator().manual_seed(noise.seed + draw)
+        tensors = {
+            key: add_noise(value, noise, generator) if key.startswith("pixel_values") else value
+            for key, value in inputs.tensors.items()
+        }
+        prefix: Prefix = yield Prefill(replace(inputs, tensors=tensors))
+        clock.calls += 1
+        return prefix
+
+    def _examine(
+        self,
+        prefix: Prefix,
+        job: Job,
+        budget: Budget,
+        latents: Tensor | None,
+        patches: tuple[int, ...],
+        decoded: Decoded,
+        answer: ExtractedAnswer,
+        clock: _Clock,
+    ) -> Work[tuple[Grounding | None, Controls | None]]:
+        """Visual dependency and controls; what the deadline leaves no time for is left out."""
+        noise = job.grounding or NoiseSettings()
+        grounding = controls = None
+        noised: Prefix | None = None
+        if job.grounding is not None and decoded.tokens and not clock.expired():
+            rows = []
+            for draw in range(noise.draws):
+                noised = yield from self._noised(prefix.inputs, noise, draw, clock)
+                rows.append((yield TokenLogProbabilities(noised, latents, patches, decoded.tokens)))
+                clock.calls += 1
+            dependency = visual_dependency(decoded.log_probabilities, torch.stack(rows))
+            grounding = self._grounding(decoded, answer, dependency, noise)
+        if job.controls and not clock.expired():
+            if noised is None:
+                noised = yield from self._noised(prefix.inputs, noise, 0, clock)
+            off = yield from self._decode(prefix, None, (), budget, clock)
+            blurred = yield from self._decode(noised, latents, patches, budget, clock)
+            controls = Controls(
+                latents_off=self._control(prefix, off, answer.text),
+                image_noised=self._control(prefix, blurred, answer.text),
+            )
+        return grounding, controls
+
+    def _control(self, prefix: Prefix, decoded: Decoded, answer: str) -> ControlAnswer:
+        found = self._extract(prefix, decoded)
+        same = " ".join(found.text.lower().split()) == " ".join(answer.lower().split())
+        return ControlAnswer(answer=found.text, confidence=_joint(decoded, found), agrees=same)
+
+    def _grounding(
+        self, decoded: Decoded, answer: ExtractedAnswer, dependency: Tensor, noise: NoiseSettings
+    ) -> Grounding:
+        values = dependency.tolist()
+        tokens = [
+            TokenDependency(
+                token=self.vlm.tokenizer.decode([token]),
+                probability=math.exp(log_p),
+                dependency=value,
+                in_answer=answer.start <= index < answer.stop,
+            )
+            for index, (token, log_p, value) in enumerate(
+                zip(decoded.tokens, decoded.log_probabilities.tolist(), values, strict=True)
+            )
+        ]
+        return Grounding(
+            tokens=tokens,
+            mean=sum(values) / len(values),
+            share_above=sum(value > noise.threshold for value in values) / len(values),
+            noise=noise,
+        )
+
+    # ------------------------------------------------------------------ from the outcome to what crosses the API
+
+    def result(self, outcome: Outcome) -> ReasoningResult:
+        """The outcome as plain JSON types."""
+        job, found = outcome.job, outcome.search
+        probability = _joint(outcome.decoded, outcome.answer)
+        answer_log_p = outcome.decoded.log_probabilities[outcome.answer.start : outcome.answer.stop]
+        scores = Scores(
+            reward=found.best.reward if found else None,
+            initial_reward=found.initial_reward if found else None,
+            top_k_mass=found.best.top_k_mass if found else None,
+            answer_probability=probability,
+            mean_token_probability=float(answer_log_p.mean().exp()) if len(answer_log_p) else None,
+            first_token_entropy=float(outcome.decoded.entropies[outcome.answer.start])
+            if outcome.answer.start < len(outcome.decoded.entropies)
+            else None,
+        )
+        confidence: float | None = probability
+        source: ConfidenceSource = "answer_probability"
+        if job.confidence == "reward":
+            if found is None:
+                raise SettingsError("Without latents there is no reward.", "Gate on the answer probability instead.")
+            confidence, source = _reward_confidence(found.best.reward, job.settings, self.vlm), "reward"
+        accepted = None
+        if job.min_confidence is not None:
+            accepted = confidence is not None and confidence >= job.min_confidence
+        return ReasoningResult(
+            answer=outcome.answer.text,
+            raw_text=outcome.answer.raw_text,
+            confidence=confidence,
+            confidence_source=source if confidence is not None else "unscored",
+            accepted=accepted,
+            abstained=None if accepted is None else not accepted,
+            min_confidence=job.min_confidence,
+            scores=scores,
+            tokens=self._tokens(outcome),
+            patches=_patches(outcome),
+            image_sizes=[(image.width, image.height) for image in job.images],
+            trace=[_trace_row(row) for row in found.rounds] if found else [],
+            grounding=outcome.grounding,
+            controls=outcome.controls,
+            usage=outcome.usage,
+            stop_reason=found.stop_reason if found else "no_latents",
+            finish_reason=outcome.decoded.finish_reason,
+            model=self.vlm.name,
+            settings=job.settings,
+            budget=job.budget,
+            seed=job.seed,
+            warnings=list(outcome.warnings),
+        )
+
+    def _tokens(self, outcome: Outcome) -> list[GeneratedToken]:
+        """The generated tokens; a token's text is what it adds to the text of the few before it."""
+        tokens = outcome.decoded.tokens
+        found = []
+        for index, log_p in enumerate(outcome.decoded.log_probabilities.tolist()):
+            begin = max(0, index - 8)
+            before, text = (
+                self.vlm.tokenizer.decode(tokens[begin:end], clean_up_tokenization_spaces=False)
+                for end in (index, index + 1)
+            )
+            found.append(
+                GeneratedToken(
+                    token=text[len(before) :],
+                    probability=min(1.0, math.exp(log_p)),
+                    in_answer=outcome.answer.start <= index < outcome.answer.stop,
+                )
+            )
+        return found
+
+
+def _joint(decoded: Decoded, answer: ExtractedAnswer) -> float | None:
+    """Joint probability of the answer's tokens and of the token that ends it; ``None`` if nothing was decoded."""
+    log_p = decoded.log_probabilities[answer.start : answer.stop]
+    return min(1.0, float(log_p.double().sum().exp())) if len(log_p) else None
+
+
+def _reward_confidence(reward: float, settings: SearchSettings, vlm: VisionLanguageModel) -> float:
+    """The reward rescaled from its range to [0, 1]."""
+    if settings.reward == "neg_log_probability":
+        raise SettingsError(
+            "The reward neg_log_probability has no upper bound, so it is no confidence.",
+            "Gate on the answer probability, or choose another reward.",
+        )
+    low = 0.0 if settings.reward == "entropy" else 1 - math.log(settings.top_k)
+    return min(1.0, max(0.0, (reward - low) / (1 - low)))
+
+
+def _trace_row(row: method.Round) -> TraceRow:
+    return TraceRow(
+        round=row.number,
+        reward=row.reward,
+        best_reward=row.best_reward,
+        mean_sampled_reward=row.mean_sampled_reward,
+        top_k_mass=row.top_k_mass,
+        sigma=row.sigma,
+        accepted=list(row.accepted),
+        candidates=row.candidates,
+        discarded=row.discarded,
+        seconds=row.seconds,
+    )
+
+
+def _patches(outcome: Outcome) -> list[Patch]:
+    if outcome.search is None:
+        return []
+    found = {
+        cell: (group, weight)
+        for group in outcome.search.injections
+        for cell, weight in zip(group.cells, group.attention, strict=True)
+    }
+    patches = []
+    for rank, cell in enumerate(outcome.patches):
+        group, weight = found[cell]
+        place = outcome.inputs.cells[cell]
+        patches.append(
+            Patch(
+                rank=rank,
+                image=place.image,
+                cell=cell,
+                box=place.box,
+                attention=weight,
+                gain=group.gain,
+                latent=group.latent,
+            )
+        )
+    return patches
+
+
+_engines: dict[ModelSpec, Engine] = {}
+_loading: dict[ModelSpec, threading.Lock] = {}
+_registry_lock = threading.Lock()
+
+
+def get_engine(spec: ModelSpec) -> Engine:
+    """The process's engine for a model; loaded once, however many threads ask."""
+    with _registry_lock:
+        lock = _loading.setdefault(spec, threading.Lock())
+    with lock:
+        if spec not in _engines:
+            _engines[spec] = Engine(load(spec))
+        return _engines[spec]
+
+
+def clear_engines() -> None:
+    """Forget all engines, so that their memory can be freed once no call uses them."""
+    with _registry_lock:
+        _engines.clear()
+        _loading.clear()

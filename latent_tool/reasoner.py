@@ -1,0 +1,451 @@
+"""``LatentReasoner``: the method as a LangChain Runnable, from a request to a result.
+
+A call opens the images, takes the process's engine of its model and searches in the calling thread (``invoke``,
+``stream``, ``batch``) or in a worker thread (``ainvoke``, ``astream``, ``abatch``). Every step goes out as the custom
+event ``latent_step`` and, inside a LangGraph run, to its stream writer.
+
+This module knows what LangChain wants of a Runnable. It knows nothing of tensors, and loads torch only when a question
+is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, cast
+
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForChainRun,
+    CallbackManagerForChainRun,
+    dispatch_custom_event,
+)
+from langchain_core.runnables import RunnableConfig, RunnableSerializable, ensure_config
+from langchain_core.runnables.config import run_in_executor
+from langchain_core.runnables.utils import ConfigurableFieldSpec
+from pydantic import ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic.json_schema import SkipJsonSchema
+
+from latent_tool.errors import CancelledError, SettingsError
+from latent_tool.messages import as_request
+from latent_tool.schema import ReasoningRequest, ReasoningResult, ReasoningStep
+from latent_tool.settings import (
+    Budget,
+    ImagePolicy,
+    NoiseSettings,
+    SearchSettings,
+    Settings,
+    settings_error,
+)
+
+if TYPE_CHECKING:
+    from latent_tool.engine import Engine, Job, Outcome
+
+__all__ = ["OPTIONS_KEY", "CallOptions", "LatentReasoner"]
+
+OPTIONS_KEY = "latent_reasoner"
+
+# Questions opened and handed to the engine together when the caller sets no max_concurrency.
+_BATCH_SIZE = 16
+
+T = TypeVar("T")
+
+
+class CallOptions(Settings):
+    """What one call may change: the content of ``config["configurable"]["latent_reasoner"]``.
+
+    A field of the request itself wins over these, and these win over the reasoner's own.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    budget: Budget | None = Field(None, description="A Budget, its fields, or quick, standard or thorough.")
+    seed: int | None = Field(None, ge=0, lt=2**63, description="Seed of the search.")
+    min_confidence: float | None = Field(None, ge=0, le=1, description="Abstain below this confidence.")
+    cancelled: SkipJsonSchema[threading.Event | None] = Field(
+        None, description="Set it from another thread to stop the call within one step of the search."
+    )
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _coerce_budget(cls, value: Any) -> Budget | None:
+        return None if value is None else Budget.coerce(value)
+
+    @classmethod
+    def of(cls, config: RunnableConfig) -> CallOptions:
+        """The options of a call. Raises ``SettingsError``; other keys of ``configurable`` are not looked at."""
+        options = (config.get("configurable") or {}).get(OPTIONS_KEY)
+        if options is None:
+            return cls()
+        if isinstance(options, cls):
+            return options
+        if isinstance(options, Mapping):
+            return cls(**options)
+        raise SettingsError(
+            f"config['configurable'][{OPTIONS_KEY!r}] is {type(options).__name__}, not a dict.",
+            f"Known fields: {', '.join(cls.model_fields)}.",
+        )
+
+
+class _Abort(threading.Event):
+    """Set when the call was given up, or when the caller's own event is set."""
+
+    def __init__(self, call: threading.Event, other: threading.Event | None) -> None:
+        super().__init__()
+        self._call = call
+        self._other = other
+
+    def is_set(self) -> bool:
+        return self._call.is_set() or (self._other is not None and self._other.is_set())
+
+
+class _Call:
+    """One call of the reasoner: since when its deadlines count, and whether it was given up."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.cancelled = threading.Event()
+
+    def engine(self, reasoner: LatentReasoner) -> Engine:
+        """The reasoner's engine; the time it takes to load the model does not count."""
+        before = time.monotonic()
+        engine = reasoner.engine()
+        self.began += time.monotonic() - before
+        return engine
+
+    def deadline(self, budget: Budget) -> float | None:
+        """When the answer must be there, in the time of ``time.monotonic``."""
+        return None if budget.deadline_s is None else self.began + budget.deadline_s
+
+    async def in_thread(self, config: RunnableConfig, function: Callable[..., T], *arguments: Any) -> T:
+        """Run ``function`` in a worker thread; when the task is cancelled, the work stops at its next step."""
+        try:
+            return await run_in_executor(config, function, *arguments)
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+
+class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
+    """Answers questions about images with a frozen local vision-language model that thinks in optimised latents.
+
+    Input is a ``ReasoningRequest`` or a dict of its fields; output is a ``ReasoningResult``. ``stream`` and ``astream``
+    yield a ``ReasoningStep`` for every phase and round of the search, and then the result.
+
+    The same question, seed and settings give the same answer however it is asked. The model is loaded once per process
+    and shared by all reasoners that name it, when the first question is asked.
+
+    Per call, ``config["configurable"]["latent_reasoner"]`` may hold ``budget``, ``seed``, ``min_confidence`` and
+    ``cancelled`` (see ``CallOptions``).
+
+    Raises:
+        SettingsError: a field is out of its range or not known.
+
+    Calls raise the errors of ``latent_tool.errors``: ``InputError`` for a request that is wrong, ``ModelError`` for a
+    model that cannot be used, ``DeadlineError`` when nothing was scored in time, ``CancelledError`` when stopped.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field("embedded", min_length=1, description="Checkpoint directory, hub id, or 'embedded'.")
+    dtype: str = Field("auto", description="'auto', 'float32', 'bfloat16' or 'float16'.")
+    device: str | None = Field(None, description="For example 'cpu' or 'cuda:0'; None leaves the model where it loads.")
+    device_map: str | dict[str, Any] | None = Field(None, description="Passed to from_pretrained; excludes device.")
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
+    local_files_only: bool = Field(False, description="Never ask the hub.")
+    token: SecretStr | None = Field(None, description="Access token for the hub.")
+    attn_implementation: str | None = Field(None, description="Passed to from_pretrained.")
+    quantization_config: Any = Field(None, description="Passed to from_pretrained, for example a BitsAndBytesConfig.")
+    allow_pickle: bool = Field(False, description="Also load pickled weights, which can run code.")
+    trust_remote_code: bool = Field(False, description="Run code from the checkpoint's repository.")
+    budget: Budget = Field(Budget(), description="How much work per question: a Budget, its fields, or a level's name.")
+    settings: SearchSettings = Field(SearchSettings(), description="How the search works.")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Seed of the search.")
+    min_confidence: float | None = Field(None, ge=0, le=1, description="Abstain below this confidence; None: never.")
+    confidence: Literal["answer_probability", "reward"] = Field(
+        "answer_probability", description="Where the confidence comes from."
+    )
+    grounding: bool | NoiseSettings = Field(False, description="Measure the visual dependency of every token.")
+    controls: bool = Field(False, description="Also answer without latents, and with the image noised.")
+    image_policy: ImagePolicy = Field(ImagePolicy.local(), description="Which images may be opened.")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise settings_error(type(self), error) from None
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _coerce_budget(cls, value: Any) -> Budget:
+        return Budget.coerce(value)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.device is not None and self.device_map is not None:
+            raise ValueError("give device or device_map, not both")
+        if self.confidence == "reward" and not self.settings.latents:
+            raise ValueError("without latents there is no reward; use confidence='answer_probability'")
+        if self.confidence == "reward" and self.settings.reward == "neg_log_probability":
+            raise ValueError("the reward neg_log_probability has no upper bound, so it is no confidence")
+        return self
+
+    def with_budget(self, budget: Budget | Literal["quick", "standard", "thorough"] | Mapping[str, Any]) -> Self:
+        """The same reasoner with another budget: a ``Budget``, its fields, or the name of a level."""
+        return type(self)(**{**dict(self), "budget": budget})
+
+    # ------------------------------------------------------------------ what LangChain asks of a Runnable
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        return True
+
+    @property
+    def lc_secrets(self) -> dict[str, str]:
+        return {"token": "HF_TOKEN"}
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """The settings as plain JSON, from which the constructor makes them again."""
+        return self.model_dump(mode="json", include={"budget", "settings", "grounding", "image_policy"})
+
+    @property
+    def config_specs(self) -> list[ConfigurableFieldSpec]:
+        return [
+            ConfigurableFieldSpec(
+                id=OPTIONS_KEY,
+                annotation=CallOptions | None,
+                name="Options of a call",
+                description="Budget, seed, threshold and stop event of one call of a LatentReasoner.",
+                is_shared=True,
+            )
+        ]
+
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> ReasoningResult:
+        """Answer one question in the calling thread."""
+        call = _Call()
+
+        def answer(value: Any, run_manager: CallbackManagerForChainRun, config: RunnableConfig) -> ReasoningResult:
+            return self._answer(value, config, call)
+
+        return self._call_with_config(answer, input, config, **kwargs)
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> ReasoningResult:
+        """Answer one question in a worker thread; cancelling the task stops the search within one step."""
+        call = _Call()
+
+        async def answer(
+            value: Any, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
+        ) -> ReasoningResult:
+            return await call.in_thread(config, self._answer, value, config, call)
+
+        return await self._acall_with_config(answer, input, config, **kwargs)
+
+    def stream(  # type: ignore[override]  # steps come before the result, which is what the type parameter names
+        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Iterator[ReasoningStep | ReasoningResult]:
+        """Yield every step of the search, then the result. Closing the iterator stops the search."""
+        call = _Call()
+
+        def steps(
+            values: Iterator[Any], run_manager: CallbackManagerForChainRun, config: RunnableConfig
+        ) -> Iterator[Any]:
+            yield from self._steps(next(values), config, call)
+
+        yield from self._transform_stream_with_config(iter([input]), steps, config, **kwargs)
+
+    async def astream(  # type: ignore[override]
+        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[ReasoningStep | ReasoningResult]:
+        """``stream`` from a worker thread."""
+        call = _Call()
+
+        async def steps(
+            values: AsyncIterator[Any], run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
+        ) -> AsyncIterator[Any]:
+            running = self._steps(await anext(values), config, call)
+            try:
+                while (step := await call.in_thread(config, next, running, None)) is not None:
+                    yield step
+            finally:
+                call.cancelled.set()
+
+        async def only() -> AsyncIterator[Any]:
+            yield input
+
+        async for step in self._atransform_stream_with_config(only(), steps, config, **kwargs):
+            yield step
+
+    def batch(
+        self,
+        inputs: list[Any],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[ReasoningResult]:
+        """Answer several questions together, at most ``max_concurrency`` at a time; each as if it were asked alone."""
+        call = _Call()
+
+        def answer(
+            values: list[Any], run_manager: list[CallbackManagerForChainRun], config: list[RunnableConfig]
+        ) -> list[Exception | ReasoningResult]:
+            return self._answer_many(values, config, call)
+
+        return self._batch_with_config(answer, inputs, config, return_exceptions=return_exceptions, **kwargs)
+
+    async def abatch(
+        self,
+        inputs: list[Any],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[ReasoningResult]:
+        """``batch`` in a worker thread."""
+        call = _Call()
+
+        async def answer(
+            values: list[Any], run_manager: list[AsyncCallbackManagerForChainRun], config: list[RunnableConfig]
+        ) -> list[Exception | ReasoningResult]:
+            return await call.in_thread(config[0], self._answer_many, values, config, call)
+
+        return await self._abatch_with_config(answer, inputs, config, return_exceptions=return_exceptions, **kwargs)
+
+    # ------------------------------------------------------------------ the work
+
+    def engine(self) -> Engine:
+        """The process's engine of this model; loads torch and the model when it is asked for first."""
+        from latent_tool.engine import get_engine
+        from latent_tool.models.loading import ModelSpec
+
+        return get_engine(
+            ModelSpec(
+                model=self.model,
+                dtype=self.dtype,
+                device=self.device,
+                device_map=self.device_map,
+                revision=self.revision,
+                local_files_only=self.local_files_only,
+                token=None if self.token is None else self.token.get_secret_value(),
+                attn_implementation=self.attn_implementation,
+                quantization_config=self.quantization_config,
+                allow_pickle=self.allow_pickle,
+                trust_remote_code=self.trust_remote_code,
+            )
+        )
+
+    def _job(self, value: Any, config: RunnableConfig, call: _Call) -> tuple[Engine, Job]:
+        """The engine and what it is asked: request, then options of the call, then the reasoner's own fields."""
+        from latent_tool.images import load_image
+
+        request, options = as_request(value), CallOptions.of(config)
+        cancelled = _Abort(call.cancelled, options.cancelled)
+        if cancelled.is_set():
+            raise CancelledError("The question was cancelled.")
+        budget = self.budget if options.budget is None else options.budget
+        if request.budget is not None:
+            budget = Budget.coerce(request.budget)
+        began = time.monotonic()
+        queued = began - call.began
+        loaded = [
+            load_image(reference, self.image_policy, deadline=call.deadline(budget))
+            for reference in request.image_references
+        ]
+        image_seconds = time.monotonic() - began
+        engine = call.engine(self)
+
+        from latent_tool.engine import Job  # loads torch, which counts as loading the model
+
+        return engine, Job(
+            images=tuple(each.image for each in loaded),
+            question=request.question,
+            system=request.system,
+            settings=self.settings,
+            budget=budget,
+            seed=_first_given(request.seed, options.seed, self.seed),
+            confidence=self.confidence,
+            min_confidence=_first_given(request.min_confidence, options.min_confidence, self.min_confidence),
+            grounding=self._noise(),
+            controls=self.controls,
+            deadline=call.deadline(budget),
+            cancelled=cancelled,
+            image_seconds=image_seconds,
+            queue_seconds=queued,
+            warnings=tuple(warning for each in loaded for warning in each.warnings),
+        )
+
+    def _noise(self) -> NoiseSettings | None:
+        if isinstance(self.grounding, NoiseSettings):
+            return self.grounding
+        return NoiseSettings() if self.grounding else None
+
+    def _steps(self, value: Any, config: RunnableConfig, call: _Call) -> Iterator[ReasoningStep | ReasoningResult]:
+        """Every step of one question, then its result; steps also go out as events."""
+        engine, job = self._job(value, config, call)
+        run = engine.run(job)
+        while True:
+            try:
+                step = next(run)
+            except StopIteration as end:
+                outcome: Outcome = end.value
+                yield engine.result(outcome)
+                return
+            _announce(step, config)
+            yield step
+
+    def _answer(self, value: Any, config: RunnableConfig, call: _Call) -> ReasoningResult:
+        *_, result = self._steps(value, config, call)
+        return cast(ReasoningResult, result)
+
+    def _answer_many(
+        self, values: Sequence[Any], configs: Sequence[RunnableConfig], call: _Call
+    ) -> list[Exception | ReasoningResult]:
+        """Results and errors in the order of the questions; images are opened one group at a time."""
+        size = configs[0].get("max_concurrency") or _BATCH_SIZE
+        answers: list[Exception | ReasoningResult] = []
+        for begin in range(0, len(values), size):
+            group = range(begin, min(begin + size, len(values)))
+            answers += self._answer_group([values[i] for i in group], [configs[i] for i in group], call)
+        return answers
+
+    def _answer_group(
+        self, values: Sequence[Any], configs: Sequence[RunnableConfig], call: _Call
+    ) -> list[Exception | ReasoningResult]:
+        prepared: list[Exception | Job] = []
+        engine: Engine | None = None
+        for value, config in zip(values, configs, strict=True):
+            try:
+                engine, job = self._job(value, config, call)
+                prepared.append(job)
+            except Exception as error:
+                prepared.append(error)
+        if engine is None:
+            return [each for each in prepared if isinstance(each, Exception)]
+        outcomes = iter(engine.answer_many([each for each in prepared if not isinstance(each, Exception)]))
+        answers: list[Exception | ReasoningResult] = []
+        for each in prepared:
+            found = each if isinstance(each, Exception) else next(outcomes)
+            answers.append(found if isinstance(found, Exception) else engine.result(found))
+        return answers
+
+
+def _first_given(*values: Any) -> Any:
+    """The first value that is not ``None``, or ``None``."""
+    return next((value for value in values if value is not None), None)
+
+
+def _announce(step: ReasoningStep, config: RunnableConfig) -> None:
+    """Send a step to the callbacks of the run and, inside a LangGraph run, to its stream writer."""
+    data = step.model_dump(mode="json")
+    dispatch_custom_event("latent_step", data, config=ensure_config(config))
+    langgraph = sys.modules.get("langgraph.config")  # loaded whenever a graph is running
+    if langgraph is None:
+        return
+    try:
+        writer = langgraph.get_stream_writer()
+    except (RuntimeError, KeyError):  # not inside a graph
+        return
+    writer({"latent_step": data})

@@ -1,0 +1,180 @@
+"""The command line as a user meets it: a process of its own, its exit code, its two streams."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import draw_shapes
+from PIL import Image
+from typer.testing import CliRunner
+
+from latent_tool.cli import app
+from latent_tool.schema import ReasoningResult
+
+QUESTION = "what color is the circle?"
+
+
+def run(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in an empty folder, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "latent_tool.cli", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    draw_shapes().save(tmp_path / "shapes.png")
+    return tmp_path
+
+
+def test_ask_for_people(folder: Path) -> None:
+    done = run("ask", "shapes.png", QUESTION, "--iterations", "2", "--overlay", "seen.png", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert "red" in done.stdout
+    assert "answer probability" in done.stdout
+    assert done.stderr == ""
+    assert "\x1b" not in done.stdout
+    with Image.open(folder / "seen.png") as seen:
+        assert min(seen.size) >= 150
+    assert sorted(path.name for path in folder.iterdir()) == ["seen.png", "shapes.png"]
+
+
+def test_ask_for_programs(folder: Path) -> None:
+    done = run("ask", "shapes.png", QUESTION, "--iterations", "1", "--json", "--grounding", "--controls", folder=folder)
+    assert done.returncode == 0, done.stderr
+    result = ReasoningResult.model_validate_json(done.stdout)
+    assert result.answer == "red"
+    assert result.image_sizes == [(200, 150)]
+    assert result.grounding is not None
+    assert result.controls is not None
+    assert result.usage is not None
+    assert set(result.usage.seconds) >= {"images", "prefill", "search", "decode", "grounding"}
+
+
+def test_below_the_threshold_the_exit_code_is_3_and_says_what_to_do(folder: Path) -> None:
+    done = run("ask", "shapes.png", QUESTION, "--iterations", "0", "--min-confidence", "1", "--json", folder=folder)
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["accepted"] is False
+    told = run("ask", "shapes.png", QUESTION, "--iterations", "0", "--min-confidence", "1", folder=folder)
+    assert told.returncode == 3
+    assert "--budget thorough" in told.stderr
+
+
+BAD_FILES = {
+    "missing.png": None,
+    "empty.png": b"",
+    "text.png": b"this is no picture",
+    "truncated.png": "cut",
+    "wide.png": (30_000, 1),
+}
+
+
+@pytest.fixture
+def bad_files(folder: Path) -> Path:
+    (folder / "folder.png").mkdir()
+    for name, content in BAD_FILES.items():
+        if isinstance(content, bytes):
+            (folder / name).write_bytes(content)
+        elif isinstance(content, tuple):
+            Image.new("RGB", content).save(folder / name)
+    whole = (folder / "shapes.png").read_bytes()
+    (folder / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+def no_vision(folder: Path) -> Path:
+    """A checkpoint of a model that sees nothing."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = folder / "text-only"
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    ).save_pretrained(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *[(name, QUESTION) for name in [*BAD_FILES, "folder.png", "https://example.org/x.png", "/dev/zero"]],
+        ("shapes.png", ""),
+        ("shapes.png", "why? " * 20_000),
+        ("shapes.png", QUESTION, "--iterations", "-1"),
+        ("shapes.png", QUESTION, "--deadline", "nan"),
+        ("shapes.png", QUESTION, "--min-confidence", "2"),
+        ("shapes.png", QUESTION, "--budget", "huge"),
+        ("shapes.png", QUESTION, "--seed", "-3"),
+        ("shapes.png", QUESTION, "--model", "./no-such-model"),
+        ("shapes.png", QUESTION, "--model", "text-only"),
+        ("shapes.png", QUESTION, "--dtype", "int8"),
+        ("shapes.png", QUESTION, "--overlay", "no-such-folder/seen.png"),
+        ("shapes.png", QUESTION, "--overlay", "seen.txt"),
+        ("shapes.png",),
+    ],
+    ids=lambda arguments: " ".join(arguments)[:50],
+)
+def test_bad_input_is_one_clear_error(
+    bad_files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    """In one process, so that the next question shows that nothing was left broken."""
+    from latent_tool.cli import main
+
+    no_vision(bad_files)
+    monkeypatch.chdir(bad_files)
+    monkeypatch.setattr(sys, "argv", ["latent-tool", "ask", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    assert "rror" in captured.err
+    if len(arguments) > 1 and "huge" not in arguments:
+        assert "what to do" in captured.err
+    done = CliRunner().invoke(app, ["ask", "shapes.png", QUESTION, "--iterations", "0"])
+    assert done.exit_code == 0
+    assert "red" in done.stdout
+
+
+def test_a_traceback_never_reaches_the_user(bad_files: Path) -> None:
+    done = run("ask", "truncated.png", QUESTION, folder=bad_files)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 2
+
+
+def test_control_characters_do_not_reach_the_terminal(folder: Path) -> None:
+    done = run("ask", "\x1b]0;title\x07.png", QUESTION, folder=folder)
+    assert done.returncode == 2
+    assert "\x1b" not in done.stderr
+    assert "\x07" not in done.stderr
+
+
+def test_several_images_each_have_an_overlay(folder: Path) -> None:
+    draw_shapes("triangle").save(folder / "second.png")
+    done = run(
+        *("ask", "shapes.png", "what color is the square?", "--also", "second.png"),
+        *("--iterations", "0", "--overlay", "seen.png", "--json"),
+        folder=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["image_sizes"]) == 2
+    assert (folder / "seen.png").is_file()
+    assert (folder / "seen-1.png").is_file()
+
+
+def test_help_and_version(folder: Path) -> None:
+    assert "--min-confidence" in run("ask", "--help", folder=folder, COLUMNS="120").stdout
+    assert run("--version", folder=folder).stdout.startswith("latent-tool 0.")
+    assert run("--help", folder=folder).returncode == 0

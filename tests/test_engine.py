@@ -1,0 +1,433 @@
+"""The whole method on the embedded model: what is reported is what was computed, and no question disturbs another."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw_shapes
+from naive_model import run as run_naively
+from PIL import Image
+
+from latent_tool.engine import Engine, Job, Outcome
+from latent_tool.errors import (
+    CancelledError,
+    ContextLengthError,
+    DeadlineError,
+    NumericalError,
+    QuestionError,
+    SettingsError,
+)
+from latent_tool.method.reward import Logits, read_reward
+from latent_tool.schema import ReasoningStep
+from latent_tool.settings import Budget, NoiseSettings, SearchSettings
+
+QUESTION = "what is right of the circle?"
+SHORT = Budget(iterations=3, max_patches=6)
+# Injects patches readily, so that a defect in their handling shows.
+EAGER = SearchSettings(reward_position="both", patches_per_latent=2)
+PAPER = SearchSettings.paper()
+
+
+def job(picture: Image.Image, question: str = QUESTION, **options: Any) -> Job:
+    return Job((picture,), question, **{"settings": EAGER, "budget": SHORT, **options})
+
+
+@pytest.fixture(scope="module")
+def outcome(engine: Engine) -> Outcome:
+    """One outcome with latents and patches, which several tests look at."""
+    found = engine.answer(job(draw_shapes()))
+    assert found.latents is not None
+    assert found.patches
+    return found
+
+
+def test_answers(engine: Engine, picture: Image.Image) -> None:
+    result = engine.result(engine.answer(job(picture)))
+    assert result.answer == "blue square"
+    assert result.confidence is not None
+    assert result.confidence > 0.5
+    assert result.confidence_source == "answer_probability"
+    assert result.image_sizes == [(200, 150)]
+
+
+def naive_reward(engine: Engine, found: Outcome) -> float:
+    """The reward of an outcome's state from one forward pass over everything, pixels included, without a cache."""
+    naive = run_naively(engine.vlm, found.inputs, found.latents, found.patches)
+    logits = Logits(naive.at_latents[None], naive.at_answer[:1])
+    return float(read_reward(logits, found.job.settings).reward[0])
+
+
+@pytest.mark.parametrize("settings", [EAGER, PAPER, SearchSettings()], ids=["eager", "paper", "default"])
+def test_the_reported_reward_is_that_of_the_returned_state(
+    engine: Engine, picture: Image.Image, settings: SearchSettings
+) -> None:
+    found = engine.answer(job(picture, settings=settings))
+    assert found.search is not None
+    reported = engine.result(found).scores.reward
+    assert engine.rescore(found) == pytest.approx(reported, abs=1e-4)
+    assert naive_reward(engine, found) == pytest.approx(reported, abs=1e-4)
+
+
+def test_the_answer_is_decoded_from_the_state_that_was_scored(engine: Engine, outcome: Outcome) -> None:
+    """Same latents, same patches, same positions: the naive forward pass gives every decoded token its probability."""
+    naive = run_naively(engine.vlm, outcome.inputs, outcome.latents, outcome.patches, outcome.decoded.tokens[:-1])
+    log_p = naive.at_answer.log_softmax(-1)
+    expected = log_p[torch.arange(len(outcome.decoded.tokens)), list(outcome.decoded.tokens)]
+    assert torch.allclose(expected, outcome.decoded.log_probabilities, atol=1e-4)
+    assert naive.at_answer.argmax(-1).tolist() == list(outcome.decoded.tokens)
+
+
+@pytest.mark.parametrize("part", ["latents", "patches"])
+def test_the_decoding_depends_on_latents_and_patches(engine: Engine, outcome: Outcome, part: str) -> None:
+    """A decoding that dropped either would give the same probabilities without it."""
+    prefix = engine.vlm.prefill(outcome.inputs)
+    latents, patches = outcome.latents, outcome.patches
+    if part == "latents":
+        latents = None
+    else:
+        patches = ()
+    changed = engine.vlm.token_log_probabilities(prefix, latents, patches, outcome.decoded.tokens)
+    assert (changed - outcome.decoded.log_probabilities).abs().max() > 1e-4
+
+
+def test_the_reward_sees_the_image(engine: Engine, outcome: Outcome) -> None:
+    """The very same latents and cells on another picture have another reward."""
+    other = engine.vlm.prepare([draw_shapes("triangle", (25, 150, 40))], QUESTION)
+    prefix = engine.vlm.prefill(other)
+    assert outcome.latents is not None
+    logits = engine.vlm.score(prefix, outcome.latents[None], (outcome.patches,))
+    reward = float(read_reward(logits, outcome.job.settings).reward[0])
+    assert abs(reward - engine.rescore(outcome)) > 1e-3
+
+
+def test_patches_are_image_features(engine: Engine, outcome: Outcome) -> None:
+    """Not the embedding of the placeholder token, and others for another picture."""
+    prefix = engine.vlm.prefill(outcome.inputs)
+    placeholder = engine.vlm.embed([engine.vlm.image_token])[0]
+    for cell in outcome.patches:
+        assert (prefix.features[cell] - placeholder).abs().max() > 0.1
+    other = engine.vlm.prefill(engine.vlm.prepare([draw_shapes("triangle", (25, 150, 40))], QUESTION))
+    assert (prefix.features - other.features).abs().max() > 0.1
+
+
+def test_patches_are_reported_as_they_were_injected(engine: Engine, outcome: Outcome) -> None:
+    patches = engine.result(outcome).patches
+    assert [patch.cell for patch in patches] == list(outcome.patches)
+    assert [patch.rank for patch in patches] == list(range(len(patches)))
+    for patch in patches:
+        assert patch.gain > 0
+        assert patch.box is not None
+        column, row = patch.cell % 8, patch.cell // 8
+        assert patch.box == pytest.approx((column * 25, row * 18.75, column * 25 + 25, row * 18.75 + 18.75))
+
+
+def test_the_same_seed_gives_the_same_result(engine: Engine, picture: Image.Image) -> None:
+    first, again = (engine.result(engine.answer(job(picture, seed=3))) for _ in range(2))
+    timeless = {"usage", "trace"}
+    assert first.model_dump(exclude=timeless) == again.model_dump(exclude=timeless)
+    other = engine.result(engine.answer(job(picture, seed=4)))
+    assert other.trace[1].reward != first.trace[1].reward
+
+
+def test_a_second_question_does_not_change_the_first_ones_answer(engine: Engine, picture: Image.Image) -> None:
+    """Two questions interleaved, step by step, end as each does alone."""
+    other = draw_shapes("triangle", (25, 150, 40))
+    alone = [engine.answer(job(picture)), engine.answer(job(other, "what color is the triangle?"))]
+    steps = [engine.run(job(picture)), engine.run(job(other, "what color is the triangle?"))]
+    ended: dict[int, Outcome] = {}
+    while len(ended) < 2:
+        for index, each in enumerate(steps):
+            if index not in ended:
+                try:
+                    next(each)
+                except StopIteration as end:
+                    ended[index] = end.value
+    for index in range(2):
+        assert ended[index].patches == alone[index].patches
+        assert torch.equal(ended[index].latents, alone[index].latents)  # type: ignore[arg-type]
+        assert ended[index].decoded.tokens == alone[index].decoded.tokens
+
+
+def test_threads_do_not_disturb_each_other(engine: Engine) -> None:
+    jobs = [
+        job(draw_shapes("circle" if index % 2 else "triangle", (220, 25, 25 * index)), seed=index) for index in range(4)
+    ]
+    alone = [engine.answer(each) for each in jobs]
+    together: list[Outcome | None] = [None] * len(jobs)
+
+    def work(index: int) -> None:
+        together[index] = engine.answer(jobs[index])
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(jobs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for one, other in zip(alone, together, strict=True):
+        assert other is not None
+        assert (one.decoded.tokens, one.patches) == (other.decoded.tokens, other.patches)
+
+
+def test_nothing_global_changes(engine: Engine, picture: Image.Image) -> None:
+    torch.manual_seed(5)
+    random.seed(5)
+    np.random.seed(5)
+    before = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())
+    attention = engine.vlm.model.config.get_text_config()._attn_implementation
+    pixels = picture.tobytes()
+    engine.answer(job(picture, grounding=NoiseSettings(), controls=True))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
+    assert engine.vlm.model.config.get_text_config()._attn_implementation == attention
+    assert not any(module._forward_pre_hooks for module in engine.vlm.model.modules())
+    assert picture.tobytes() == pixels
+    assert not any(parameter.requires_grad for parameter in engine.vlm.model.parameters())
+
+
+# ---------------------------------------------------------------------- budgets
+
+
+def test_no_iterations_are_a_plain_answer_with_a_confidence(engine: Engine, picture: Image.Image) -> None:
+    result = engine.result(engine.answer(job(picture, budget=Budget(iterations=0))))
+    assert result.patches == []
+    assert result.usage is not None
+    assert result.usage.candidates == 1
+    assert result.scores.reward == result.scores.initial_reward is not None
+    assert result.confidence is not None
+    assert result.answer == "blue square"
+
+
+def test_no_latents_are_the_plain_model(engine: Engine, picture: Image.Image) -> None:
+    result = engine.result(engine.answer(job(picture, settings=SearchSettings(latents=0))))
+    assert (result.scores.reward, result.stop_reason, result.trace) == (None, "no_latents", [])
+    inputs = engine.vlm.prepare([picture], QUESTION)
+    generated = engine.vlm.model.generate(**inputs.tensors, max_new_tokens=20, do_sample=False)[0, inputs.length :]
+    assert result.answer == engine.vlm.tokenizer.decode(generated, skip_special_tokens=True).strip()
+
+
+def test_limits_are_honoured_and_reported(engine: Engine, picture: Image.Image) -> None:
+    result = engine.result(engine.answer(job(picture, budget=Budget(iterations=50, max_candidates=20, max_patches=3))))
+    assert result.usage is not None
+    assert result.usage.candidates <= 20
+    assert result.stop_reason == "max_candidates"
+    assert len(result.patches) <= 3
+    cut = engine.result(engine.answer(job(picture, budget=Budget(iterations=0, max_new_tokens=1))))
+    assert cut.usage is not None
+    assert (cut.usage.generated_tokens, cut.finish_reason) == (1, "length")
+    assert any("cut" in warning for warning in cut.warnings)
+
+
+class Ticking:
+    """A clock that moves one second whenever it is asked."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def __call__(self) -> float:
+        self.time += 1.0
+        return self.time
+
+
+def test_an_expired_deadline_gives_the_best_so_far(engine: Engine, picture: Image.Image) -> None:
+    clock = Ticking()
+    timed = Engine(engine.vlm, clock)
+    found = timed.answer(job(picture, budget=Budget(iterations=10_000, deadline_s=300), deadline=300.0))
+    result = timed.result(found)
+    assert result.stop_reason == "deadline"
+    assert result.answer
+    assert engine.rescore(found) == pytest.approx(result.scores.reward, abs=1e-4)
+    # The clock moves when it is looked at, so this bounds how often it was looked at after the deadline.
+    assert clock.time < 300 + 20
+
+
+def test_a_deadline_before_anything_was_scored_is_an_error(engine: Engine, picture: Image.Image) -> None:
+    for deadline in (0.5, 3.0):
+        with pytest.raises(DeadlineError, match="deadline") as caught:
+            Engine(engine.vlm, Ticking()).answer(job(picture, deadline=deadline))
+        assert caught.value.hint
+    assert engine.answer(job(picture)).answer.text == "blue square"
+
+
+def test_cancelling_takes_effect_within_one_step(engine: Engine, picture: Image.Image) -> None:
+    cancelled = threading.Event()
+    steps = engine.run(job(picture, budget=Budget(iterations=1000), cancelled=cancelled))
+    seen = 0
+    with pytest.raises(CancelledError):
+        for step in steps:
+            seen += 1
+            if step.trace is not None and step.trace.round == 1:
+                cancelled.set()
+                at = seen
+    assert seen <= at + 1
+    assert engine.answer(job(picture)).answer.text == "blue square"
+
+
+def test_steps_tell_what_happens(engine: Engine, picture: Image.Image) -> None:
+    steps = engine.run(job(picture))
+    seen: list[ReasoningStep] = []
+    while True:
+        try:
+            seen.append(next(steps))
+        except StopIteration as end:
+            found: Outcome = end.value
+            break
+    assert [step.phase for step in seen] == ["prefill", *["search"] * (len(seen) - 2), "decode"]
+    rows = [step.trace for step in seen if step.trace is not None]
+    assert [row.round for row in rows] == list(range(len(rows)))
+    assert rows == engine.result(found).trace
+
+
+# ---------------------------------------------------------------------- grounding and controls
+
+
+def test_visual_dependency_is_what_its_formula_says(engine: Engine, picture: Image.Image) -> None:
+    """Worked out again with naive forward passes over the clean and the noised pixels."""
+    from latent_tool.method.grounding import add_noise
+
+    noise = NoiseSettings(strength=0.9, seed=7)
+    found = engine.answer(job(picture, grounding=noise))
+    assert found.grounding is not None
+    tokens = list(found.decoded.tokens)
+    generator = torch.Generator().manual_seed(7)
+    pixels = add_noise(found.inputs.tensors["pixel_values"], noise, generator)
+    rows = []
+    for tensors in (found.inputs.tensors, {**found.inputs.tensors, "pixel_values": pixels}):
+        inputs = type(found.inputs)(
+            tensors, found.inputs.tail, found.inputs.markers, found.inputs.cells, found.inputs.warnings
+        )
+        naive = run_naively(engine.vlm, inputs, found.latents, found.patches, tokens[:-1])
+        rows.append(naive.at_answer.log_softmax(-1)[torch.arange(len(tokens)), tokens])
+    expected = (rows[0] - rows[1]).tolist()
+    assert [token.dependency for token in found.grounding.tokens] == pytest.approx(expected, abs=1e-3)
+    assert found.grounding.mean == pytest.approx(sum(expected) / len(expected), abs=1e-3)
+
+
+def test_what_is_seen_depends_on_the_image_and_what_is_grammar_does_not(engine: Engine, picture: Image.Image) -> None:
+    found = engine.answer(job(picture, "what color is the circle?", grounding=NoiseSettings()))
+    assert found.grounding is not None
+    by_token = {token.token.strip(): token.dependency for token in found.grounding.tokens}
+    assert by_token["red"] > 1
+    assert abs(by_token["<|end|>"]) < 1
+
+
+def test_controls(engine: Engine, picture: Image.Image) -> None:
+    controls = engine.result(engine.answer(job(picture, controls=True))).controls
+    assert controls is not None
+    plain = engine.result(engine.answer(job(picture, settings=SearchSettings(latents=0))))
+    assert controls.latents_off.answer == plain.answer
+    assert controls.latents_off.confidence == pytest.approx(plain.confidence, abs=1e-5)
+    assert controls.latents_off.agrees
+    assert controls.image_noised.confidence is not None
+    assert plain.confidence is not None
+    assert controls.image_noised.confidence < plain.confidence
+
+
+# ---------------------------------------------------------------------- confidence
+
+
+def test_confidence_is_the_joint_probability_of_answer_and_end(engine: Engine, picture: Image.Image) -> None:
+    found = engine.answer(job(picture))
+    naive = run_naively(engine.vlm, found.inputs, found.latents, found.patches, found.decoded.tokens[:-1])
+    p = naive.at_answer.softmax(-1)[torch.arange(len(found.decoded.tokens)), list(found.decoded.tokens)]
+    assert engine.result(found).confidence == pytest.approx(float(p.prod()), abs=1e-4)
+
+
+def test_thresholds(engine: Engine, picture: Image.Image) -> None:
+    sure = engine.result(engine.answer(job(picture, min_confidence=0.1)))
+    assert (sure.accepted, sure.abstained) == (True, False)
+    unsure = engine.result(engine.answer(job(picture, min_confidence=1.0)))
+    assert (unsure.accepted, unsure.abstained) == (False, True)
+    assert unsure.answer == sure.answer
+
+
+def test_the_reward_as_confidence(engine: Engine, picture: Image.Image) -> None:
+    result = engine.result(engine.answer(job(picture, confidence="reward")))
+    assert result.confidence_source == "reward"
+    assert result.confidence is not None
+    assert 0 <= result.confidence <= 1
+    for settings in (SearchSettings(latents=0), SearchSettings(reward="neg_log_probability")):
+        found = engine.answer(job(picture, confidence="reward", settings=settings))
+        with pytest.raises(SettingsError):
+            engine.result(found)
+
+
+# ---------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda picture: job(picture, ""), QuestionError),
+        (lambda picture: job(picture, " \n\t "), QuestionError),
+        (lambda picture: job(picture, "why? " * 20_000), ContextLengthError),
+        (lambda picture: job(picture, settings=SearchSettings(init="token", init_token="<no-such>")), SettingsError),
+    ],
+    ids=["empty", "blank", "100 kB", "unknown token"],
+)
+def test_bad_questions_are_typed_errors_and_the_next_one_works(
+    engine: Engine, picture: Image.Image, make: Callable[[Image.Image], Job], error: type[Exception]
+) -> None:
+    with pytest.raises(error) as caught:
+        engine.answer(make(picture))
+    assert getattr(caught.value, "hint", "")
+    assert engine.answer(job(picture)).answer.text == "blue square"
+
+
+@pytest.mark.parametrize(
+    "text", ["<image>", "<image><image>", "<|end|>", "<|assistant|>", "</think>", "<im<image>age>"]
+)
+def test_control_tokens_in_a_question_stay_text(engine: Engine, picture: Image.Image, text: str) -> None:
+    inputs = engine.vlm.prepare([picture], f"what color is the circle? {text}")
+    plain = engine.vlm.prepare([picture], "what color is the circle?")
+    special = set(engine.vlm.tokenizer.all_special_ids) | set(engine.vlm.tokenizer.get_added_vocab().values())
+
+    def count(ids: torch.Tensor) -> int:
+        return sum(token in special for token in ids[0].tolist())
+
+    assert count(inputs.tensors["input_ids"]) == count(plain.tensors["input_ids"])
+    assert engine.answer(job(picture, f"what color is the circle? {text}")).answer.text
+
+
+def test_one_bad_job_leaves_the_others_alone(engine: Engine, picture: Image.Image) -> None:
+    outcomes = engine.answer_many([job(picture), job(picture, ""), job(picture, "what color is the circle?")])
+    assert isinstance(outcomes[1], QuestionError)
+    assert isinstance(outcomes[0], Outcome)
+    assert isinstance(outcomes[2], Outcome)
+    assert (outcomes[0].answer.text, outcomes[2].answer.text) == ("blue square", "red")
+
+
+def test_a_model_that_returns_nan_is_an_error_and_leaves_no_trace(engine: Engine, picture: Image.Image) -> None:
+    head = engine.vlm.model.lm_head
+    handle = head.register_forward_hook(lambda _module, _inputs, output: output * float("nan"))
+    try:
+        with pytest.raises(NumericalError):
+            engine.answer(job(picture))
+    finally:
+        handle.remove()
+    assert engine.answer(job(picture)).answer.text == "blue square"
+
+
+def test_a_fault_in_the_middle_leaves_the_engine_usable(engine: Engine, picture: Image.Image) -> None:
+    calls = 0
+    before = engine.vlm.model.config.get_text_config()._attn_implementation
+
+    def fail(_module: Any, _inputs: Any, _output: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 20:
+            raise MemoryError("no memory left")
+
+    handle = engine.vlm.model.lm_head.register_forward_hook(fail)
+    try:
+        with pytest.raises(MemoryError):
+            engine.answer(job(picture))
+    finally:
+        handle.remove()
+    assert engine.answer(job(picture)).answer.text == "blue square"
+    assert engine.vlm.model.config.get_text_config()._attn_implementation == before

@@ -1,0 +1,231 @@
+"""The search on a toy model: states are scored as a whole, the best one is kept, and every limit holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from toy import ToyModel, toy
+
+from latent_tool.errors import NumericalError
+from latent_tool.method.patches import propose
+from latent_tool.method.reward import Logits
+from latent_tool.method.search import Outcome, Round, run, search
+from latent_tool.settings import Budget, SearchSettings
+
+CALM = SearchSettings(sigma=0.3, eta=0.05, patches_per_latent=2, scale="absolute")
+
+
+def finish(steps: Iterator[Round]) -> Outcome:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def solve(
+    model: ToyModel, how: SearchSettings = CALM, budget: Budget | None = None, seed: int = 0, **options: Any
+) -> Outcome:
+    start = options.pop("start", torch.zeros_like(model.target))
+    generator = torch.Generator().manual_seed(seed)
+    return finish(run(search(start, how, budget or Budget(), generator=generator, **options), model))
+
+
+@pytest.mark.parametrize("how", [CALM, SearchSettings.paper(sigma=0.5, eta=0.05)], ids=["default", "paper"])
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=25, deadline=None)
+def test_the_best_state_is_one_that_was_scored_and_its_reward_is_reproducible(how: SearchSettings, seed: int) -> None:
+    model = toy(seed=seed)
+    outcome = solve(model, how, Budget(iterations=6, max_patches=6), seed)
+    best = outcome.best
+    assert any(torch.equal(latents, best.latents) and cells == best.patches for latents, cells in model.scored)
+    assert best.reward == pytest.approx(model.reward(best.latents, best.patches, how), abs=1e-6)
+    assert best.reward >= max(row.reward for row in outcome.rounds)
+    assert best.reward >= outcome.initial_reward
+    assert outcome.candidates == len(model.scored)
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=25, deadline=None)
+def test_the_best_reward_never_falls_and_patches_come_only_with_a_gain(seed: int) -> None:
+    model = toy(seed=seed)
+    outcome = solve(model, CALM, Budget(iterations=8, max_patches=5), seed)
+    bests = [row.best_reward for row in outcome.rounds]
+    assert bests == sorted(bests)
+    assert all(group.gain > 0 for group in outcome.injections)
+    injected = tuple(cell for group in outcome.injections for cell in group.cells)
+    assert injected == outcome.best.patches
+    assert len(set(injected)) == len(injected) <= 5
+
+
+def sequential_walk(
+    model: ToyModel, latents: Tensor, patches: tuple[int, ...], how: SearchSettings, room: int
+) -> tuple[int, ...]:
+    """The walk as the paper describes it: one proposal after the other, each scored on its own."""
+    attention = model.attention(latents, patches)
+    current = model.reward(latents, patches, how)
+    for latent in range(len(latents)):
+        kind = how.proposals
+        (cells,) = propose(attention[latent : latent + 1], patches, how.patches_per_latent, kind, room - len(patches))
+        if not cells:
+            continue
+        reward = model.reward(latents, patches + cells, how)
+        if round(reward - current, 6) > how.min_gain:
+            patches, current = patches + cells, reward
+    return patches
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    count=st.integers(1, 4),
+    room=st.integers(0, 9),
+    proposals=st.sampled_from(["new", "top"]),
+    min_gain=st.sampled_from([0.0, 0.05]),
+)
+@settings(max_examples=80, deadline=None)
+def test_the_batched_walk_accepts_what_the_sequential_walk_accepts(
+    seed: int, count: int, room: int, proposals: Any, min_gain: float
+) -> None:
+    model = toy(latents=5, cells=9, seed=seed)
+    # eta = 0 leaves the latents where they are, so that one round is one walk from the start.
+    how = CALM.but(eta=0, patches_per_latent=count, proposals=proposals, min_gain=min_gain)
+    outcome = solve(model, how, Budget(iterations=1, max_patches=room), seed)
+    accepted = outcome.rounds[1].accepted if len(outcome.rounds) > 1 else ()
+    assert accepted == sequential_walk(model, torch.zeros_like(model.target), (), how, room)
+
+
+def test_the_default_climbs() -> None:
+    model = toy(seed=3)
+    outcome = solve(model, CALM.but(patches_per_latent=0), Budget(iterations=60))
+    before = float(model.target.pow(2).sum())
+    after = float((outcome.best.latents - model.target).pow(2).sum())
+    assert after < before / 3
+
+
+def test_nothing_of_the_callers_changes() -> None:
+    model = toy()
+    start = torch.zeros_like(model.target)
+    torch.manual_seed(11)
+    state = torch.get_rng_state()
+    outcome = solve(model, start=start)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(start, torch.zeros_like(start))
+    outcome.best.latents.add_(1)
+    assert torch.equal(start, torch.zeros_like(start))
+
+
+def test_the_seed_decides_everything() -> None:
+    first, again, other = (solve(toy(), seed=seed) for seed in (5, 5, 6))
+    assert torch.equal(first.best.latents, again.best.latents)
+    assert not torch.equal(first.best.latents, other.best.latents)
+
+
+def test_no_iterations_score_the_start_alone() -> None:
+    model = toy()
+    outcome = solve(model, budget=Budget(iterations=0))
+    assert (outcome.candidates, outcome.best.patches, outcome.stop_reason) == (1, (), "iterations")
+    assert torch.equal(outcome.best.latents, torch.zeros_like(model.target))
+    assert outcome.initial_reward == outcome.best.reward
+    assert model.attended == 0
+
+
+@given(limit=st.integers(1, 60))
+@settings(max_examples=30, deadline=None)
+def test_max_candidates(limit: int) -> None:
+    model = toy(latents=3)
+    outcome = solve(model, budget=Budget(iterations=4, max_candidates=limit))
+    assert len(model.scored) == outcome.candidates <= limit
+    if outcome.stop_reason == "iterations":
+        assert len(outcome.rounds) == 5
+    else:
+        assert outcome.stop_reason == "max_candidates"
+
+
+def test_target_reward() -> None:
+    target = (solve(toy(seed=3), budget=Budget(iterations=0)).initial_reward + 1) / 2
+    outcome = solve(toy(seed=3), budget=Budget(iterations=500, target_reward=target))
+    assert outcome.stop_reason == "target_reward"
+    assert outcome.best.reward >= target
+    assert outcome.rounds[-2].best_reward < target
+    already = solve(toy(seed=3), budget=Budget(iterations=500, target_reward=-5.0))
+    assert (already.stop_reason, already.candidates) == ("target_reward", 1)
+
+
+def test_patience() -> None:
+    model = toy()
+    frozen = CALM.but(eta=0, sigma=1e-9, patches_per_latent=0)
+    outcome = solve(model, frozen, Budget(iterations=100, patience=3), start=model.target)
+    assert outcome.stop_reason == "patience"
+    assert len(outcome.rounds) == 1 + 3
+
+
+def test_max_patches() -> None:
+    model = toy(cells=30)
+    model.bonus = torch.ones(30)
+    outcome = solve(model, CALM.but(patches_per_latent=4), Budget(iterations=10, max_patches=7))
+    assert len(outcome.best.patches) == 7
+    assert solve(model, budget=Budget(max_patches=0)).best.patches == ()
+
+
+def test_a_stop_takes_effect_before_the_next_batch() -> None:
+    model = toy()
+    asked = 0
+
+    def stop() -> str | None:
+        nonlocal asked
+        asked += 1
+        return "deadline" if asked > 3 else None
+
+    outcome = solve(model, budget=Budget(iterations=100), stop=stop)
+    assert outcome.stop_reason == "deadline"
+    # The start, a batch of samples and an update; the third question was asked before the attention was read.
+    assert outcome.candidates <= 1 + CALM.samples + 1 + len(model.target)
+    assert outcome.rounds[-1].best_reward == outcome.best.reward
+
+
+def test_a_stop_at_once_still_gives_the_start() -> None:
+    outcome = solve(toy(), stop=lambda: "deadline")
+    assert (outcome.candidates, outcome.stop_reason) == (1, "deadline")
+
+
+class Faulty(ToyModel):
+    """Loses some of its candidates to NaN."""
+
+    def logits(self, latents: Tensor, patches: tuple[tuple[int, ...], ...]) -> Logits:
+        first = not self.scored
+        logits = super().logits(latents, patches)
+        answer = logits.answer.clone()
+        if not first:
+            answer[::2] = math.nan
+        return Logits(answer[:, None].expand(-1, latents.shape[1], -1), answer)
+
+
+def test_candidates_that_are_not_finite_are_discarded_and_counted() -> None:
+    model = toy()
+    outcome = solve(Faulty(model.target, model.bonus), budget=Budget(iterations=4))
+    assert outcome.discarded > 0
+    assert math.isfinite(outcome.best.reward)
+    assert outcome.best.latents.isfinite().all()
+
+
+def test_a_start_that_is_not_finite_is_an_error() -> None:
+    model = toy()
+    model.height = math.nan
+    with pytest.raises(NumericalError, match="finite"):
+        solve(model)
+
+
+def test_proposals() -> None:
+    attention = torch.tensor([[0.1, 0.4, 0.3, 0.2], [0.4, 0.1, 0.1, 0.4]])
+    assert propose(attention, (), 2, "new", 9) == [(1, 2), (0, 3)]
+    assert propose(attention, (1,), 2, "new", 9) == [(2, 3), (0, 3)]
+    assert propose(attention, (1,), 2, "top", 9) == [(2,), (0, 3)]
+    assert propose(attention, (), 2, "new", 1) == [(1,), (0,)]
+    assert propose(attention, (0, 1, 2, 3), 2, "new", 9) == [(), ()]
