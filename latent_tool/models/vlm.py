@@ -563,9 +563,11 @@ class VisionLanguageModel:
             elif isinstance(text, Exception):
                 found.append(text)
             else:
-                ends = frozenset(each.prefix.inputs.markers.closing[:1])
-                ends |= generation_rules(self.model, each.prefix.length).stop_tokens
-                found.append((tuple(token for token in text.tokens if token not in ends), 1 + len(text.tokens)))
+                markers = each.prefix.inputs.markers
+                silent = {*markers.closing[:1], *generation_rules(self.model, each.prefix.length).stop_tokens}
+                # The last token is not run; without an opening marker the first one comes from the prefix.
+                calls = max(len(text.tokens) - (0 if markers.opening else 1), 0)
+                found.append((tuple(token for token in text.tokens if token not in silent), calls))
         return found
 
     def _decoding(
