@@ -6,12 +6,14 @@ itself, on a prompt that was lengthened by filler tokens whose embeddings are th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from latent_tool.models.vlm import Inputs, VisionLanguageModel
 
@@ -19,6 +21,20 @@ from latent_tool.models.vlm import Inputs, VisionLanguageModel
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 QUESTION = "what is red?"
 MARKERS = ("((", "))")
+
+
+@contextmanager
+def eager(model: PreTrainedModel) -> Iterator[None]:
+    """The model with eager attention everywhere; every part gets back what it had."""
+    config = model.config
+    parts = {name: getattr(config, name, None) for name in config.sub_configs}
+    before = {name: part._attn_implementation for name, part in parts.items() if part is not None}
+    before[""] = config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 @dataclass(frozen=True)
@@ -98,16 +114,11 @@ def run(
         return args, {**kwargs, "inputs_embeds": merged, "position_ids": positions}
 
     handle = model.get_decoder().register_forward_pre_hook(splice, with_kwargs=True)
-    before = model.config._attn_implementation
     try:
-        if attention:
-            model.set_attn_implementation("eager")
-        with torch.inference_mode():
+        with torch.inference_mode(), eager(model) if attention else nullcontext():
             output = model(**given, use_cache=False, output_attentions=attention)
     finally:
         handle.remove()
-        if attention:
-            model.set_attn_implementation(before)
     seen_attention = None
     if attention:
         seen_attention = torch.stack([layer[0].float() for layer in output.attentions if layer is not None])

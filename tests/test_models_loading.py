@@ -108,6 +108,12 @@ def test_what_is_passed_to_transformers(copied, monkeypatch):
     assert seen[1]["trust_remote_code"] is True
 
 
+def test_a_spec_is_a_key_whatever_it_holds():
+    quantization = transformers.BitsAndBytesConfig(load_in_8bit=True)
+    specs = [ModelSpec(device_map={"": "cpu"}, quantization_config=quantization) for _ in range(2)]
+    assert len({*specs, ModelSpec()}) == 2
+
+
 def test_a_processor_that_save_pretrained_wrote(copied):
     """One file for tokenizer options, image processor and processor, as newer versions write it."""
     processor = transformers.AutoProcessor.from_pretrained(copied)

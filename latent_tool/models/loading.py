@@ -56,12 +56,12 @@ class ModelSpec:
     model: str = EMBEDDED
     dtype: str = "auto"
     device: str | None = None
-    device_map: str | Mapping[str, Any] | None = None
+    device_map: str | Mapping[str, Any] | None = field(default=None, hash=False)
     revision: str | None = None
     local_files_only: bool = False
     token: str | bool | None = field(default=None, repr=False)
     attn_implementation: str | None = None
-    quantization_config: Any = None
+    quantization_config: Any = field(default=None, hash=False)
     allow_pickle: bool = False
     trust_remote_code: bool = False
 

@@ -30,7 +30,7 @@ from transformers.masking_utils import sdpa_mask
 if TYPE_CHECKING:
     from latent_tool.models.vlm import Prefix, VisionLanguageModel
 
-__all__ = ["SuffixBatch", "Tap", "install", "layers_fit"]
+__all__ = ["SuffixBatch", "Tap", "install", "installed", "layers_fit"]
 
 _NAME = "latent_tool_shared_prefix"
 _active = threading.local()
@@ -315,6 +315,11 @@ def install(model: PreTrainedModel) -> bool:
         return False
     model.set_attn_implementation({key: _NAME})
     return bool(text._attn_implementation == _NAME)
+
+
+def installed(model: PreTrainedModel) -> bool:
+    """Whether the decoder uses this attention now; somebody may have chosen another since."""
+    return bool(model.config.get_text_config()._attn_implementation == _NAME)
 
 
 def layers_fit(cache: DynamicCache) -> bool:

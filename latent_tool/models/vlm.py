@@ -27,7 +27,7 @@ from latent_tool.models.decoding import Decoded, generation_rules
 from latent_tool.models.families import family
 from latent_tool.models.prompts import Markers, find_markers, render_prompt
 from latent_tool.models.requests import Attend, Decode, Reason, Score, never
-from latent_tool.models.shared_prefix import SuffixBatch, Tap, install, layers_fit
+from latent_tool.models.shared_prefix import SuffixBatch, Tap, install, installed, layers_fit
 
 __all__ = ["Cell", "Inputs", "Prefix", "VisionLanguageModel"]
 
@@ -440,6 +440,8 @@ class VisionLanguageModel:
 
     def shares_prefixes(self, prefix: Prefix) -> bool:
         """Whether rows of this model can share a prefix without copying it; checked against the plain path once."""
+        if self._shares is False or not installed(self.model):
+            return False
         with self._lock:
             if self._shares is None:
                 self._shares = self._sharing_is_exact(prefix)
@@ -557,9 +559,11 @@ class VisionLanguageModel:
             elif isinstance(text, Exception):
                 found.append(text)
             else:
-                ends = frozenset(each.prefix.inputs.markers.closing[:1])
-                ends |= generation_rules(self.model, each.prefix.length).stop_tokens
-                found.append((tuple(token for token in text.tokens if token not in ends), 1 + len(text.tokens)))
+                markers = each.prefix.inputs.markers
+                silent = {*markers.closing[:1], *generation_rules(self.model, each.prefix.length).stop_tokens}
+                # The last token is not run; without an opening marker the first one comes from the prefix.
+                calls = max(len(text.tokens) - (0 if markers.opening else 1), 0)
+                found.append((tuple(token for token in text.tokens if token not in silent), calls))
         return found
 
     def _decoding(

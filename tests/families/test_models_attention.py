@@ -62,18 +62,16 @@ def test_reading_attention_leaves_no_trace(vlm, monkeypatch):
     torch.testing.assert_close(vlm.score(prefix, latents, [(), (1,)]).answer, scored, atol=0, rtol=0)
 
 
-def test_attention_of_eager_models_is_the_same(vlm):
-    """A model that was loaded with another attention implementation keeps it."""
+def test_attention_is_the_same_after_another_implementation_was_chosen(vlm):
+    """Whatever implementation the model has at the moment, it keeps."""
     prefix = vlm.prefill(vlm.prepare([picture()], QUESTION))
-    latents = draw_latents(vlm, 1)[0]
-    expected = vlm.attend(prefix, latents, (1,))
-    before = vlm.model.config.get_text_config()._attn_implementation
-    vlm.model.set_attn_implementation("eager")
-    try:
-        torch.testing.assert_close(vlm.attend(prefix, latents, (1,)), expected, **CLOSE)
+    latents = draw_latents(vlm, 1)
+    attention, scored = vlm.attend(prefix, latents[0], (1,)), vlm.score(prefix, latents, [(1,)]).answer
+    with naive_model.eager(vlm.model):
+        torch.testing.assert_close(vlm.attend(prefix, latents[0], (1,)), attention, **CLOSE)
+        torch.testing.assert_close(vlm.score(prefix, latents, [(1,)]).answer, scored, **CLOSE)
         assert vlm.model.config.get_text_config()._attn_implementation == "eager"
-    finally:
-        vlm.model.set_attn_implementation(before)
+    torch.testing.assert_close(vlm.attend(prefix, latents[0], (1,)), attention, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("family", ["llava", "gemma3"])
@@ -84,6 +82,7 @@ def test_a_model_that_cannot_be_tapped_shows_its_own_attention(family, monkeypat
     expected = vlm.attend(prefix, latents, (1,))
     decoder = type(vlm.model.get_decoder())
     monkeypatch.setattr(decoder, "_can_set_attn_implementation", classmethod(lambda cls: False))
+    monkeypatch.setattr(vlm, "_shares", False)
     torch.testing.assert_close(vlm.attend(prefix, latents, (1,)), expected, **CLOSE)
 
 
@@ -92,5 +91,6 @@ def test_a_model_that_does_not_show_its_attention_is_named(monkeypatch):
     prefix = vlm.prefill(vlm.prepare([picture()], QUESTION))
     decoder = type(vlm.model.get_decoder())
     monkeypatch.setattr(decoder, "_can_set_attn_implementation", classmethod(lambda cls: False))
+    monkeypatch.setattr(vlm, "_shares", False)
     with pytest.raises(ModelNotSupportedError, match="attention"):
         vlm.attend(prefix, draw_latents(vlm, 1)[0], ())

@@ -133,7 +133,7 @@ def test_reasoning_is_the_text_after_the_opening_marker(vlm):
     rows[:, vlm.model.generation_config.suppress_tokens] = float("-inf")
     expected = rows.argmax(-1)[: len(tokens)]
     assert list(tokens) == expected.tolist()
-    assert calls == 6
+    assert calls == 5
     assert vlm.reason(vlm.prefill(vlm.prepare([picture()], QUESTION, thinking_markers=None)), 5) == ((), 0)
 
 
@@ -146,7 +146,7 @@ def test_reasoning_where_the_prompt_itself_ends_with_the_opening_marker(vlm):
     prefix = vlm.prefill(inputs)
     tokens, calls = vlm.reason(prefix, 4)
     assert tokens == vlm.decode(prefix, None, (), 4).tokens
-    assert calls == 4
+    assert calls == 3
     latents = draw_latents(vlm, 1)
     naive = naive_model.run(vlm, inputs, latents[0], (1,))
     scored = vlm.score(prefix, latents, [(1,)])

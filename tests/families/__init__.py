@@ -1,0 +1,1 @@
+"""Tests that run once per model family."""
