@@ -3,9 +3,10 @@
     python benchmarks/routing.py [--questions 300] [--write docs/routing.md]
 
 The embedded model answers easy-VQA's clean test pictures without a mistake, so every picture gets noise of a random
-strength here, up to where nothing can be seen. The first rung is the embedded model, the second the same model with more budget, the last an oracle that always knows
-the answer. Every question is asked once per rung; the routes for all thresholds follow from that, because a router's
-decision depends on nothing but the confidences (a test asserts it on the real router).
+strength here, up to where nothing can be seen. The first rung is the embedded model, the second the same model with
+more budget, the last an oracle that always knows the answer. Every question is asked once per rung; the routes for all
+thresholds follow from that, because a router's decision depends on nothing but the confidences (a test asserts it on
+the real router).
 """
 
 from __future__ import annotations
@@ -90,9 +91,9 @@ def table(rows: Sequence[Row], count: int) -> str:
     lines = [
         "# Routing by confidence, measured",
         "",
-        f"{count} test questions of easy-VQA (seed 0), each picture under noise of a random strength (standard deviation",
-        f"0 to {STRONGEST_NOISE:g} of 255). Rungs: the embedded model without search; the same with the quick budget; an",
-        "oracle that always knows. `ConfidenceRouter` accepts at the threshold. Written by",
+        f"{count} test questions of easy-VQA (seed 0), each picture under noise of a random strength (standard",
+        f"deviation 0 to {STRONGEST_NOISE:g} of 255). Rungs: the embedded model without search; the same with the quick",
+        "budget; an oracle that always knows. `ConfidenceRouter` accepts at the threshold. Written by",
         "`python benchmarks/routing.py --write docs/routing.md`.",
         "",
         "| threshold | accuracy of the route | ended at rung 1 | at rung 2 | escalated to the oracle "
