@@ -92,8 +92,8 @@ def table(rows: Sequence[Row], count: int) -> str:
         "# Routing by confidence, measured",
         "",
         f"{count} test questions of easy-VQA (seed 0), each picture under noise of a random strength (standard",
-        f"deviation 0 to {STRONGEST_NOISE:g} of 255). Rungs: the embedded model without search; the same with the quick",
-        "budget; an oracle that always knows. `ConfidenceRouter` accepts at the threshold. Written by",
+        f"deviation 0 to {STRONGEST_NOISE:g} of 255). Rungs: the embedded model without search; the same with the",
+        "quick budget; an oracle that always knows. `ConfidenceRouter` accepts at the threshold. Written by",
         "`python benchmarks/routing.py --write docs/routing.md`.",
         "",
         "| threshold | accuracy of the route | ended at rung 1 | at rung 2 | escalated to the oracle "
