@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import draw_shapes
+from pictures import draw_shapes
 from PIL import Image
 from typer.testing import CliRunner
 

@@ -10,20 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import draw_shapes
 from naive_model import run as run_naively
+from pictures import draw_shapes
 from PIL import Image
 
-from latent_tool.engine import Engine, Job, Outcome
+from latent_tool.engine import Engine, Job, Outcome, get_engine
 from latent_tool.errors import (
     CancelledError,
     ContextLengthError,
     DeadlineError,
+    ModelError,
     NumericalError,
     QuestionError,
     SettingsError,
 )
 from latent_tool.method.reward import Logits, read_reward
+from latent_tool.models.loading import ModelSpec
 from latent_tool.schema import ReasoningStep
 from latent_tool.settings import Budget, NoiseSettings, SearchSettings
 
@@ -431,3 +433,26 @@ def test_a_fault_in_the_middle_leaves_the_engine_usable(engine: Engine, picture:
         handle.remove()
     assert engine.answer(job(picture)).answer.text == "blue square"
     assert engine.vlm.model.config.get_text_config()._attn_implementation == before
+
+
+# ---------------------------------------------------------------------- one engine per model
+
+
+def test_engines_are_shared_per_model_and_loaded_once(engine: Engine) -> None:
+    found: list[Engine] = []
+    threads = [threading.Thread(target=lambda: found.append(get_engine(ModelSpec()))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [engine] * 4
+
+
+def test_specs_that_cannot_be_hashed_have_engines_too(engine: Engine) -> None:
+    spec = ModelSpec(device_map={"": "cpu"})
+    try:
+        placed = get_engine(spec)
+    except ModelError:  # without accelerate a device map is refused, in words
+        return
+    assert placed is get_engine(ModelSpec(device_map={"": "cpu"}))
+    assert placed is not engine

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from conftest import draw_shapes
+from pictures import draw_shapes
 
 from latent_tool.engine import Engine, Job, Outcome
 from latent_tool.errors import CancelledError, QuestionError

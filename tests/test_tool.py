@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from agents import CIRCLE, SQUARE, calls, scripted, shows, small_reasoner
-from conftest import draw_shapes
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
+from pictures import draw_shapes
 from PIL import Image
 
 from latent_tool import Budget, ConfidenceRouter, ImagePolicy, LatentReasoningTool, Patch, ReasoningResult

@@ -519,7 +519,11 @@ def write(folder: Path, made: Checkpoint, *, generation: dict[str, Any] | None =
         torch.manual_seed(seed)
         model = T.AutoModelForImageTextToText.from_config(made.config).eval().float()
     randomise(model, seed)
-    for name, value in {"eos_token_id": 260, "pad_token_id": 256, **(generation or {})}.items():
+    # A random model would say "<image>" now and then, which some families then try to replace by an image.
+    words = made.tokenizer
+    silent = sorted({*words.get_added_vocab().values()} - {words.eos_token_id})
+    rules = {"eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id, "suppress_tokens": silent}
+    for name, value in {**rules, **(generation or {})}.items():
         setattr(model.generation_config, name, value)
     model.save_pretrained(folder)
     made.tokenizer.save_pretrained(folder)

@@ -27,11 +27,15 @@ _active = threading.local()
 
 @dataclass
 class AttentionTap:
-    """What to read, and per layer what was read: ``(batch, heads, rows, columns)``."""
+    """What to read, and per layer what was read: ``(batch, heads, rows, columns)``.
+
+    ``switched``: the model let itself be tapped; otherwise nothing is read, and its own attention output must do.
+    """
 
     rows: slice
     columns: Tensor
     layers: list[Tensor] = field(default_factory=list)
+    switched: bool = True
 
     def mean(self) -> Tensor:
         """Mean over layers and heads, ``(batch, rows, columns)``, in float32."""
@@ -96,6 +100,10 @@ AttentionMaskInterface.register(_NAME, sdpa_mask)
 def tap_attention(model: PreTrainedModel, rows: slice, columns: Tensor) -> Iterator[AttentionTap]:
     """Read the attention of the decoder in the forward passes inside the ``with``; everything is restored after it."""
     tap = AttentionTap(rows, columns)
+    if not model.get_decoder()._can_set_attn_implementation():
+        tap.switched = False
+        yield tap
+        return
     text = model.config.get_text_config()
     key = next((name for name in model.config.sub_configs if getattr(model.config, name, None) is text), None)
     before = text._attn_implementation

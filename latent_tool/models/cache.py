@@ -24,7 +24,8 @@ def new_cache(model: PreTrainedModel) -> DynamicCache:
     Sliding-window layers, which drop what leaves the window, become full ones; the sliding *mask* still applies.
     """
     cache = DynamicCache(config=model.config)
-    cache.layers = [DynamicLayer() if type(layer) is DynamicSlidingWindowLayer else layer for layer in cache.layers]
+    full: type[Any] = DynamicLayer
+    cache.layers = [full() if type(layer) is DynamicSlidingWindowLayer else layer for layer in cache.layers]
     return cache
 
 

@@ -7,7 +7,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel
@@ -36,9 +36,10 @@ def generation_rules(model: PreTrainedModel, prompt_length: int) -> GenerationRu
     # Sampling settings do nothing here, and guidance would need a second, text-only forward pass per token.
     for name in ("temperature", "top_p", "top_k", "min_p", "typical_p", "guidance_scale"):
         setattr(config, name, None)
-    device = model.get_input_embeddings().weight.device
-    model._prepare_special_tokens(config, kwargs_has_attention_mask=True, device=device)
-    processors = model._get_logits_processor(
+    device = cast(Tensor, model.get_input_embeddings().weight).device
+    generator: Any = model
+    generator._prepare_special_tokens(config, kwargs_has_attention_mask=True, device=device)
+    processors = generator._get_logits_processor(
         generation_config=config, input_ids_seq_length=prompt_length, device=str(device), model_kwargs={}
     )
     stop = config.eos_token_id

@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
-from transformers.utils import is_torchvision_available
+from transformers.utils.import_utils import is_torchvision_available
 
 from latent_tool.errors import LatentToolError, ModelLoadError, ModelNotFoundError, ModelNotSupportedError
 from latent_tool.models.families import family as family_of
@@ -105,9 +105,8 @@ def load_weights(spec: ModelSpec) -> PreTrainedModel:
     given = {key: value for key, value in options.items() if value is not None}
     with _quiet():
         try:
-            model, report = AutoModelForImageTextToText.from_pretrained(
-                _source(spec), output_loading_info=True, **given, **_where(spec)
-            )
+            loader: Any = AutoModelForImageTextToText
+            model, report = loader.from_pretrained(_source(spec), output_loading_info=True, **given, **_where(spec))
         except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as error:
             raise _explain(error, spec) from error
         except Exception as error:  # safetensors raises its own class for a damaged file
@@ -267,7 +266,8 @@ def _load_processor(spec: ModelSpec, config: Any) -> Any:
     what = f"The processor of {config.model_type!r}"
     with _quiet():
         try:
-            processor = AutoProcessor.from_pretrained(_source(spec), **_where(spec))
+            whole: Any = AutoProcessor
+            processor = whole.from_pretrained(_source(spec), **_where(spec))
         except Exception as error:  # each processor class raises what it likes
             try:
                 processor = _image_only_processor(spec, config)
@@ -299,16 +299,17 @@ def _image_only_processor(spec: ModelSpec, config: Any) -> Any:
     source, where = _source(spec), _where(spec)
     name = PROCESSOR_MAPPING_NAMES[config.model_type]
     family = getattr(transformers, name)
+    part: Any = AutoImageProcessor
     tokenizer = AutoTokenizer.from_pretrained(source, **where)
     try:
-        image_processor = AutoImageProcessor.from_pretrained(source, **where)
+        image_processor = part.from_pretrained(source, **where)
     except (OSError, ValueError) as error:
         row = family_of(config.model_type)
         if row is not None and "torchvision" in row.needs and not is_torchvision_available():
             raise ImportError(f"torchvision ({error})") from error
         raise
     written, _ = family.get_processor_dict(source, **where)
-    absent = [part for part in ("video_processor", "feature_extractor") if part in family.get_attributes()]
+    absent = [name for name in ("video_processor", "feature_extractor") if name in family.get_attributes()]
 
     class ImageOnly(family):  # type: ignore[misc, valid-type]
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
@@ -316,10 +317,10 @@ def _image_only_processor(spec: ModelSpec, config: Any) -> Any:
                 return None
             return super().check_argument_for_proper_class(argument_name, argument)
 
-    ImageOnly.__name__ = name
+    ImageOnly.__name__ = family.__name__
     accepted = inspect.signature(family.__init__).parameters
     options = {key: value for key, value in written.items() if key in accepted}
-    options |= {part: _NoVideo() for part in absent}
+    options |= {name: _NoVideo() for name in absent}
     options |= {"image_processor": image_processor, "tokenizer": tokenizer}
     if options.get("chat_template") is None:
         options["chat_template"] = written.get("chat_template") or tokenizer.chat_template

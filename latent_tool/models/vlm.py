@@ -110,6 +110,7 @@ class VisionLanguageModel:
         self.name = name
         self._lock = threading.RLock()
         self._processor_lock = threading.Lock()
+        self._embedding = model.get_input_embeddings()
         self._embedding_rms: float | None = None
         # None: not known before the first question.
         per_layer = getattr(model.config.get_text_config(), "hidden_size_per_layer_input", None)
@@ -120,13 +121,13 @@ class VisionLanguageModel:
     @property
     def device(self) -> torch.device:
         """Device of the input embeddings."""
-        device: torch.device = self.model.get_input_embeddings().weight.device
+        device: torch.device = self._embedding.weight.device
         return device
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the decoder's activations."""
-        dtype: torch.dtype = self.model.get_input_embeddings().weight.dtype
+        dtype: torch.dtype = self._embedding.weight.dtype
         return dtype
 
     @property
@@ -150,20 +151,20 @@ class VisionLanguageModel:
         """Input embeddings ``(n, d)`` of tokens."""
         ids = torch.tensor(list(tokens), dtype=torch.long, device=self.device)
         with torch.inference_mode():
-            embeddings: Tensor = self.model.get_input_embeddings()(ids)
+            embeddings: Tensor = self._embedding(ids)
         return embeddings
 
     def embedding_rms(self) -> float:
         """Root mean square of the input embeddings' entries (over at most 4,096 tokens spread over the vocabulary)."""
         if self._embedding_rms is None:
-            size = self.model.get_input_embeddings().weight.shape[0]
+            size = self._embedding.weight.shape[0]
             tokens = range(0, size, max(1, size // 4096))
             self._embedding_rms = float(self.embed(tokens).float().pow(2).mean().sqrt())
         return self._embedding_rms
 
     def mean_embedding(self) -> Tensor:
         """Mean input embedding ``(d,)`` over the same tokens."""
-        size = self.model.get_input_embeddings().weight.shape[0]
+        size = self._embedding.weight.shape[0]
         return self.embed(range(0, size, max(1, size // 4096))).float().mean(0)
 
     # ------------------------------------------------------------------ from a question to the cache
@@ -361,15 +362,27 @@ class VisionLanguageModel:
 
         ``start``: tokens between the prefix and the suffix that are in the cache already.
         """
+        output = self._run(prefix, suffix, keep, cache, start)
+        return output.logits, output.past_key_values
+
+    def _run(
+        self,
+        prefix: Prefix,
+        suffix: _Suffix,
+        keep: Sequence[int],
+        cache: DynamicCache | None = None,
+        start: int = 0,
+        **given: Any,
+    ) -> Any:
+        """The model's own output for a suffix; see ``_continue``."""
         batch = len(suffix.embeddings)
-        given: dict[str, Any] = {}
         with self.forward_pass():
             if getattr(self.model.config.get_text_config(), "hidden_size_per_layer_input", None):
                 # Gemma 4 feeds a second embedding of the token ids to every layer.
                 ids = torch.tensor([suffix.tokens], device=self.device)
                 layers = self.model.get_decoder().get_per_layer_inputs(ids)
                 given["per_layer_inputs"] = layers.expand(batch, *layers.shape[1:])
-            output = self.model(
+            return self.model(
                 inputs_embeds=suffix.embeddings,
                 past_key_values=fork_cache(prefix.cache, batch) if cache is None else cache,
                 position_ids=self._positions(prefix, start, suffix.length, batch),
@@ -378,7 +391,6 @@ class VisionLanguageModel:
                 logits_to_keep=torch.tensor(list(keep), device=self.device),
                 **given,
             )
-        return output.logits, output.past_key_values
 
     # ------------------------------------------------------------------ scoring
 
@@ -393,15 +405,21 @@ class VisionLanguageModel:
         return [self._score_plain(each.prefix, each.latents, each.patches) for each in requests]
 
     def _score_shared(self, requests: Sequence[Score]) -> list[Logits]:
-        requests_of_rows = [request for request in requests for _ in request.patches]
-        rows = [
-            self._suffix(request.prefix, latents[None], [cells])
-            for request in requests
-            for latents, cells in zip(request.latents, request.patches, strict=True)
-        ]
-        keep = [[*range(row.latents.start, row.latents.stop), row.length - 1] for row in rows]
-        batch = SuffixBatch(self, [request.prefix for request in requests_of_rows])
-        logits = iter(batch.extend([row.embeddings[0] for row in rows], keep))
+        prefixes: list[Prefix] = []
+        embeddings: list[Tensor] = []
+        keep: list[list[int]] = []
+        for request in requests:
+            rows: dict[int, tuple[Tensor, list[int]]] = {}
+            for members in _by_length(request.patches):
+                cells = [request.patches[index] for index in members]
+                suffix = self._suffix(request.prefix, request.latents[members], cells)
+                wanted = [*range(suffix.latents.start, suffix.latents.stop), suffix.length - 1]
+                rows |= {index: (row, wanted) for index, row in zip(members, suffix.embeddings, strict=True)}
+            for index in range(len(request.patches)):
+                prefixes.append(request.prefix)
+                embeddings.append(rows[index][0])
+                keep.append(rows[index][1])
+        logits = iter(SuffixBatch(self, prefixes).extend(embeddings, keep))
         found = []
         for request in requests:
             stacked = torch.stack([next(logits) for _ in request.patches])
@@ -410,11 +428,8 @@ class VisionLanguageModel:
 
     def _score_plain(self, prefix: Prefix, latents: Tensor, patches: Sequence[Sequence[int]]) -> Logits:
         """One batch per number of injected cells, each with its own view of the prefix."""
-        groups: dict[int, list[int]] = {}
-        for index, cells in enumerate(patches):
-            groups.setdefault(len(cells), []).append(index)
         rows: list[Tensor | None] = [None] * len(patches)
-        for members in groups.values():
+        for members in _by_length(patches):
             suffix = self._suffix(prefix, latents[members], [patches[index] for index in members])
             keep = [*range(suffix.latents.start, suffix.latents.stop), suffix.length - 1]
             logits, _ = self._continue(prefix, suffix, keep)
@@ -465,7 +480,16 @@ class VisionLanguageModel:
         found = []
         for each, row in zip(requests, rows, strict=True):
             with self._lock, tap_attention(self.model, row.latents, each.prefix.columns) as tap:
-                self._continue(each.prefix, row, [row.length - 1])
+                given = {} if tap.switched else {"output_attentions": True}
+                output = self._run(each.prefix, row, [row.length - 1], **given)
+            if not tap.switched:
+                shown = [layer for layer in output.attentions or () if layer is not None]
+                tap.layers += [layer[:, :, tap.rows].float()[..., each.prefix.columns] for layer in shown]
+            if not tap.layers:
+                raise ModelNotSupportedError(
+                    f"{type(self.model).__name__} does not show its attention.",
+                    "Load it with attn_implementation='eager', or search without patches.",
+                )
             found.append(tap.mean()[0])
         return found
 
@@ -651,6 +675,14 @@ class VisionLanguageModel:
             rows = logits[0] if before else torch.cat([rows, logits[0]])
         log_p = rows.float().log_softmax(-1)
         return log_p[torch.arange(len(tokens)), torch.tensor(list(tokens), device=log_p.device)].cpu()
+
+
+def _by_length(patches: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Indices of states that inject the same number of cells."""
+    groups: dict[int, list[int]] = {}
+    for index, cells in enumerate(patches):
+        groups.setdefault(len(cells), []).append(index)
+    return list(groups.values())
 
 
 def _step(decoding: Decoding, logits: Tensor | None) -> tuple[int | None, Decoded | Exception | None]:

@@ -8,9 +8,11 @@ import naive_model
 import pytest
 import torch
 from naive_model import CLOSE, MARKERS, QUESTION, draw_latents
-from tiny_checkpoints import picture
+from tiny_checkpoints import checkpoint, loaded, picture
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from latent_tool.errors import ModelNotSupportedError
+from latent_tool.models.loading import ModelSpec, load
 from latent_tool.models.vlm import VisionLanguageModel
 
 
@@ -72,3 +74,23 @@ def test_attention_of_eager_models_is_the_same(vlm):
         assert vlm.model.config.get_text_config()._attn_implementation == "eager"
     finally:
         vlm.model.set_attn_implementation(before)
+
+
+@pytest.mark.parametrize("family", ["llava", "gemma3"])
+def test_a_model_that_cannot_be_tapped_shows_its_own_attention(family, monkeypatch):
+    vlm = load(ModelSpec(model=str(checkpoint(family)), attn_implementation="eager"))
+    prefix = vlm.prefill(vlm.prepare([picture()], QUESTION))
+    latents = draw_latents(vlm, 1)[0]
+    expected = vlm.attend(prefix, latents, (1,))
+    decoder = type(vlm.model.get_decoder())
+    monkeypatch.setattr(decoder, "_can_set_attn_implementation", classmethod(lambda cls: False))
+    torch.testing.assert_close(vlm.attend(prefix, latents, (1,)), expected, **CLOSE)
+
+
+def test_a_model_that_does_not_show_its_attention_is_named(monkeypatch):
+    vlm = loaded("llava")
+    prefix = vlm.prefill(vlm.prepare([picture()], QUESTION))
+    decoder = type(vlm.model.get_decoder())
+    monkeypatch.setattr(decoder, "_can_set_attn_implementation", classmethod(lambda cls: False))
+    with pytest.raises(ModelNotSupportedError, match="attention"):
+        vlm.attend(prefix, draw_latents(vlm, 1)[0], ())

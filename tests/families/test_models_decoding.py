@@ -12,6 +12,7 @@ import torch
 from naive_model import CLOSE, MARKERS, QUESTION, draw_latents
 from tiny_checkpoints import picture
 
+from latent_tool.models.families import family
 from latent_tool.models.vlm import Inputs, VisionLanguageModel
 
 LENGTH = 6
@@ -42,7 +43,7 @@ RULES: list[dict[str, Any]] = [
     {},
     {"repetition_penalty": 5.0},
     {"min_new_tokens": 3, "no_repeat_ngram_size": 1},
-    {"suppress_tokens": list(range(0, 768, 2))},
+    {"suppress_tokens": [*range(0, 256, 2), *range(256, 768)]},
     {"do_sample": True, "temperature": 0.1, "top_k": 3, "top_p": 0.5},
 ]
 
@@ -93,14 +94,11 @@ def test_decoding_continues_the_state_that_was_scored(vlm, position, markers):
     inputs = vlm.prepare([picture()], QUESTION, position=position, thinking_markers=markers)
     prefix = vlm.prefill(inputs)
     latents, cells = draw_latents(vlm, 1), (2, 0)
-    # A random model may say "<image>", which some families then try to replace by an image.
-    special = sorted(vlm.tokenizer.get_added_vocab().values())
-    with generation(vlm, suppress_tokens=special):
-        decoded = vlm.decode(prefix, latents[0], cells, LENGTH)
+    decoded = vlm.decode(prefix, latents[0], cells, LENGTH)
     naive = naive_model.run(vlm, inputs, latents[0], cells, decoded.tokens[:-1])
     rows = naive.at_answer.log_softmax(-1)
     plain = rows.clone()
-    plain[:, special] = float("-inf")
+    plain[:, vlm.model.generation_config.suppress_tokens] = float("-inf")
     assert decoded.tokens == tuple(plain.argmax(-1).tolist())
     torch.testing.assert_close(decoded.log_probabilities, plain.amax(-1), **CLOSE)
     torch.testing.assert_close(decoded.entropies, -(rows.exp() * rows).sum(-1), **CLOSE)
@@ -131,7 +129,25 @@ def test_reasoning_is_the_text_after_the_opening_marker(vlm):
     tokens, calls = vlm.reason(prefix, 5)
     opening = list(inputs.markers.opening)
     naive = naive_model.run(vlm, inputs, None, (), [*opening, *tokens])
-    expected = naive.at_answer[len(opening) :].argmax(-1)[: len(tokens)]
+    rows = naive.at_answer[len(opening) :].clone()
+    rows[:, vlm.model.generation_config.suppress_tokens] = float("-inf")
+    expected = rows.argmax(-1)[: len(tokens)]
     assert list(tokens) == expected.tolist()
     assert calls == 6
     assert vlm.reason(vlm.prefill(vlm.prepare([picture()], QUESTION, thinking_markers=None)), 5) == ((), 0)
+
+
+def test_reasoning_where_the_prompt_itself_ends_with_the_opening_marker(vlm):
+    row = family(vlm.model.config.model_type)
+    ends = "assistant" if row is not None and row.chat_template else "red?"
+    inputs = vlm.prepare([picture()], QUESTION, thinking_markers=(ends, "))"))
+    assert inputs.markers.opening == ()
+    assert inputs.markers.closing != ()
+    prefix = vlm.prefill(inputs)
+    tokens, calls = vlm.reason(prefix, 4)
+    assert tokens == vlm.decode(prefix, None, (), 4).tokens
+    assert calls == 4
+    latents = draw_latents(vlm, 1)
+    naive = naive_model.run(vlm, inputs, latents[0], (1,))
+    scored = vlm.score(prefix, latents, [(1,)])
+    torch.testing.assert_close(scored.answer[0], naive.at_answer[0], **CLOSE)
