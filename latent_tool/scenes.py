@@ -45,6 +45,7 @@ __all__ = [
     "SceneKind",
     "SceneObject",
     "Split",
+    "bar_questions",
     "generate",
     "location",
     "plural",
@@ -1158,7 +1159,7 @@ def _bars_scene(context: _Context) -> tuple[Image.Image, list[SceneObject], list
         size = max(8, round(7 * unit))
         title = "".join(rng.choice(LETTERS) for _ in range(rng.randint(3, 7))).title()
         draw.text((left, 0), title, font=_font(None, size), fill=pen)
-    return _finish(context, image), list(bars.values()), _bar_questions(context, bars, lengths, horizontal)
+    return _finish(context, image), list(bars.values()), bar_questions(rng, bars, lengths, horizontal)
 
 
 def _axes(context: _Context, draw: ImageDraw.ImageDraw, plot: Box, horizontal: bool, pen: Color) -> None:
@@ -1191,10 +1192,18 @@ def _axes(context: _Context, draw: ImageDraw.ImageDraw, plot: Box, horizontal: b
         draw.rectangle(plot, outline=pen)
 
 
-def _bar_questions(
-    context: _Context, bars: dict[str, SceneObject], lengths: Sequence[float], horizontal: bool
+def bar_questions(
+    rng: random.Random, bars: dict[str, SceneObject], lengths: Sequence[float], horizontal: bool
 ) -> list[Question]:
-    rng, names = context.rng, list(bars)
+    """Questions about a chart, whoever drew it.
+
+    Args:
+        rng: chooses what is asked.
+        bars: colour -> bar, in the order of the chart (left to right, or top to bottom when horizontal).
+        lengths: of the bars, as shares of the axis, in the same order.
+        horizontal: whether the bars lie.
+    """
+    names = list(bars)
     tall = dict(zip(names, lengths, strict=True))
     ranked = sorted(names, key=tall.__getitem__)
     height = {name: str(min(9, int(10 * value))) for name, value in tall.items()}
