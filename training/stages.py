@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
+from latent_tool.errors import SettingsError
 from latent_tool.scenes import generate
 from training.checkpoint import build_model, build_processor, save_state
 from training.forward import DenseHeads, decode, embed, image_features, pixels_to_input, with_own_tokens
@@ -108,7 +109,7 @@ class Trainer:
         if path.exists():
             saved = torch.load(path, map_location="cpu", weights_only=True)
             if saved["recipe"] != asdict(recipe):
-                raise ValueError(f"{path} belongs to another recipe; remove it or use another folder")
+                raise SettingsError(f"{path} belongs to another recipe.", "Remove it, or use another folder (--run).")
             self.model.load_state_dict(saved["model"])
             self.model.tie_weights()
             self.heads.load_state_dict(saved["heads"])
