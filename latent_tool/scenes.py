@@ -820,10 +820,8 @@ class _ShapeQuestions:
             if abs(gap) < 0.1:
                 return None
             low, high = (("left", "right"), ("top", "bottom"))[axis]
-            if self.rng.random() < 0.5:
-                pair = f"{low} or {{|the }}{high}"
-            else:
-                pair = f"{high} or {{|the }}{low}"
+            first, second = (low, high) if self.rng.random() < 0.5 else (high, low)
+            pair = f"{first} or {{|the }}{second}"
             text = self._say(
                 f"is the {name} {{on|at|in}} the {pair}?",
                 f"is the {name} in the {pair} {{half|part}}{{| of the IMAGE}}?",
@@ -1020,10 +1018,7 @@ def _text_scene(context: _Context) -> tuple[Image.Image, list[SceneObject], list
         text = str(rng.randint(100, 9999))
     else:
         text = str(rng.choice((rng.randint(0, 9), rng.randint(10, 99), rng.randint(10, 99), rng.randint(100, 999))))
-    if context.hard:
-        points = rng.uniform(17, 27)
-    else:
-        points = rng.uniform(22, {1: 66, 2: 52, 3: 42}[len(text)])
+    points = rng.uniform(17, 27) if context.hard else rng.uniform(22, {1: 66, 2: 52, 3: 42}[len(text)])
     path = rng.choice((None, None, *context.assets.fonts)) if context.assets.fonts else None
     font = _font(path, max(9, round(points * unit)))
     draw = ImageDraw.Draw(image)

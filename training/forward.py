@@ -79,7 +79,7 @@ def decode(
     decoder = model.model.language_model
     heads, eps = decoder.config.num_attention_heads, decoder.config.rms_norm_eps
     table = decoder.embed_tokens.weight
-    size, cells, width = features.shape
+    size, width = features.shape[0], features.shape[2]
     head = width // heads
     start = torch.cat([batch.system, batch.system.new_tensor([USER])])
     prefix = torch.cat([F.embedding(start, table).expand(size, -1, -1), features], dim=1)  # (B, P, d)

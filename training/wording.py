@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import random
 
-_SMALL = frozenset(
-    (
-        "a an and are can do does have has image in is it of on picture photo please scene that the there this to you"
-    ).split()
-)
+# fmt: off
+_SMALL = frozenset((
+    "a", "an", "and", "are", "can", "do", "does", "have", "has", "image", "in", "is", "it", "of", "on", "picture",
+    "photo", "please", "scene", "that", "the", "there", "this", "to", "you",
+))
+# fmt: on
 _FILLERS = (
     "well",
     "so",
