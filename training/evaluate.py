@@ -274,25 +274,25 @@ def measure(folder: Path, scale: float = 1.0, log: Callable[[str], None] = print
     }
     sets = {
         "easy_vqa_test": easy_vqa_items(size(2000)),
-        "held_out": scene_items("held_out", size(2500)),
-        "independent": independent_items(size(1200)),
-        "hard": scene_items("hard", size(1500)),
+        "held_out": scene_items("held_out", size(2000)),
+        "independent": independent_items(size(1000)),
+        "hard": scene_items("hard", size(1200)),
     }
     replies: dict[str, tuple[list[Reply], list[Reply]]] = {}
     for name, items in sets.items():
         direct, reasoned = answerer.replies(items), answerer.replies(items, "<think>")
         replies[name] = direct, reasoned
         result["sets"][name] = _summary(items, direct, reasoned, guess)
-        blank = answerer.replies(items[: size(400)], blank=True)
+        blank = answerer.replies(items[: size(300)], blank=True)
         result["sets"][name]["blank_image"] = _share(items[: len(blank)], blank)
         log(f"{name}: {_short(result['sets'][name])}")
     pooled = [name for name in ("held_out", "hard", "independent")]
     before = [r.answer == i.answer for n in pooled for i, r in zip(sets[n], replies[n][0], strict=True)]
     after = [r.answer == i.answer for n in pooled for i, r in zip(sets[n], replies[n][1], strict=True)]
     result["reasoning_first"] = _compared(before, after) | {"sets": pooled}
-    result["leverage"] = _leverage(answerer, sets["held_out"][: size(1200)], replies["held_out"][1])
+    result["leverage"] = _leverage(answerer, sets["held_out"][: size(1000)], replies["held_out"][1])
     log(f"leverage: {result['leverage']}")
-    looked = sets["held_out"][: size(1200)]
+    looked = sets["held_out"][: size(1000)]
     looks = answerer.looks(looked, [r.reasoning for r in replies["held_out"][1][: len(looked)]])
     by_type = defaultdict(list)
     for item, value in zip(looked, looks, strict=True):

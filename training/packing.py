@@ -161,13 +161,13 @@ class Packer:
         total = sum(weight for _, weight in others)
         return share, [(other, (1 - share) * weight / total) for other, weight in others]
 
-    def batch(self, numbers: Sequence[int], own_tokens: bool = False) -> Batch:
+    def batch(self, numbers: Sequence[int], own_tokens: bool = False, late: bool = False) -> Batch:
         """Samples ``numbers`` of the training stream as one batch."""
         rng = random.Random(f"system {numbers[0]}")
         system: list[int] = []
         if rng.random() < 0.12 and not self.recipe.tiny:
             system = [SYSTEM, *self.encode(rng.choice(SYSTEM_PROMPTS))]
-        return self.pack([sample(n, self.recipe) for n in numbers], numbers, own_tokens, system)
+        return self.pack([sample(n, self.recipe, late) for n in numbers], numbers, own_tokens, system)
 
     def pack(
         self, samples: Sequence[Sample], numbers: Sequence[int], own_tokens: bool = False, system: Sequence[int] = ()

@@ -29,11 +29,15 @@ class Recipe:
     vision_batch: int = 32  # images per process and step
     vision_matrix_rate: float = 0.012
 
-    language_steps: int = 1700
-    language_decay: int = 750  # the last so many steps, in which the rates fall to zero
+    language_steps: int = 1640
+    language_decay: int = 700  # the last so many steps, in which the rates fall to zero
     language_batch: int = 20
     language_matrix_rate: float = 0.0068
     language_rate: float = 0.55  # scales the AdamW rates
+
+    late_from: int = 700  # language step from which printed characters, the slowest to learn, weigh more
+    late_text_share: float = 0.12  # further pictures of text
+    late_character_weight: float = 4.0  # of their cells in the dense loss
 
     rows: int = 4  # packed rows per image
     row_length: int = 40  # tokens per row

@@ -28,7 +28,7 @@ from latent_tool.errors import SettingsError
 from latent_tool.scenes import generate
 from training.checkpoint import build_model, build_processor, save_state
 from training.forward import DenseHeads, decode, embed, image_features, pixels_to_input, with_own_tokens
-from training.labels import COLOR_NAMES, IGNORE, NAMES, dense_labels
+from training.labels import COLOR_NAMES, IGNORE, NAME_INDEX, NAMES, dense_labels
 from training.optimizer import Optimizer
 from training.packing import Batch, Packer
 from training.settings import CELLS, CELLS_PER_SIDE, Recipe
@@ -167,7 +167,8 @@ class Trainer:
         words = (each * weights).sum() / weights.sum()
         assert decoded.attention is not None
         looks = looking_loss(decoded.attention, batch, chosen)
-        loss = words + 0.1 * looks + 0.5 * self.dense_loss(features, batch.classes, batch.offsets)
+        weight = recipe.late_character_weight if step >= recipe.late_from else 1.0
+        loss = words + 0.1 * looks + 0.5 * self.dense_loss(features, batch.classes, batch.offsets, weight)
         loss.backward()
         left = (recipe.language_steps - step) / recipe.language_decay
         rate = min(1.0, (step + 1) / 30, 0.98 * left + 0.02)
@@ -176,11 +177,12 @@ class Trainer:
         self.count(words=words, looks=looks, tokens_right=right)
         self.sums["questions"] += batch.questions * self.world
 
-    def dense_loss(self, features: Tensor, classes: Tensor, offsets: Tensor) -> Tensor:
+    def dense_loss(self, features: Tensor, classes: Tensor, offsets: Tensor, character_weight: float = 1.0) -> Tensor:
         """Cross entropies of name, colour, centre, row and column of the cells ``(B, C, d)``, and their offset."""
         name, color, center, row, column, offset = (head.flatten(0, 1) for head in self.heads(features))
         names, colors, centers = (classes[:, k].flatten() for k in range(3))
         rare = torch.ones(len(NAMES))
+        rare[NAME_INDEX["0"] :] = character_weight
         rare[-1] = 0.15
         rare_color = torch.ones(len(COLOR_NAMES))
         rare_color[-1] = 0.15
@@ -308,9 +310,8 @@ class _Lessons(IterableDataset[Any]):
             if self.stage == 0:
                 yield _dense_batch([_VISION_NUMBERS + start + k for k in range(size)], recipe)
             else:
-                late = step >= self.steps - recipe.language_decay
-                own = late and step % recipe.own_tokens_every == 0
-                yield packer.batch([start + k for k in range(size)], own)
+                own = step >= self.steps - recipe.language_decay and step % recipe.own_tokens_every == 0
+                yield packer.batch([start + k for k in range(size)], own, step >= recipe.late_from)
 
 
 def _dense_batch(numbers: list[int], recipe: Recipe) -> tuple[Tensor, Tensor, Tensor]:

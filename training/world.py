@@ -14,7 +14,18 @@ from pathlib import Path
 from PIL import Image
 
 from latent_tool.errors import MissingExtraError
-from latent_tool.scenes import COLORS, SHAPES, Assets, Box, Question, Scene, SceneObject, bar_questions, generate
+from latent_tool.scenes import (
+    COLORS,
+    SHAPES,
+    Assets,
+    Box,
+    Question,
+    Scene,
+    SceneKind,
+    SceneObject,
+    bar_questions,
+    generate,
+)
 from training.settings import IMAGE_SIZE, Recipe
 
 # Samples of scikit-image that ship inside its wheel. The second list is kept for the evaluation.
@@ -60,8 +71,8 @@ def stretch(image: Image.Image) -> Image.Image:
     return image.convert("RGB").resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
 
 
-def sample(number: int, recipe: Recipe) -> Sample:
-    """Sample ``number`` of the training stream."""
+def sample(number: int, recipe: Recipe, late: bool = False) -> Sample:
+    """Sample ``number`` of the training stream; ``late`` asks for more printed characters."""
     rng = random.Random(7_000_000_000 + number)
     draw = rng.random()
     if recipe.tiny:
@@ -72,7 +83,8 @@ def sample(number: int, recipe: Recipe) -> Sample:
         return _photograph_sample(number, rng)
     if draw < recipe.easy_vqa_share + recipe.photograph_share + recipe.matplotlib_share:
         return _chart_sample(rng)
-    return from_scene(generate(number, "train", max_questions=11, assets=assets()))
+    kind: SceneKind | None = "text" if late and rng.random() < recipe.late_text_share else None
+    return from_scene(generate(number, "train", kind, max_questions=11, assets=assets()))
 
 
 def from_scene(scene: Scene, tiny: bool = False) -> Sample:
