@@ -923,13 +923,12 @@ class _ShapeQuestions:
 
     def more(self) -> Question | None:
         rng = self.rng
-        if rng.random() < 0.5:
-            groups, pool, nouns = self.by_shape, [*self.by_shape, rng.choice(SHAPES)], plural
-        else:
-            groups, pool = self.by_color, [*self.by_color, rng.choice(list(COLORS))]
+        by_name = rng.random() < 0.5
+        groups = self.by_shape if by_name else self.by_color
+        pool = [*groups, rng.choice(SHAPES if by_name else list(COLORS))]
 
-            def nouns(name: str) -> str:
-                return f"{name} THINGs"
+        def nouns(name: str) -> str:
+            return plural(name) if by_name else f"{name} THINGs"
 
         if len(pool) < 2:
             return None

@@ -150,9 +150,8 @@ def build_model(recipe: Recipe, vocabulary: int) -> LlavaForConditionalGeneratio
         vision_feature_layer=-1,
         tie_word_embeddings=True,
         projector_hidden_act="gelu",
-        pad_token_id=PAD,
-        eos_token_id=END,
     )
+    config.pad_token_id, config.eos_token_id = PAD, END
     model = LlavaForConditionalGeneration(config)
     quarter = recipe.hidden // 4
     rates = 1.5 / 100 ** (torch.arange(quarter) / quarter)
@@ -189,7 +188,7 @@ def export(model: LlavaForConditionalGeneration, processor: LlavaProcessor, fold
     weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
     copy = LlavaForConditionalGeneration(model.config)
     copy.load_state_dict(weights)
-    copy.to(torch.bfloat16).save_pretrained(folder)
+    copy.bfloat16().save_pretrained(folder)
     processor.save_pretrained(folder)
 
 

@@ -28,7 +28,7 @@ from training.checkpoint import END, END_THINK, IMAGE
 from training.independent import picture
 from training.labels import cells_of
 from training.settings import CELLS, IMAGE_SIZE
-from training.world import TEST_PHOTOGRAPHS, easy_vqa, easy_vqa_type, photographs
+from training.world import TEST_PHOTOGRAPHS, easy_vqa, easy_vqa_type, photographs, tiny_scene
 
 FRESH_SEEDS = 1_000_000  # seeds of held-out and hard scenes from here on are looked at by the evaluation alone
 
@@ -107,7 +107,7 @@ def photograph_items(number: int) -> list[Item]:
 class Answerer:
     """A checkpoint that answers batches of questions."""
 
-    def __init__(self, folder: Path, batch: int = 64) -> None:
+    def __init__(self, folder: Path, batch: int = 96) -> None:
         started = time.perf_counter()
         self.processor = AutoProcessor.from_pretrained(folder)
         self.model = AutoModelForImageTextToText.from_pretrained(
@@ -386,8 +386,8 @@ def measure_quick(folder: Path) -> dict[str, Any]:
     items: list[Item] = []
     seed = FRESH_SEEDS
     while len(items) < 300:
-        scene = generate(seed, "held_out", kind="shapes")
-        items += [item for item in _asked(scene.image, scene.questions) if item.type in ("color", "shape", "exist")]
+        scene = tiny_scene(seed, "held_out")
+        items += _asked(scene.image, scene.questions)
         seed += 1
     answerer = Answerer(folder)
     direct, reasoned = answerer.replies(items), answerer.replies(items, "<think>")

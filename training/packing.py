@@ -208,11 +208,20 @@ class Packer:
                         mixture[b, here.start + offset, slot + 1] = weight
                 relevant[b, k, cells_of(one.questions[k].boxes)] = True
         pixels = np.stack([np.asarray(one.image) for one in samples])
-        arrays = (ids, cells, positions, owner, labels, weights, mixed, mixture, own, relevant)
+        tensor = torch.from_numpy
         return Batch(
-            torch.from_numpy(pixels),
-            torch.tensor(system, dtype=torch.int64),
-            *(torch.from_numpy(array) for array in arrays),
-            torch.from_numpy(np.stack([classes for classes, _ in dense])),
-            torch.from_numpy(np.stack([offsets for _, offsets in dense])),
+            pixels=tensor(pixels),
+            system=torch.tensor(list(system), dtype=torch.int64),
+            ids=tensor(ids),
+            cells=tensor(cells),
+            positions=tensor(positions),
+            question=tensor(owner),
+            labels=tensor(labels),
+            weights=tensor(weights),
+            mixed=tensor(mixed),
+            mixture=tensor(mixture),
+            own=tensor(own),
+            relevant=tensor(relevant),
+            classes=tensor(np.stack([classes for classes, _ in dense])),
+            offsets=tensor(np.stack([offsets for _, offsets in dense])),
         )

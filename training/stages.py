@@ -10,7 +10,7 @@ import json
 import os
 import socket
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,14 +25,14 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from latent_tool.errors import SettingsError
-from latent_tool.scenes import generate
+from latent_tool.scenes import Scene, generate
 from training.checkpoint import build_model, build_processor, save_state
 from training.forward import DenseHeads, decode, embed, image_features, pixels_to_input, with_own_tokens
 from training.labels import COLOR_NAMES, IGNORE, NAME_INDEX, NAMES, dense_labels
 from training.optimizer import Optimizer
 from training.packing import Batch, Packer
 from training.settings import CELLS, CELLS_PER_SIDE, Recipe
-from training.world import assets, from_scene
+from training.world import assets, from_scene, tiny_scene
 
 STAGES = ("vision", "language")
 _VISION_NUMBERS = 500_000_000  # numbers of the training stream from which the warm-up draws
@@ -103,7 +103,7 @@ class Trainer:
         self.heads = DenseHeads(recipe.hidden, len(NAMES), len(COLOR_NAMES), CELLS_PER_SIDE)
         self.optimizer = Optimizer(self.model, self.heads, rank, world)
         self.stage, self.step = 0, 0
-        self.sums: Counter[str] = Counter()
+        self.sums: defaultdict[str, float] = defaultdict(float)
         self.started = time.time()
         path = run / "state.pt"
         if path.exists():
@@ -315,9 +315,12 @@ class _Lessons(IterableDataset[Any]):
 
 
 def _dense_batch(numbers: list[int], recipe: Recipe) -> tuple[Tensor, Tensor, Tensor]:
-    kind = "shapes" if recipe.tiny else None
-    lent = {} if recipe.tiny else {"assets": assets()}
-    samples = [from_scene(generate(n, "train", kind=kind, max_questions=0, **lent)) for n in numbers]
+    def scene(number: int) -> Scene:
+        if recipe.tiny:
+            return tiny_scene(number, "train")
+        return generate(number, "train", max_questions=0, assets=assets())
+
+    samples = [from_scene(scene(number)) for number in numbers]
     dense = [dense_labels(one.objects) for one in samples]
     pixels = np.stack([np.asarray(one.image) for one in samples])
     classes = np.stack([classes for classes, _ in dense])

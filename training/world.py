@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from PIL import Image
 from latent_tool.errors import MissingExtraError
 from latent_tool.scenes import (
     COLORS,
+    SEEDS_PER_SPLIT,
     SHAPES,
     Assets,
     Box,
@@ -23,6 +24,7 @@ from latent_tool.scenes import (
     Scene,
     SceneKind,
     SceneObject,
+    Split,
     bar_questions,
     generate,
 )
@@ -76,7 +78,7 @@ def sample(number: int, recipe: Recipe, late: bool = False) -> Sample:
     rng = random.Random(7_000_000_000 + number)
     draw = rng.random()
     if recipe.tiny:
-        return from_scene(generate(number, "train", kind="shapes", max_questions=12), tiny=True)
+        return from_scene(tiny_scene(number, "train"))
     if draw < recipe.easy_vqa_share:
         return _easy_vqa_sample(rng)
     if draw < recipe.easy_vqa_share + recipe.photograph_share:
@@ -87,8 +89,17 @@ def sample(number: int, recipe: Recipe, late: bool = False) -> Sample:
     return from_scene(generate(number, "train", kind, max_questions=11, assets=assets()))
 
 
-def from_scene(scene: Scene, tiny: bool = False) -> Sample:
-    """A scene stretched to the model's square; ``tiny`` keeps the questions of the quick recipe alone."""
+def tiny_scene(number: int, split: Split) -> Scene:
+    """The world of the two-minute recipe: one or two shapes, and questions about colour, shape and existence."""
+    for attempt in range(20):
+        scene = generate((20 * number + attempt) % SEEDS_PER_SPLIT, split, kind="shapes", max_questions=12)
+        if 1 <= len(scene.objects) <= 2:
+            break
+    return replace(scene, questions=tuple(q for q in scene.questions if q.type in ("color", "shape", "exist")))
+
+
+def from_scene(scene: Scene) -> Sample:
+    """A scene stretched to the model's square."""
     image = scene.image
     across, down = IMAGE_SIZE / image.width, IMAGE_SIZE / image.height
 
@@ -100,9 +111,7 @@ def from_scene(scene: Scene, tiny: bool = False) -> Sample:
         for o in scene.objects
     )
     questions = tuple(
-        Question(q.type, q.text, q.answer, q.reasoning, tuple(scaled(box) for box in q.boxes))
-        for q in scene.questions
-        if not tiny or q.type in ("color", "shape", "exist")
+        Question(q.type, q.text, q.answer, q.reasoning, tuple(scaled(box) for box in q.boxes)) for q in scene.questions
     )
     return Sample(stretch(image), questions, objects)
 
