@@ -250,7 +250,11 @@ def _keys(kind: str, text: str) -> Iterator[str]:
 # --- everything ------------------------------------------------------------------------------------------------
 
 
-def measure(folder: Path, scale: float = 1.0, log: Callable[[str], None] = print) -> dict[str, Any]:
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def measure(folder: Path, scale: float = 1.0, log: Callable[[str], None] = _say) -> dict[str, Any]:
     """All rows of the model card.
 
     Args:
