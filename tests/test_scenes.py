@@ -1,0 +1,309 @@
+"""The generator of scenes: every answer is derived again from the objects by other code, colours from the pixels."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from latent_tool import scenes
+from latent_tool.errors import SettingsError
+from latent_tool.scenes import COLORS, QUESTION_TYPES, SHAPES, UNSEEN_COMBINATIONS, Scene, SceneObject, generate
+
+THINGS = ("shape", "object", "thing", "figure", "item")
+_NOUNS = {name: name for name in SHAPES} | {("crosses" if s == "cross" else s + "s"): s for s in SHAPES}
+_NOUNS |= dict.fromkeys((*THINGS, *(t + "s" for t in THINGS), "one"), "")
+_REFERENCE = re.compile(rf"\b(?:({'|'.join(COLORS)}) )?({'|'.join(sorted(_NOUNS, key=len, reverse=True))})\b")
+_COLOR = re.compile(rf"\b({'|'.join(COLORS)})\b")
+
+
+@pytest.fixture(scope="module")
+def world() -> list[Scene]:
+    train = [generate(seed, "train") for seed in range(350)]
+    return train + [generate(seed, "held_out") for seed in range(150)] + [generate(seed, "hard") for seed in range(200)]
+
+
+def references(text: str) -> list[tuple[str, str]]:
+    """``(colour, shape)`` of everything a question names; either may be empty, not both."""
+    found = [(color, _NOUNS[noun]) for color, noun in _REFERENCE.findall(text.lower())]
+    return [pair for pair in found if pair != ("", "")]
+
+
+def matching(scene: Scene, reference: tuple[str, str]) -> list[SceneObject]:
+    color, shape = reference
+    return [o for o in scene.objects if color in ("", o.color) and shape in ("", o.name)]
+
+
+def direction(text: str) -> tuple[int, int]:
+    """Axis and sign of the direction a question names."""
+    text = text.lower()
+    if re.search(r"\bleft\b", text):
+        return 0, -1
+    if re.search(r"\bright\b", text.replace("right?", "").replace("that right", "")):
+        return 0, 1
+    if re.search(r"\b(above|over|higher)\b", text):
+        return 1, -1
+    assert re.search(r"\b(below|under|beneath|lower)\b", text), text
+    return 1, 1
+
+
+def yes_no(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def one(things: Sequence[SceneObject]) -> SceneObject:
+    assert len(things) == 1
+    return things[0]
+
+
+def derive(scene: Scene, kind: str, text: str, answer: str) -> str:
+    """The answer, found by reading the question and looking at the objects."""
+    low = text.lower()
+    for phrase in (*scenes._OPENINGS, *scenes._ENDINGS):
+        low = low.replace(phrase, "")
+    if scene.kind == "text":
+        return derive_text(scene, kind, low)
+    if scene.kind == "bars":
+        return derive_bars(scene, kind, low)
+    named = references(low)
+    if kind == "color":
+        return one(matching(scene, named[-1])).color
+    if kind == "shape":
+        return one(matching(scene, (_COLOR.findall(low)[0], ""))).name
+    if kind == "count":
+        return str(len(matching(scene, named[0]) if named else scene.objects))
+    if kind == "exist":
+        return yes_no(bool(matching(scene, named[0])) != (" not " in low))
+    if kind == "where":
+        thing = one(matching(scene, named[0]))
+        x, y = thing.center[0] / scene.image.width, thing.center[1] / scene.image.height
+        if answer == "center":
+            return "center" if max(abs(x - 0.5), abs(y - 0.5)) < 0.1 else "elsewhere"
+        across, down = ("left" if x < 0.5 else "right"), ("top" if y < 0.5 else "bottom")
+        return f"{down} {across}" if " " in answer else across if answer in ("left", "right") else down
+    if kind == "extreme":
+        return derive_extreme(scene, low)
+    if kind == "spatial":
+        axis, sign = direction(low)
+        anchor = one(matching(scene, named[-1]))
+        return one(
+            [o for o in scene.objects if o is not anchor and (o.center[axis] - anchor.center[axis]) * sign > 0]
+        ).label
+    first, second = (matching(scene, reference) for reference in named[:2])
+    if kind == "more":
+        return yes_no(len(first) < len(second) if "fewer" in low else len(first) > len(second))
+    a, b = one(first), one(second)
+    if kind == "relation":
+        axis, sign = direction(low)
+        return yes_no((a.center[axis] - b.center[axis]) * sign > 0)
+    if kind == "larger":
+        winner = a if (a.area > b.area) != ("smaller" in low) else b
+        return yes_no(winner is a) if answer in ("yes", "no") else winner.label
+    assert kind == "same"
+    return yes_no(a.color == b.color if re.search(r"colou?r", low) else a.name == b.name)
+
+
+def derive_extreme(scene: Scene, low: str) -> str:
+    keys = {
+        r"left": lambda o: o.center[0],
+        r"right": lambda o: -o.center[0],
+        r"top|highest|uppermost": lambda o: o.center[1],
+        r"bottom|lowest|lowermost": lambda o: -o.center[1],
+        r"largest|biggest": lambda o: -o.area,
+        r"smallest|tiniest": lambda o: o.area,
+    }
+    key = next(key for pattern, key in keys.items() if re.search(pattern, low))
+    winner = min(scene.objects, key=key)
+    if re.search(r"colou?r", low):
+        return winner.color
+    return winner.name if re.search(r"what shape is the|what is the shape of|which shape does", low) else winner.label
+
+
+def derive_text(scene: Scene, kind: str, low: str) -> str:
+    shown = "".join(o.name for o in scene.objects).lower()
+    numeric = shown.isdigit()
+    if kind == "read":
+        return shown
+    if kind == "color":
+        return scene.objects[0].color
+    if kind == "count":
+        return str(len(shown))
+    if kind == "number":
+        bound = re.search(r"than (\d+)", low)
+        if bound is None:
+            return yes_no((int(shown) % 2 == 0) == ("even" in low))
+        return yes_no(int(shown) < int(bound[1]) if re.search(r"smaller|less", low) else int(shown) > int(bound[1]))
+    asked = re.search(r"there an? (number|letter) (?:in|here)|(?:show|contain|see) an? (number|letter)", low)
+    if asked:
+        return yes_no(numeric == ("number" in asked.groups()))
+    swapped = re.match(r"is (?!the |this )(\w+) the (?:number|letter)", low)
+    return yes_no((swapped[1] if swapped else re.findall(r"\w+", low)[-1]) == shown)
+
+
+def derive_bars(scene: Scene, kind: str, low: str) -> str:
+    boxes = {o.color: o.box for o in scene.objects}
+    lying = len({round(box[0], 3) for box in boxes.values()}) == 1
+    size = {c: (b[2] - b[0]) if lying else (b[3] - b[1]) for c, b in boxes.items()}
+    order = sorted(boxes, key=lambda c: boxes[c][1] if lying else boxes[c][0])
+    named = _COLOR.findall(low)
+    small = re.search(r"shorte|smalle|lowe", low) is not None
+    if kind == "count":
+        return str(len(boxes))
+    if kind == "bar":
+        return (min if small else max)(size, key=size.__getitem__)
+    if kind == "exist":
+        return yes_no(named[0] in boxes)
+    if kind == "spatial":
+        step = -1 if re.search(r"left|above|over", low) else 1
+        return order[order.index(named[0]) + step]
+    assert kind == "bar_compare"
+    winner = (min if small else max)(named[:2], key=size.__getitem__)
+    return winner if " or " in low else yes_no(winner == named[0])
+
+
+def test_every_answer_can_be_derived_again(world: list[Scene]) -> None:
+    seen: Counter[str] = Counter()
+    for scene in world:
+        for question in scene.questions:
+            if question.type == "describe":
+                continue
+            derived = derive(scene, question.type, question.text, question.answer)
+            assert derived == question.answer, (scene.seed, scene.split, question)
+            seen[question.type] += 1
+    assert set(seen) == set(QUESTION_TYPES) - {"describe"}
+    assert min(seen.values()) >= 40
+
+
+def test_descriptions_list_what_is_there(world: list[Scene]) -> None:
+    described = [(s, q) for s in world for q in s.questions if q.type == "describe"]
+    assert len(described) > 20
+    for scene, question in described:
+        labels = [] if question.answer == "nothing" else question.answer.split(", ")
+        assert Counter(labels) == Counter(o.label for o in scene.objects)
+
+
+def test_reasoning_is_short_and_leads_to_the_answer(world: list[Scene]) -> None:
+    for scene in world:
+        for question in scene.questions:
+            words = question.reasoning.split()
+            assert len(words) <= 20
+            if question.type in ("color", "shape", "read"):
+                assert words[-1] == question.answer
+            if question.type == "count":
+                assert words[-1] == question.answer
+            if question.type in ("spatial", "extreme", "bar"):
+                assert question.answer in question.reasoning
+
+
+def test_colors_can_be_read_off_the_picture(world: list[Scene]) -> None:
+    """The pixel at an object's centre is nearest to the colour it is said to have."""
+    palette = np.array(list(COLORS.values()), float)
+    right = []
+    for scene in world:
+        pixels = np.asarray(scene.image, float)
+        for thing in scene.objects:
+            if thing.name in SHAPES and thing.name != "ring":
+                x, y = (int(v) for v in thing.center)
+                patch = pixels[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].reshape(-1, 3).mean(0)
+                nearest = list(COLORS)[int(np.abs(palette - patch).sum(1).argmin())]
+                right.append(nearest == thing.color)
+    assert len(right) > 500
+    assert np.mean(right) > 0.95  # blur and noise cost a few
+
+
+def test_boxes_are_inside_and_on_an_object(world: list[Scene]) -> None:
+    for scene in world:
+        boxes = {o.box for o in scene.objects}
+        for left, top, right, bottom in boxes:
+            assert -1.5 <= left < right <= scene.image.width + 1.5
+            assert -1.5 <= top < bottom <= scene.image.height + 1.5
+        if scene.kind != "text":
+            assert all(box in boxes for q in scene.questions for box in q.boxes)
+        else:
+            whole = scene.questions[0].boxes[0]
+            for thing in scene.objects:
+                assert whole[0] - 3 <= thing.center[0] <= whole[2] + 3
+                assert whole[1] - 3 <= thing.center[1] <= whole[3] + 3
+
+
+def test_boxes_hold_ink(world: list[Scene]) -> None:
+    """Inside the box of a shape there is more of its colour than around it."""
+    better = []
+    for scene in world[:200]:
+        pixels = np.asarray(scene.image, float)
+        for thing in scene.objects:
+            if thing.name not in SHAPES:
+                continue
+            close = np.abs(pixels - np.array(COLORS[thing.color])).sum(-1) < 120
+            left, top, right, bottom = (max(0, int(v)) for v in thing.box)
+            inside = close[top : bottom + 1, left : right + 1]
+            better.append(inside.mean() > 0.25)
+    assert np.mean(better) > 0.95
+
+
+def test_same_seed_same_scene() -> None:
+    for split in ("train", "held_out", "hard"):
+        one_scene, again = generate(5, split), generate(5, split)
+        assert one_scene.image.tobytes() == again.image.tobytes()
+        assert one_scene.questions == again.questions
+        assert generate(6, split).image.tobytes() != one_scene.image.tobytes()
+
+
+def test_splits_do_not_share_scenes() -> None:
+    pictures = {
+        (split, seed): generate(seed, split).image.tobytes() for split in ("train", "held_out") for seed in range(60)
+    }
+    assert len(set(pictures.values())) == len(pictures)
+    streams = sorted(scenes._STREAM.values())
+    assert all(high - low >= scenes.SEEDS_PER_SPLIT for low, high in pairwise(streams))
+
+
+def test_unseen_combinations_are_kept_for_the_hard_split(world: list[Scene]) -> None:
+    unseen = {f"{color} {shape}" for color, shape in UNSEEN_COMBINATIONS}
+    phrases = [re.compile(rf"\b{color} ({shape}|{scenes.plural(shape)})\b") for color, shape in UNSEEN_COMBINATIONS]
+    shown = Counter(scene.split for scene in world for o in scene.objects if o.label in unseen)
+    assert shown["train"] == shown["held_out"] == 0
+    assert shown["hard"] > 50
+    for scene in world:
+        if scene.split != "hard":
+            assert not any(p.search(q.text.lower()) for p in phrases for q in scene.questions)
+
+
+def test_hard_scenes_are_harder() -> None:
+    easy = [generate(seed, "train", "shapes") for seed in range(80)]
+    hard = [generate(seed, "hard", "shapes") for seed in range(80)]
+    assert np.mean([len(s.objects) for s in hard]) > 6.5 > np.mean([len(s.objects) for s in easy])
+    assert max(len(s.objects) for s in easy) == 9
+    assert min(len(s.objects) for s in easy) == 0
+
+    def size(many: list[Scene]) -> float:
+        return float(np.median([o.area / (s.image.width * s.image.height) for s in many for o in s.objects]))
+
+    assert size(hard) < 0.6 * size(easy)
+
+
+def test_wordings_and_canvases_vary(world: list[Scene]) -> None:
+    texts = {q.text for s in world for q in s.questions if q.type == "color"}
+    assert len(texts) > 100
+    aspects = {round(s.image.width / s.image.height, 2) for s in world}
+    assert min(aspects) < 0.7
+    assert max(aspects) > 1.4
+
+
+def test_wrong_arguments_are_typed_errors() -> None:
+    with pytest.raises(SettingsError, match="split"):
+        generate(0, "test")  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match="kind"):
+        generate(0, "train", "photo")  # type: ignore[arg-type]
+    for seed in (-1, scenes.SEEDS_PER_SPLIT):
+        with pytest.raises(SettingsError, match="out of range"):
+            generate(seed)
+
+
+def test_number_of_questions_is_bounded() -> None:
+    assert all(len(generate(seed, max_questions=3).questions) <= 3 for seed in range(30))
+    assert generate(0, max_questions=0).questions == ()

@@ -1,0 +1,359 @@
+"""The recipe of the embedded model, and the checkpoint it made."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from latent_tool.errors import MissingExtraError, SettingsError
+from latent_tool.scenes import Question, SceneObject, generate
+from training import __main__ as command
+from training import card, checkpoint, evaluate, labels, optimizer, packing, settings, stages, wording, world
+from training.forward import decode, embed, image_features, pixels_to_input
+from training.independent import picture
+
+EMBEDDED = Path(checkpoint.__file__).parents[1] / "latent_tool" / "models" / "embedded"
+PLAIN = replace(settings.FULL, reasoning_share=0.0, copies_share=0.0, reword_share=0.0)
+
+
+@pytest.fixture(scope="module")
+def processor() -> checkpoint.LlavaProcessor:
+    return checkpoint.build_processor(settings.FULL)
+
+
+@pytest.fixture(scope="module")
+def shipped() -> evaluate.Answerer:
+    return evaluate.Answerer(EMBEDDED)
+
+
+# --- data ------------------------------------------------------------------------------------------------------
+
+
+def test_cells_of_boxes() -> None:
+    assert labels.cells_of([(0, 0, 11, 11)]) == [0]
+    assert labels.cells_of([(11, 0, 13, 11)]) == [0, 1]
+    assert labels.cells_of([(-5, -5, 200, 200)]) == list(range(64))
+    assert labels.cells_of([]) == []
+
+
+def test_dense_labels_name_what_covers_a_cell() -> None:
+    big = SceneObject("star", "red", (12.0, 12.0, 36.0, 36.0), (24.5, 24.5), 400.0)
+    classes, offsets = labels.dense_labels([big])
+    name = classes[0].reshape(8, 8)
+    assert (name[1:3, 1:3] == labels.NAME_INDEX["star"]).all()
+    assert (classes[1].reshape(8, 8)[1:3, 1:3] == labels.COLOR_INDEX["red"]).all()
+    assert classes[2].sum() == 1 + labels.IGNORE * (classes[2] == labels.IGNORE).sum()
+    assert classes[2].reshape(8, 8)[2, 2] == 1
+    assert name[6, 6] == labels.NAME_INDEX["nothing"]
+    np.testing.assert_allclose(offsets.reshape(8, 8, 2)[2, 2], [0.5 / 12 - 0.5, 0.5 / 12 - 0.5], atol=1e-6)
+    assert (labels.dense_labels(None)[0] == labels.IGNORE).all()
+
+
+def test_rewording_keeps_the_words_that_matter() -> None:
+    rng = random.Random(0)
+    changed = 0
+    for seed in range(60):
+        for question in generate(seed, "train").questions:
+            noisy = wording.reword(question.text, rng)
+            changed += noisy != question.text
+            kept = noisy.lower().split()
+            for word in question.text.lower().split():
+                assert word in kept or word in wording._SMALL
+    assert changed > 200
+
+
+def test_samples_are_the_same_every_time_and_stretched() -> None:
+    for number in range(40):
+        one, again = world.sample(number, settings.FULL), world.sample(number, settings.FULL)
+        assert one.image.tobytes() == again.image.tobytes()
+        assert one.questions == again.questions
+        assert one.image.size == (96, 96)
+
+
+def test_training_never_sees_what_is_measured() -> None:
+    assert not set(world.TRAINING_PHOTOGRAPHS) & set(world.TEST_PHOTOGRAPHS)
+    shown = {image.tobytes() for image, _ in world.easy_vqa("train")}
+    tested = [image.tobytes() for image, _ in world.easy_vqa("test")]
+    assert sum(image in shown for image in tested) < 0.01 * len(tested)
+    texts = {q.text.lower() for seed in range(600) for q in generate(seed, "train").questions}
+    apart = [q.text.lower() for seed in range(150) for q in picture(seed).questions]
+    assert np.mean([text in texts for text in apart]) < 0.02
+
+
+def test_independent_pictures_are_the_same_every_time() -> None:
+    assert picture(3).image.tobytes() == picture(3).image.tobytes()
+    assert picture(3).questions == picture(3).questions
+    assert picture(4).image.tobytes() != picture(3).image.tobytes()
+
+
+# --- packing and forward ---------------------------------------------------------------------------------------
+
+
+def _sample(*questions: Question) -> world.Sample:
+    return world.Sample(world.stretch(generate(2, "train", "shapes").image), questions)
+
+
+def test_a_question_is_laid_out_as_the_chat_template_lays_it_out(processor: checkpoint.LlavaProcessor) -> None:
+    recipe = replace(PLAIN, reasoning_share=1.0)
+    packer = packing.Packer(processor.tokenizer, recipe)
+    question = Question("color", "What color is the star?", "red", "star left red")
+    for seed in range(200):  # until the noise leaves the reasoning whole
+        segment = packer.segment(question, random.Random(seed))
+        if not segment.mixtures and checkpoint.END_THINK in segment.labels and segment.weights.count(0.5) == 4:
+            break
+    text = "<|user|><image>What color is the star?<|assistant|><think>star left red</think>red<|end|>"
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question.text}]}]
+    opened = processor.apply_chat_template(messages, add_generation_prompt=True)
+    assert text.startswith(opened)
+    expected = processor.tokenizer(text, add_special_tokens=False).input_ids
+    assert [checkpoint.USER, checkpoint.IMAGE, *segment.ids, checkpoint.END] == expected
+    spoken = [label for label in segment.labels if label != labels.IGNORE]
+    tail = processor.tokenizer("star left red</think>red<|end|>", add_special_tokens=False).input_ids
+    assert spoken == tail
+
+
+def test_packed_rows_hold_whole_questions(processor: checkpoint.LlavaProcessor) -> None:
+    recipe = settings.FULL
+    batch = packing.Packer(processor.tokenizer, recipe).batch(range(8))
+    rows = batch.question.view(8, recipe.rows, recipe.row_length)
+    assert batch.questions > 40
+    for b in range(8):
+        for owner in set(batch.question[b].tolist()) - {-1}:
+            assert sum(bool((row == owner).any()) for row in rows[b]) == 1
+            place = (batch.question[b] == owner).nonzero()[:, 0]
+            assert batch.positions[b, place].tolist() == list(range(len(place)))
+    copied = batch.cells >= 0
+    assert (batch.ids[copied] == checkpoint.PAD).all()
+    assert ((batch.mixture.sum(-1) - 1).abs() < 1e-5).all()
+
+
+@pytest.mark.parametrize("system", ["", "You are a helpful assistant."])
+def test_packed_forward_equals_the_model(processor: checkpoint.LlavaProcessor, system: str) -> None:
+    """The functions of training give the numbers of ``LlavaForConditionalGeneration``; float32, so 1e-4."""
+    torch.manual_seed(1)
+    model = checkpoint.build_model(settings.FULL, len(processor.tokenizer)).eval()
+    questions = [Question("color", f"What color is the {shape}?", "red", "") for shape in ("star", "ring", "cross")]
+    sample = _sample(*questions)
+    before = [checkpoint.SYSTEM, *processor.tokenizer(system, add_special_tokens=False).input_ids] if system else []
+    batch = packing.Packer(processor.tokenizer, PLAIN).pack([sample], [0], system=before)
+    features = image_features(model, pixels_to_input(batch.pixels))
+    chosen = batch.ids == checkpoint.ASSISTANT
+    found = decode(model, features, embed(model, features, batch), batch, chosen, PLAIN.row_length, True)
+    ours = F.linear(found.hidden, model.lm_head.weight)
+    order = batch.question[chosen].tolist()
+    reference = model.__class__(model.config)
+    reference.load_state_dict(model.state_dict())
+    reference.set_attn_implementation("eager")
+    for row, index in enumerate(order):
+        content = [{"type": "image"}, {"type": "text", "text": questions[index].text}]
+        messages = [{"role": "system", "content": system}] if system else []
+        text = processor.apply_chat_template(
+            [*messages, {"role": "user", "content": content}], add_generation_prompt=True
+        )
+        inputs = processor(text=text, images=sample.image, return_tensors="pt")
+        with torch.inference_mode():
+            theirs = reference.eval()(**inputs, output_attentions=True)
+        torch.testing.assert_close(ours[row], theirs.logits[0, -1], atol=1e-4, rtol=1e-4)
+        cells = inputs["input_ids"][0] == checkpoint.IMAGE
+        look = torch.stack([layer[0].mean(0)[-1, cells] for layer in theirs.attentions]).mean(0)
+        torch.testing.assert_close(found.attention[row], look, atol=1e-5, rtol=1e-3)
+
+
+def test_orthogonalised_matrices_keep_their_directions() -> None:
+    """Singular vectors stay, singular values go near one (Muon's iteration is deliberately rough: 0.3 to 1.4)."""
+    torch.manual_seed(0)
+    for shape in ((3, 16, 16), (2, 12, 32), (2, 32, 12)):
+        matrices = torch.randn(*shape)
+        made = optimizer.orthogonalise(matrices)
+        values = torch.linalg.svdvals(made)
+        assert values.max() < 1.4
+        assert values.median() > 0.5
+        u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+        assert (u.transpose(1, 2) @ made @ v.transpose(1, 2)).diagonal(dim1=1, dim2=2).min() > -0.05
+
+
+# --- running ---------------------------------------------------------------------------------------------------
+
+_SMALL = replace(
+    settings.QUICK, vision_steps=3, language_steps=4, vision_batch=2, language_batch=2, language_decay=2, save_every=2
+)
+
+
+def test_a_resumed_run_equals_one_that_was_not_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    for folder in (whole, stopped):
+        folder.mkdir()
+    stages.Trainer(_SMALL, whole, 0, 1).run()
+    step = stages.Trainer.language_step
+    calls = []
+
+    def dies(self: stages.Trainer, number: int, batch: packing.Batch) -> None:
+        calls.append(number)
+        if number == 3:
+            raise KeyboardInterrupt
+        step(self, number, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages.Trainer, "language_step", dies)
+        with pytest.raises(KeyboardInterrupt):
+            stages.Trainer(_SMALL, stopped, 0, 1).run()
+    again = stages.Trainer(_SMALL, stopped, 0, 1)
+    assert (again.stage, again.step) == (1, 2)
+    again.run()
+    one, other = stages.load_model(_SMALL, whole), stages.load_model(_SMALL, stopped)
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(value, other.state_dict()[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_a_crash_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "file").write_text("old")
+    with pytest.raises(OSError, match="full"), checkpoint.replacing(target) as folder:
+        (folder / "file").write_text("half")
+        raise OSError("disk full")
+    assert (target / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    with checkpoint.replacing(target) as folder:
+        (folder / "file").write_text("new")
+    assert (target / "file").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_state_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    trainer = stages.Trainer(_SMALL, tmp_path, 0, 1)
+    trainer.save()
+    with pytest.raises(SettingsError, match="another recipe"):
+        stages.Trainer(replace(_SMALL, vision_steps=5), tmp_path, 0, 1)
+
+
+def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    find = command.importlib.util.find_spec
+    monkeypatch.setattr(
+        command.importlib.util, "find_spec", lambda name, *rest: None if name == "easy_vqa" else find(name, *rest)
+    )
+    assert command.main(["--out", "nowhere"]) == 2
+    said = capsys.readouterr().err
+    assert "easy_vqa" in said
+    assert "latent-tool[train]" in said
+    assert issubclass(MissingExtraError, Exception)
+
+
+def _metrics(accuracy: float) -> dict[str, object]:
+    row = {"accuracy": accuracy, "auroc": 0.9, "calibration_error": 0.1, "mean_confidence": 0.9}
+    sets = {"held_out": {"questions": 1, "question_only": 0.1, "types": {}, "direct": row, "reasoned": row}}
+    return {"sets": sets, "bytes": 1, "parameters": 1, "load_seconds": 0.1, "sha256": "0"}
+
+
+def test_a_better_checkpoint_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, run = tmp_path / "out", tmp_path / "run"
+    monkeypatch.setattr(stages, "train", lambda recipe, run, resume: "model")
+    monkeypatch.setattr(checkpoint, "build_processor", lambda recipe: "processor")
+    monkeypatch.setattr(checkpoint, "export", lambda m, p, folder: (folder / "model.safetensors").write_text(str(m)))
+    measured = [0.8, 0.7, 0.7, 0.9]
+    monkeypatch.setattr(evaluate, "measure_quick", lambda folder: _metrics(measured.pop(0)))
+    arguments = ["--quick", "--out", str(out), "--run", str(run)]
+
+    def accuracy() -> float:
+        return json.loads((out / "metrics.json").read_text())["sets"]["held_out"]["direct"]["accuracy"]
+
+    assert command.main(arguments) == 0
+    assert command.main(arguments) == 1
+    assert "--force" in capsys.readouterr().err
+    assert accuracy() == 0.8
+    assert command.main([*arguments, "--force"]) == 0
+    assert accuracy() == 0.7
+    assert command.main(arguments) == 0
+    assert accuracy() == 0.9
+    (out / "metrics.json").unlink()
+    assert command.main(arguments) == 2
+    assert "never measured" in capsys.readouterr().err
+
+
+def test_quick_recipe_beats_the_question_only_baseline(tmp_path: Path) -> None:
+    assert command.main(["--quick", "--out", str(tmp_path / "model"), "--run", str(tmp_path / "run")]) == 0
+    row = json.loads((tmp_path / "model" / "metrics.json").read_text())["sets"]["held_out"]
+    best = max(row["direct"]["accuracy"], row["reasoned"]["accuracy"])
+    assert best > row["question_only"] + 0.2
+    assert (tmp_path / "model" / "README.md").read_text().startswith("---")
+
+
+# --- statistics ------------------------------------------------------------------------------------------------
+
+
+def test_auroc_counts_pairs() -> None:
+    rng = np.random.default_rng(0)
+    scores, flags = rng.integers(0, 6, 60), rng.random(60) < 0.4
+    pairs = [(a > b) + 0.5 * (a == b) for a in scores[flags] for b in scores[~flags]]
+    assert evaluate.auroc(scores, flags) == pytest.approx(np.mean(pairs))
+    assert math.isnan(evaluate.auroc([1, 2], [True, True]))
+
+
+def test_mcnemar_is_the_exact_binomial_test() -> None:
+    before = [True] * 3 + [False] * 9 + [True] * 5
+    after = [False] * 3 + [True] * 9 + [True] * 5
+    fixed, broken, p = evaluate.mcnemar(before, after)
+    assert (fixed, broken) == (9, 3)
+    assert p == pytest.approx(0.1460, abs=1e-4)  # 2 * (1 + 12 + 66 + 220) / 4096
+    assert evaluate.mcnemar([True], [True])[2] == 1.0
+
+
+def test_calibration_error() -> None:
+    assert evaluate.calibration_error([0.95] * 20, [True] * 19 + [False]) == pytest.approx(0.0, abs=1e-9)
+    assert evaluate.calibration_error([0.95] * 10, [False] * 10) == pytest.approx(0.95)
+
+
+# --- what ships ------------------------------------------------------------------------------------------------
+
+
+def test_shipped_checkpoint_is_small_and_complete(shipped: evaluate.Answerer) -> None:
+    assert sum(path.stat().st_size for path in EMBEDDED.iterdir()) <= 12e6
+    tokenizer = shipped.processor.tokenizer
+    for marker in checkpoint.SPECIAL_TOKENS:
+        assert len(tokenizer(marker, add_special_tokens=False).input_ids) == 1
+    for text in ("émile 😀 zürich", "\t 日本語\n", "a\u0000b", "0123456789"):
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        assert tokenizer.decode(ids).strip() == text.strip()
+    assert shipped.model.config.image_seq_length == settings.CELLS
+
+
+def test_shipped_checkpoint_answers(shipped: evaluate.Answerer) -> None:
+    """A smoke test far below the card's figures: 100 fresh questions, both ways."""
+    items = evaluate.scene_items("held_out", 100, first_seed=5_000_000)
+    for opened in ("", "<think>"):
+        replies = shipped.replies(items, opened)
+        assert np.mean([r.answer == i.answer for i, r in zip(items, replies, strict=True)]) > 0.8
+        assert all(0 <= r.probability <= 1 for r in replies)
+    assert all(r.reasoning for r in replies)
+
+
+def test_batches_do_not_change_answers(shipped: evaluate.Answerer) -> None:
+    items = evaluate.scene_items("held_out", 12, first_seed=6_000_000)
+    together = shipped.replies(items, "<think>")
+    for item, reply in zip(items, together, strict=True):
+        alone = shipped.replies([item], "<think>")[0]
+        assert alone.answer == reply.answer
+        assert alone.probability == pytest.approx(reply.probability, abs=1e-3)
+
+
+def test_model_card_is_generated_from_the_measurements() -> None:
+    metrics = json.loads((EMBEDDED / "metrics.json").read_text())
+    assert (EMBEDDED / "README.md").read_text() == card.render(metrics, settings.FULL)
+    digest = evaluate.hashlib.sha256((EMBEDDED / "model.safetensors").read_bytes()).hexdigest()
+    assert metrics["sha256"] == digest
+
+
+def test_card_says_when_a_target_is_missed() -> None:
+    metrics = json.loads((EMBEDDED / "metrics.json").read_text())
+    metrics["sets"]["held_out"]["direct"]["accuracy"] = metrics["sets"]["held_out"]["reasoned"]["accuracy"] = 0.5
+    assert "| held-out scenes: at least 0.95 | 0.500 | **no** |" in card.render(metrics, settings.FULL)

@@ -1,0 +1,405 @@
+"""The measurements of the model card, on the saved checkpoint alone.
+
+The checkpoint is loaded and run as any user would (``AutoProcessor``, ``AutoModelForImageTextToText``, ``generate``),
+in float32. Nothing here is used in training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from PIL import Image
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from latent_tool.scenes import Box, Question, Split, generate
+from training.checkpoint import END, END_THINK, IMAGE
+from training.independent import picture
+from training.labels import cells_of
+from training.settings import CELLS, IMAGE_SIZE
+from training.world import TEST_PHOTOGRAPHS, easy_vqa, easy_vqa_type, photographs, tiny_scene
+
+FRESH_SEEDS = 1_000_000  # seeds of held-out and hard scenes from here on are looked at by the evaluation alone
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question to be measured. Boxes are in pixels of ``image``."""
+
+    image: Image.Image
+    type: str
+    text: str
+    answer: str
+    boxes: tuple[Box, ...] = ()
+
+    def cells(self) -> list[int]:
+        """Image cells that the answer rests on, after the picture is stretched to the model's square."""
+        across, down = IMAGE_SIZE / self.image.width, IMAGE_SIZE / self.image.height
+        return cells_of([(b[0] * across, b[1] * down, b[2] * across, b[3] * down) for b in self.boxes])
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model said, and the joint probability of the answer's tokens with the end token."""
+
+    answer: str
+    reasoning: str
+    probability: float
+
+
+# --- data sets -------------------------------------------------------------------------------------------------
+
+
+def scene_items(split: Split, number: int, first_seed: int = FRESH_SEEDS, per_scene: int = 5) -> list[Item]:
+    """Questions about fresh scenes, at most ``per_scene`` about each; free descriptions are left out."""
+    items: list[Item] = []
+    seed = first_seed
+    while len(items) < number:
+        scene = generate(seed, split)
+        seed += 1
+        items += _asked(scene.image, scene.questions)[:per_scene]
+    return items[:number]
+
+
+def independent_items(number: int) -> list[Item]:
+    """Questions of the second world."""
+    items: list[Item] = []
+    seed = 0
+    while len(items) < number:
+        one = picture(seed)
+        seed += 1
+        items += _asked(one.image, one.questions)[:5]
+    return items[:number]
+
+
+def _asked(image: Image.Image, questions: Sequence[Question]) -> list[Item]:
+    return [Item(image, q.type, q.text, q.answer.lower(), q.boxes) for q in questions if q.type != "describe"]
+
+
+def easy_vqa_items(number: int) -> list[Item]:
+    """Questions of easy-VQA's test split, the same ones every time."""
+    every = [(image, text, answer) for image, pairs in easy_vqa("test") for text, answer in pairs]
+    chosen = random.Random(1).sample(every, min(number, len(every)))
+    return [Item(image, easy_vqa_type(text, answer), text, answer) for image, text, answer in chosen]
+
+
+def photograph_items(number: int) -> list[Item]:
+    """Questions of held-out scenes about photographs that training did not use; there is no right answer."""
+    texts = [item for item in scene_items("held_out", number, 2 * FRESH_SEEDS) if item.type not in ("read", "number")]
+    pictures = photographs(TEST_PHOTOGRAPHS)
+    return [Item(pictures[k % len(pictures)], item.type, item.text, "") for k, item in enumerate(texts)]
+
+
+# --- the model -------------------------------------------------------------------------------------------------
+
+
+class Answerer:
+    """A checkpoint that answers batches of questions."""
+
+    def __init__(self, folder: Path, batch: int = 96) -> None:
+        started = time.perf_counter()
+        self.processor = AutoProcessor.from_pretrained(folder)
+        self.model = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+        self.load_seconds = time.perf_counter() - started
+        self.batch = batch
+
+    def prompt(self, item: Item, opened: str = "") -> str:
+        """The chat template, with the assistant turn opened by ``opened``."""
+        content = [{"type": "image"}, {"type": "text", "text": item.text}]
+        messages = [{"role": "user", "content": content}]
+        return str(self.processor.apply_chat_template(messages, add_generation_prompt=True)) + opened
+
+    def inputs(self, items: Sequence[Item], opened: Sequence[str], blank: bool = False) -> dict[str, Tensor]:
+        """Left-padded inputs; ``blank`` shows a gray picture."""
+        pictures = [Image.new("RGB", i.image.size, (128, 128, 128)) if blank else i.image for i in items]
+        texts = [self.prompt(item, start) for item, start in zip(items, opened, strict=True)]
+        return dict(self.processor(text=texts, images=pictures, padding=True, return_tensors="pt"))
+
+    @torch.inference_mode()
+    def replies(self, items: Sequence[Item], opened: str | Sequence[str] = "", blank: bool = False) -> list[Reply]:
+        """Greedy answers.
+
+        Args:
+            items: the questions.
+            opened: text that opens the assistant turn: ``""`` for a direct answer, ``"<think>"`` for reasoning
+                first, or one complete reasoning for each item.
+            blank: show a gray picture instead.
+        """
+        starts = [opened] * len(items) if isinstance(opened, str) else list(opened)
+        found: list[Reply] = []
+        for low in range(0, len(items), self.batch):
+            part = slice(low, low + self.batch)
+            inputs = self.inputs(items[part], starts[part], blank)
+            longest = 40 if any(start == "<think>" for start in starts[part]) else 12
+            made = self.model.generate(
+                **inputs,
+                max_new_tokens=longest,
+                do_sample=False,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+            tokens = made.sequences[:, inputs["input_ids"].shape[1] :]
+            chances = torch.stack([step.log_softmax(-1) for step in made.logits], dim=1)
+            chosen = chances.gather(-1, tokens[..., None])[..., 0]
+            found += [self._reply(t.tolist(), c.tolist()) for t, c in zip(tokens, chosen, strict=True)]
+        return found
+
+    def _reply(self, tokens: list[int], log_chances: list[float]) -> Reply:
+        start = tokens.index(END_THINK) + 1 if END_THINK in tokens else 0
+        end = tokens.index(END, start) if END in tokens[start:] else len(tokens) - 1
+        decode = self.processor.tokenizer.decode
+        answer = decode([t for t in tokens[start : end + 1] if t != END]).strip()
+        reasoning = decode(tokens[: start - 1]).strip() if start else ""
+        return Reply(answer, reasoning, math.exp(sum(log_chances[start : end + 1])))
+
+    @torch.inference_mode()
+    def looks(self, items: Sequence[Item], reasonings: Sequence[str]) -> list[float]:
+        """AUROC of the attention of the reasoning's positions for telling relevant cells from others.
+
+        The attention is averaged over layers, heads and positions (opening marker and reasoning). ``nan`` where no
+        cell, or every cell, is relevant.
+        """
+        values: list[float] = []
+        for low in range(0, len(items), self.batch):
+            part = items[low : low + self.batch]
+            opened = [f"<think>{text}" for text in reasonings[low : low + self.batch]]
+            inputs = self.inputs(part, opened)
+            attentions = self.model(**inputs, output_attentions=True).attentions
+            mean = torch.stack([layer.mean(1) for layer in attentions]).mean(0)  # (B, N, N)
+            for row, item in enumerate(part):
+                size = len(self.processor.tokenizer(opened[row], add_special_tokens=False).input_ids)
+                shown = inputs["input_ids"][row] == IMAGE
+                look = mean[row, -size:][:, shown].mean(0)
+                relevant = np.zeros(CELLS, bool)
+                relevant[item.cells()] = True
+                values.append(auroc(look.numpy(), relevant))
+        return values
+
+
+# --- statistics ------------------------------------------------------------------------------------------------
+
+
+def auroc(scores: ArrayLike, positive: ArrayLike) -> float:
+    """Probability that a positive scores higher than a negative, ties counting half; ``nan`` if one is missing."""
+    values, flags = np.asarray(scores, float), np.asarray(positive, bool)
+    if flags.all() or not flags.any():
+        return math.nan
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    many = flags.sum()
+    return float((ranks[flags].sum() - many * (many + 1) / 2) / (many * (len(flags) - many)))
+
+
+def calibration_error(confidences: ArrayLike, right: ArrayLike, bins: int = 10) -> float:
+    """Expected calibration error over equal-width bins."""
+    values, flags = np.asarray(confidences, float), np.asarray(right, float)
+    index = np.minimum((values * bins).astype(int), bins - 1)
+    parts = [index == k for k in range(bins) if (index == k).any()]
+    return float(sum(abs(values[p].mean() - flags[p].mean()) * p.mean() for p in parts))
+
+
+def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int, float]:
+    """How many were fixed, how many broken, and the exact two-sided p value of the difference."""
+    fixed = sum(b and not a for a, b in zip(before, after, strict=True))
+    broken = sum(a and not b for a, b in zip(before, after, strict=True))
+    total, low = fixed + broken, min(fixed, broken)
+    tail = sum(math.comb(total, k) for k in range(low + 1)) / 2**total
+    return fixed, broken, min(1.0, 2 * tail)
+
+
+def question_only(scenes: int = 4000) -> Callable[[Item], str]:
+    """The best guess without the picture: the most common training answer to the same text, opening or type."""
+    by_text: dict[str, Counter[str]] = defaultdict(Counter)
+    for seed in range(scenes):
+        for q in generate(seed, "train").questions:
+            for key in _keys(q.type, q.text):
+                by_text[key][q.answer.lower()] += 1
+    for _, pairs in easy_vqa("train"):
+        for text, answer in pairs:
+            by_text[f"easy {text.lower()}"][answer] += 1
+    best = {key: answers.most_common(1)[0][0] for key, answers in by_text.items()}
+
+    def guess(item: Item) -> str:
+        keys = (f"easy {item.text.lower()}", *_keys(item.type, item.text))
+        return next((best[key] for key in keys if key in best), "no")
+
+    return guess
+
+
+def _keys(kind: str, text: str) -> Iterator[str]:
+    words = text.lower().split()
+    yield " ".join(words)
+    yield f"{kind} {' '.join(words[:2])}"
+    yield f"{kind} {words[0]}"
+    yield kind
+
+
+# --- everything ------------------------------------------------------------------------------------------------
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def measure(folder: Path, scale: float = 1.0, log: Callable[[str], None] = _say) -> dict[str, Any]:
+    """All rows of the model card.
+
+    Args:
+        folder: the checkpoint.
+        scale: share of the full number of questions.
+        log: told what is going on.
+    """
+
+    def size(number: int) -> int:
+        return max(40, round(number * scale))
+
+    answerer = Answerer(folder)
+    loads = [answerer.load_seconds] + [Answerer(folder).load_seconds for _ in range(2)]
+    guess = question_only(max(200, round(4000 * min(1.0, scale))))
+    result: dict[str, Any] = {
+        "bytes": sum(path.stat().st_size for path in folder.iterdir() if path.name != "README.md"),
+        "parameters": sum(p.numel() for p in answerer.model.parameters()),
+        "load_seconds": sorted(loads)[1],
+        "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
+        "sets": {},
+    }
+    sets = {
+        "easy_vqa_test": easy_vqa_items(size(2000)),
+        "held_out": scene_items("held_out", size(2000)),
+        "independent": independent_items(size(1000)),
+        "hard": scene_items("hard", size(1200)),
+    }
+    replies: dict[str, tuple[list[Reply], list[Reply]]] = {}
+    for name, items in sets.items():
+        direct, reasoned = answerer.replies(items), answerer.replies(items, "<think>")
+        replies[name] = direct, reasoned
+        result["sets"][name] = _summary(items, direct, reasoned, guess)
+        blank = answerer.replies(items[: size(300)], blank=True)
+        result["sets"][name]["blank_image"] = _share(items[: len(blank)], blank)
+        log(f"{name}: {_short(result['sets'][name])}")
+    pooled = [name for name in ("held_out", "hard", "independent")]
+    before = [r.answer == i.answer for n in pooled for i, r in zip(sets[n], replies[n][0], strict=True)]
+    after = [r.answer == i.answer for n in pooled for i, r in zip(sets[n], replies[n][1], strict=True)]
+    result["reasoning_first"] = _compared(before, after) | {"sets": pooled}
+    result["leverage"] = _leverage(answerer, sets["held_out"][: size(1000)], replies["held_out"][1])
+    log(f"leverage: {result['leverage']}")
+    looked = sets["held_out"][: size(1000)]
+    looks = answerer.looks(looked, [r.reasoning for r in replies["held_out"][1][: len(looked)]])
+    by_type = defaultdict(list)
+    for item, value in zip(looked, looks, strict=True):
+        if not math.isnan(value):
+            by_type[item.type].append(value)
+    every = [value for values in by_type.values() for value in values]
+    result["attention_auroc"] = {"all": float(np.mean(every)), "questions": len(every)}
+    result["attention_auroc"]["types"] = {kind: float(np.mean(by_type[kind])) for kind in sorted(by_type)}
+    log(f"attention: {result['attention_auroc']}")
+    photos = photograph_items(size(440))
+    shown = [r.probability for r in answerer.replies(photos)]
+    known = [r.probability for r in replies["held_out"][0]]
+    result["photographs"] = {
+        "questions": len(photos),
+        "median_confidence": float(np.median(shown)),
+        "median_confidence_scenes": float(np.median(known)),
+        "auroc_scene_from_photograph": auroc(known + shown, [True] * len(known) + [False] * len(shown)),
+    }
+    log(f"photographs: {result['photographs']}")
+    return result
+
+
+def _share(items: Sequence[Item], replies: Sequence[Reply]) -> float:
+    return float(np.mean([r.answer == i.answer for i, r in zip(items, replies, strict=True)]))
+
+
+def _compared(before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
+    fixed, broken, p = mcnemar(before, after)
+    gain = float(np.mean(after) - np.mean(before))
+    return {"questions": len(before), "gain": gain, "fixed": fixed, "broken": broken, "p": p}
+
+
+def _summary(
+    items: Sequence[Item], direct: Sequence[Reply], reasoned: Sequence[Reply], guess: Callable[[Item], str]
+) -> dict[str, Any]:
+    kinds = sorted({item.type for item in items})
+    guessed = [guess(item) == item.answer for item in items]
+    row: dict[str, Any] = {"questions": len(items), "question_only": float(np.mean(guessed)), "types": {}}
+    for kind in kinds:
+        chosen = [k for k, item in enumerate(items) if item.type == kind]
+        row["types"][kind] = {"questions": len(chosen), "question_only": float(np.mean([guessed[k] for k in chosen]))}
+    for mode, replies in (("direct", direct), ("reasoned", reasoned)):
+        right = [r.answer == i.answer for i, r in zip(items, replies, strict=True)]
+        chances = [r.probability for r in replies]
+        row[mode] = {
+            "accuracy": float(np.mean(right)),
+            "auroc": auroc(chances, right),
+            "calibration_error": calibration_error(chances, right),
+            "mean_confidence": float(np.mean(chances)),
+        }
+        for kind in kinds:
+            chosen = [k for k, item in enumerate(items) if item.type == kind]
+            row["types"][kind][mode] = {
+                "accuracy": float(np.mean([right[k] for k in chosen])),
+                "auroc": auroc([chances[k] for k in chosen], [right[k] for k in chosen]),
+            }
+    row["reasoning_first"] = _compared(
+        [r.answer == i.answer for i, r in zip(items, direct, strict=True)],
+        [r.answer == i.answer for i, r in zip(items, reasoned, strict=True)],
+    )
+    return row
+
+
+def _short(row: dict[str, Any]) -> str:
+    parts = [f"{mode} {row[mode]['accuracy']:.3f} (AUROC {row[mode]['auroc']:.3f})" for mode in ("direct", "reasoned")]
+    types = {k: f"{v['direct']['accuracy']:.2f}/{v['reasoned']['accuracy']:.2f}" for k, v in row["types"].items()}
+    return f"n {row['questions']} {', '.join(parts)}, question only {row['question_only']:.3f} {types}"
+
+
+def _leverage(answerer: Answerer, items: Sequence[Item], replies: Sequence[Reply]) -> dict[str, Any]:
+    """Accuracy with the model's own reasoning, and with that of the next question of the same type."""
+    replies = replies[: len(items)]
+    swapped = list(range(len(items)))
+    groups: dict[str, list[int]] = defaultdict(list)
+    for k, item in enumerate(items):
+        groups[item.type].append(k)
+    for group in groups.values():
+        # ten on, because neighbours may be about the same picture
+        for place, k in enumerate(group):
+            swapped[k] = group[(place + 10) % len(group)]
+    own = [f"<think>{reply.reasoning}</think>" for reply in replies]
+    kept = answerer.replies(items, own)
+    given = answerer.replies(items, [own[k] for k in swapped])
+    before = [r.answer == i.answer for i, r in zip(items, kept, strict=True)]
+    after = [r.answer == i.answer for i, r in zip(items, given, strict=True)]
+    return _compared(before, after) | {"own": float(np.mean(before)), "swapped": float(np.mean(after))}
+
+
+def measure_quick(folder: Path) -> dict[str, Any]:
+    """The little that the two-minute recipe claims: colour, shape and existence in fresh scenes of shapes."""
+    items: list[Item] = []
+    seed = FRESH_SEEDS
+    while len(items) < 300:
+        scene = tiny_scene(seed, "held_out")
+        items += _asked(scene.image, scene.questions)
+        seed += 1
+    answerer = Answerer(folder)
+    direct, reasoned = answerer.replies(items), answerer.replies(items, "<think>")
+    row = _summary(items, direct, reasoned, question_only(400))
+    return {
+        "bytes": sum(path.stat().st_size for path in folder.iterdir() if path.name != "README.md"),
+        "parameters": sum(p.numel() for p in answerer.model.parameters()),
+        "load_seconds": answerer.load_seconds,
+        "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
+        "sets": {"held_out": row},
+    }

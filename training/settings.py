@@ -1,0 +1,76 @@
+"""Every number of the recipe. Steps are counted, never seconds, so that a second run repeats the first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+IMAGE_SIZE = 96  # pixels per side after stretching
+PATCH_SIZE = 12  # pixels per side of an image cell
+CELLS_PER_SIDE = IMAGE_SIZE // PATCH_SIZE
+CELLS = CELLS_PER_SIDE**2
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Sizes of the model and lengths of the two stages."""
+
+    hidden: int = 192
+    heads: int = 6
+    vision_layers: int = 4
+    vision_mlp: int = 576
+    text_layers: int = 4
+    text_mlp: int = 384
+    vocabulary: int = 800
+
+    processes: int = 2
+    seed: int = 0
+
+    vision_steps: int = 700
+    vision_batch: int = 32  # images per process and step
+    vision_matrix_rate: float = 0.012
+
+    language_steps: int = 1640
+    language_decay: int = 700  # the last so many steps, in which the rates fall to zero
+    language_batch: int = 20
+    language_matrix_rate: float = 0.0068
+    language_rate: float = 0.55  # scales the AdamW rates
+
+    late_from: int = 700  # language step from which printed characters, the slowest to learn, weigh more
+    late_text_share: float = 0.12  # further pictures of text
+    late_character_weight: float = 4.0  # of their cells in the dense loss
+
+    rows: int = 4  # packed rows per image
+    row_length: int = 40  # tokens per row
+    reasoning_share: float = 0.58
+    copies_share: float = 0.25  # questions that carry copies of image cells
+    own_tokens_every: int = 3  # while the rates fall, every so many batches carry the model's own reasoning
+    easy_vqa_share: float = 0.08
+    reword_share: float = 0.3  # questions with noise on their wording
+    photograph_share: float = 0.03
+    matplotlib_share: float = 0.025
+    tiny: bool = False  # colour, shape and existence in simple pictures only
+
+    save_every: int = 100  # steps between checkpoints
+    log_every: int = 20
+
+
+FULL = Recipe()
+QUICK = Recipe(
+    vision_layers=2,
+    text_layers=2,
+    vision_mlp=384,
+    hidden=128,
+    heads=4,
+    text_mlp=256,
+    vision_steps=120,
+    language_steps=160,
+    language_decay=80,
+    vision_batch=24,
+    language_batch=12,
+    easy_vqa_share=0.0,
+    reword_share=0.0,
+    photograph_share=0.0,
+    matplotlib_share=0.0,
+    tiny=True,
+    save_every=100,
+)

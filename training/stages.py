@@ -1,0 +1,327 @@
+"""Vision warm-up and language training on several processes, with checkpoints and resume.
+
+Each step of each process takes its own numbers of the training stream, so a run that was killed and resumed sees
+the same data as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+
+from latent_tool.errors import SettingsError
+from latent_tool.scenes import Scene, generate
+from training.checkpoint import build_model, build_processor, save_state
+from training.forward import DenseHeads, decode, embed, image_features, pixels_to_input, with_own_tokens
+from training.labels import COLOR_NAMES, IGNORE, NAME_INDEX, NAMES, dense_labels
+from training.optimizer import Optimizer
+from training.packing import Batch, Packer
+from training.settings import CELLS, CELLS_PER_SIDE, Recipe
+from training.world import assets, from_scene, tiny_scene
+
+STAGES = ("vision", "language")
+_VISION_NUMBERS = 500_000_000  # numbers of the training stream from which the warm-up draws
+
+# glibc returns large tensors to the system after every operation unless told otherwise; this is a third of the time
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": "4000000000",
+    "MALLOC_TRIM_THRESHOLD_": "8000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+
+
+def train(recipe: Recipe, run: Path, resume: bool) -> LlavaForConditionalGeneration:
+    """Train from scratch, or from the last saved state of the same recipe.
+
+    Args:
+        recipe: what to do.
+        run: folder for the state and the log.
+        resume: continue from ``run/state.pt`` when it is there.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    state = run / "state.pt"
+    if not resume:
+        state.unlink(missing_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    before = {name: os.environ.get(name) for name in ALLOCATOR}
+    os.environ.update(ALLOCATOR)  # the processes started below read it, this one is not touched
+    try:
+        torch.multiprocessing.spawn(_work, args=(recipe, run, port), nprocs=recipe.processes)
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    return load_model(recipe, run)
+
+
+def load_model(recipe: Recipe, run: Path) -> LlavaForConditionalGeneration:
+    """The model of the last saved state."""
+    saved = torch.load(run / "state.pt", map_location="cpu", weights_only=True)
+    model = build_model(recipe, len(build_processor(recipe).tokenizer))
+    model.load_state_dict(saved["model"])
+    model.tie_weights()
+    return model.eval()
+
+
+def _work(rank: int, recipe: Recipe, run: Path, port: int) -> None:
+    torch.set_num_threads(1)
+    world = recipe.processes
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    Trainer(recipe, run, rank, world).run()
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+class Trainer:
+    """The state of one process of a run."""
+
+    def __init__(self, recipe: Recipe, run: Path, rank: int, world: int) -> None:
+        self.recipe, self.folder, self.rank, self.world = recipe, run, rank, world
+        self.processor = build_processor(recipe)
+        torch.manual_seed(recipe.seed)
+        self.model = build_model(recipe, len(self.processor.tokenizer)).train()
+        self.heads = DenseHeads(recipe.hidden, len(NAMES), len(COLOR_NAMES), CELLS_PER_SIDE)
+        self.optimizer = Optimizer(self.model, self.heads, rank, world)
+        self.stage, self.step = 0, 0
+        self.sums: defaultdict[str, float] = defaultdict(float)
+        self.started = time.time()
+        path = run / "state.pt"
+        if path.exists():
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            if saved["recipe"] != asdict(recipe):
+                raise SettingsError(f"{path} belongs to another recipe.", "Remove it, or use another folder (--run).")
+            self.model.load_state_dict(saved["model"])
+            self.model.tie_weights()
+            self.heads.load_state_dict(saved["heads"])
+            self.optimizer.load(saved["optimizer"])
+            self.stage, self.step = saved["stage"], saved["step"]
+
+    def run(self) -> None:
+        """Both stages, from wherever the state says."""
+        for stage in range(self.stage, len(STAGES)):
+            first = self.step if stage == self.stage else 0
+            self.stage = stage
+            lessons = _Lessons(self.recipe, self.processor.tokenizer, stage, first, self.rank, self.world)
+            total = lessons.steps
+            if first >= total:
+                continue
+            if stage == 1 and first == 0:
+                self.optimizer = Optimizer(self.model, self.heads, self.rank, self.world)
+            loader = DataLoader(lessons, batch_size=None, num_workers=1, prefetch_factor=4)
+            for step, batch in enumerate(loader, start=first):
+                if stage == 0:
+                    self.vision_step(step, batch)
+                else:
+                    self.language_step(step, batch)
+                self.step = step + 1
+                if self.rank == 0:
+                    if self.step % self.recipe.log_every == 0:
+                        self.log(total)
+                    if self.step % self.recipe.save_every == 0 or self.step == total:
+                        self.save()
+                    if stage == 1 and self.step % (4 * self.recipe.save_every) == 0:
+                        self.write({"held_out_direct": self.check()})
+
+    def vision_step(self, step: int, batch: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Dense labels alone."""
+        pixels, classes, offsets = batch
+        progress = step / self.recipe.vision_steps
+        features = image_features(self.model, pixels_to_input(pixels))
+        loss = self.dense_loss(features, classes, offsets)
+        loss.backward()
+        rate = min(1.0, (step + 1) / 40) * min(1.0, (1 - progress) / 0.6 + 0.05)
+        self.update(self.recipe.vision_matrix_rate * rate, rate)
+
+    def language_step(self, step: int, batch: Batch) -> None:
+        """Answers and reasoning, the dense labels, and where the words look."""
+        recipe, model = self.recipe, self.model
+        features = image_features(model, pixels_to_input(batch.pixels))
+        embeddings = embed(model, features, batch)
+        generator = torch.Generator().manual_seed(step * self.world + self.rank)
+        embeddings = with_own_tokens(model, features, embeddings, batch, recipe.row_length, generator)
+        chosen = batch.labels != IGNORE
+        decoded = decode(model, features, embeddings, batch, chosen, recipe.row_length, with_attention=True)
+        logits = F.linear(decoded.hidden, model.model.language_model.embed_tokens.weight)
+        labels, weights = batch.labels[chosen], batch.weights[chosen]
+        each = F.cross_entropy(logits, labels, reduction="none")
+        words = (each * weights).sum() / weights.sum()
+        assert decoded.attention is not None
+        looks = looking_loss(decoded.attention, batch, chosen)
+        weight = recipe.late_character_weight if step >= recipe.late_from else 1.0
+        loss = words + 0.1 * looks + 0.5 * self.dense_loss(features, batch.classes, batch.offsets, weight)
+        loss.backward()
+        left = (recipe.language_steps - step) / recipe.language_decay
+        rate = min(1.0, (step + 1) / 30, 0.98 * left + 0.02)
+        self.update(recipe.language_matrix_rate * rate, recipe.language_rate * rate)
+        right = (logits.argmax(-1) == labels).float().mean()
+        self.count(words=words, looks=looks, tokens_right=right)
+        self.sums["questions"] += batch.questions * self.world
+
+    def dense_loss(self, features: Tensor, classes: Tensor, offsets: Tensor, character_weight: float = 1.0) -> Tensor:
+        """Cross entropies of name, colour, centre, row and column of the cells ``(B, C, d)``, and their offset."""
+        name, color, center, row, column, offset = (head.flatten(0, 1) for head in self.heads(features))
+        names, colors, centers = (classes[:, k].flatten() for k in range(3))
+        rare = torch.ones(len(NAMES))
+        rare[NAME_INDEX["0"] :] = character_weight
+        rare[-1] = 0.15
+        rare_color = torch.ones(len(COLOR_NAMES))
+        rare_color[-1] = 0.15
+        index = torch.arange(CELLS).repeat(len(features))
+        known = (names >= 0) & (names < len(NAMES) - 1)
+        if not (names >= 0).any():
+            return F.cross_entropy(row, index // CELLS_PER_SIDE)
+        loss = F.cross_entropy(name, names, rare, ignore_index=IGNORE)
+        loss = loss + 0.6 * F.cross_entropy(color, colors, rare_color, ignore_index=IGNORE)
+        loss = loss + 0.6 * F.cross_entropy(center, centers, ignore_index=IGNORE)
+        loss = loss + 0.2 * F.cross_entropy(row, index // CELLS_PER_SIDE)
+        loss = loss + 0.2 * F.cross_entropy(column, index % CELLS_PER_SIDE)
+        loss = loss + F.smooth_l1_loss(offset[known], offsets.flatten(0, 1)[known]) if known.any() else loss
+        if known.any():
+            self.count(
+                dense=loss,
+                names=(name[known].argmax(-1) == names[known]).float().mean(),
+                colors=(color[known].argmax(-1) == colors[known]).float().mean(),
+            )
+        return loss
+
+    def update(self, matrix_rate: float, rate: float) -> None:
+        self.optimizer.average_gradients()
+        self.optimizer.step(matrix_rate, rate)
+        self.optimizer.zero()
+
+    def count(self, **values: Tensor) -> None:
+        for name, value in values.items():
+            self.sums[name] += float(value.detach())
+            self.sums[f"n {name}"] += 1
+
+    def log(self, total: int) -> None:
+        questions = self.sums.pop("questions", 0)
+        seconds = time.time() - self.started
+        means = {n: round(v / self.sums[f"n {n}"], 4) for n, v in self.sums.items() if not n.startswith("n ")}
+        self.write(
+            {"stage": STAGES[self.stage], "step": self.step, "of": total, "per_s": round(questions / seconds, 1)}
+            | {"seconds_per_step": round(seconds / self.recipe.log_every, 3)}
+            | means
+        )
+        self.sums.clear()
+        self.started = time.time()
+
+    def write(self, row: dict[str, Any]) -> None:
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
+
+    def save(self) -> None:
+        save_state(
+            {
+                "recipe": asdict(self.recipe),
+                "stage": self.stage,
+                "step": self.step,
+                "model": self.model.state_dict(),
+                "heads": self.heads.state_dict(),
+                "optimizer": self.optimizer.state(),
+            },
+            self.folder / "state.pt",
+        )
+
+    @torch.no_grad()
+    def check(self, pictures: int = 96) -> dict[str, float]:
+        """Share of direct answers to held-out scenes whose every token is the most probable one, by type."""
+        plain = replace(self.recipe, reasoning_share=0.0, copies_share=0.0, reword_share=0.0)
+        packer = Packer(self.processor.tokenizer, plain)
+        right: Counter[str] = Counter()
+        asked: Counter[str] = Counter()
+        for first in range(0, pictures, 32):
+            numbers = range(first, min(first + 32, pictures))
+            samples = [from_scene(generate(n, "held_out")) for n in numbers]
+            batch = packer.pack(samples, list(numbers))
+            features = image_features(self.model, pixels_to_input(batch.pixels))
+            chosen = batch.labels != IGNORE
+            hidden = decode(
+                self.model, features, embed(self.model, features, batch), batch, chosen, plain.row_length
+            ).hidden
+            wrong = F.linear(hidden, self.model.model.language_model.embed_tokens.weight).argmax(-1)
+            wrong = wrong != batch.labels[chosen]
+            picture, place = chosen.nonzero(as_tuple=True)
+            owners = batch.question[picture, place]
+            failed = {(int(p), int(o)) for p, o in zip(picture[wrong], owners[wrong], strict=True)}
+            for p, o in {(int(p), int(o)) for p, o in zip(picture, owners, strict=True)}:
+                kind = samples[p].questions[o].type
+                asked[kind] += 1
+                right[kind] += (p, o) not in failed
+        result = {kind: round(right[kind] / asked[kind], 3) for kind in sorted(asked)}
+        return {"all": round(sum(right.values()) / sum(asked.values()), 4)} | result
+
+
+def looking_loss(attention: Tensor, batch: Batch, chosen: Tensor) -> Tensor:
+    """``-log`` of the share of attention on the cells that a question rests on, at its reasoning and answer.
+
+    Args:
+        attention: ``(N, C)`` at the chosen positions.
+        chosen: ``(B, T)`` bool with ``N`` true entries.
+    """
+    picture = chosen.nonzero(as_tuple=True)[0]
+    relevant = batch.relevant[picture, batch.question[chosen]].float()
+    share = (attention * relevant).sum(-1) / (attention.sum(-1) + 1e-6)
+    size = relevant.mean(-1)
+    some = (size > 0) & (size <= 0.5)
+    if not some.any():
+        return attention.sum() * 0.0
+    return -(share[some] + 1e-4).log().mean()
+
+
+class _Lessons(IterableDataset[Any]):
+    """Batches of one stage for one process, from step ``first`` on."""
+
+    def __init__(
+        self, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, stage: int, first: int, rank: int, world: int
+    ) -> None:
+        self.recipe, self.tokenizer, self.stage = recipe, tokenizer, stage
+        self.first, self.rank, self.world = first, rank, world
+        self.steps = recipe.vision_steps if stage == 0 else recipe.language_steps
+
+    def __iter__(self) -> Iterator[Any]:
+        torch.set_num_threads(1)
+        recipe = self.recipe
+        packer = Packer(self.tokenizer, recipe)
+        size = recipe.vision_batch if self.stage == 0 else recipe.language_batch
+        for step in range(self.first, self.steps):
+            start = (step * self.world + self.rank) * size
+            if self.stage == 0:
+                yield _dense_batch([_VISION_NUMBERS + start + k for k in range(size)], recipe)
+            else:
+                own = step >= self.steps - recipe.language_decay and step % recipe.own_tokens_every == 0
+                yield packer.batch([start + k for k in range(size)], own, step >= recipe.late_from)
+
+
+def _dense_batch(numbers: list[int], recipe: Recipe) -> tuple[Tensor, Tensor, Tensor]:
+    def scene(number: int) -> Scene:
+        if recipe.tiny:
+            return tiny_scene(number, "train")
+        return generate(number, "train", max_questions=0, assets=assets())
+
+    samples = [from_scene(scene(number)) for number in numbers]
+    dense = [dense_labels(one.objects) for one in samples]
+    pixels = np.stack([np.asarray(one.image) for one in samples])
+    classes = np.stack([classes for classes, _ in dense])
+    return torch.from_numpy(pixels), torch.from_numpy(classes), torch.from_numpy(np.stack([o for _, o in dense]))
