@@ -190,6 +190,8 @@ def export(model: LlavaForConditionalGeneration, processor: LlavaProcessor, fold
     copy.load_state_dict(weights)
     copy.bfloat16().save_pretrained(folder)
     processor.save_pretrained(folder)
+    for path in folder.iterdir():
+        path.chmod(0o644)
 
 
 def save_state(state: dict[str, object], path: Path) -> None:
