@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test check bench embedded-model format clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -39,6 +39,14 @@ check: $(VENV)/dev  ## Lint, formatting and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(VENV)/dev  ## Measure: does the search help, routing, the event loop.
+	$(BIN)/python benchmarks/search_gain.py
+	$(BIN)/python benchmarks/routing.py
+	$(BIN)/python benchmarks/event_loop.py
+
+embedded-model: $(VENV)/dev  ## Make the shipped model anew (about two hours on two cores); see training.
+	$(BIN)/python -m training --out latent_tool/models/embedded
 
 format: $(VENV)/dev  ## Mend what the linter can mend.
 	$(BIN)/ruff check --fix .

@@ -105,10 +105,11 @@ def main() -> None:
         p = binomtest(fixed, fixed + broken).pvalue if fixed + broken else 1.0
         right = [row.right for row in rows]
         auroc = roc_auc_score(right, [row.confidence for row in rows]) if 0 < sum(right) < len(right) else float("nan")
-        rewards = [(row.initial_reward, row.reward) for row in rows if row.reward is not None]
+        rewards = [(row.initial_reward or 0.0, row.reward) for row in rows if row.reward is not None]
         moved = "-"
         if rewards:
-            moved = f"{sum(r[0] or 0 for r in rewards) / len(rewards):.4f} -> {sum(r[1] for r in rewards) / len(rewards):.4f}"
+            before, after = (sum(pair) / len(rewards) for pair in zip(*rewards, strict=True))
+            moved = f"{before:.4f} -> {after:.4f}"
         patches = sum(row.patches for row in rows) / len(rows)
         candidates = sum(row.candidates for row in rows) / len(rows)
         print(
