@@ -142,7 +142,8 @@ def _sets(metrics: dict[str, Any]) -> str:
         "| set | questions | question only | direct | reasoning first | AUROC | calibration error |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, row in metrics["sets"].items():
+    for name in (name for name in _TITLES if name in metrics["sets"]):
+        row = metrics["sets"][name]
         direct, reasoned = row["direct"], row["reasoned"]
         lines.append(
             f"| {_TITLES[name]} | {row['questions']} | {_n(row['question_only'])} | {_n(direct['accuracy'])} | "

@@ -447,7 +447,7 @@ def measure_quick(folder: Path) -> dict[str, Any]:
     """The little that the two-minute recipe claims: colour, shape and existence in fresh scenes of shapes."""
     items: list[Item] = []
     seed = FRESH_SEEDS
-    while len(items) < 300:
+    while len(items) < 200:
         scene = tiny_scene(seed, "held_out")
         items += _asked(scene.image, scene.questions)
         seed += 1
