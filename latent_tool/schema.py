@@ -30,9 +30,7 @@ __all__ = [
 
 Box = tuple[float, float, float, float]
 ConfidenceSource = Literal["calibrated", "answer_probability", "reward", "unscored"]
-StopReason = Literal[
-    "iterations", "max_candidates", "deadline", "target_reward", "patience", "converged", "no_latents", "cancelled"
-]
+StopReason = Literal["iterations", "max_candidates", "deadline", "target_reward", "patience", "no_latents"]
 FinishReason = Literal["stop", "length", "deadline"]
 
 ImageReference = Annotated[

@@ -132,6 +132,8 @@ class SearchSettings(Settings):
     ====================  =======================================  ====================================================
     ``reward``            ``renormalised_top_k_entropy``           the paper's reward also rises when the distribution
                                                                    goes flat; this one is lowest there
+    ``reward_position``   where the answer begins                  read there it ranks right above wrong answers; at
+                                                                   latents that the model ignores it does not
     ``samples``           8, antithetic, leave-one-out baseline,   one sample without baseline has a variance that
                           normalised advantages                    buries the gradient; a batch of 8 costs little more
     ``scale``             noise in units of the embeddings' RMS    sigma then means the same for every model
@@ -152,7 +154,7 @@ class SearchSettings(Settings):
     init: Literal["token", "mean", "reasoning"] = Field(
         "reasoning",
         description="Where the latents start: the embedding of init_token; the mean embedding; the model's own greedy "
-        "thinking text cut to L (without thinking markers: the first L tokens of its greedy answer).",
+        "thinking text cut to L (for a model without thinking markers, or that does not think: like 'token').",
     )
     init_token: str | None = Field(
         None, description="Token for init='token'; None: <|endoftext|> where it exists, else end of sequence."
