@@ -266,14 +266,14 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int, fl
     return fixed, broken, min(1.0, 2 * tail)
 
 
-def question_only(scenes: int = 4000) -> Callable[[Item], str]:
+def question_only(scenes: int = 4000, with_easy_vqa: bool = True) -> Callable[[Item], str]:
     """The best guess without the picture: the most common training answer to the same text, opening or type."""
     by_text: dict[str, Counter[str]] = defaultdict(Counter)
     for seed in range(scenes):
         for q in generate(seed, "train").questions:
             for key in _keys(q.type, q.text):
                 by_text[key][q.answer.lower()] += 1
-    for _, pairs in easy_vqa("train"):
+    for _, pairs in easy_vqa("train") if with_easy_vqa else ():
         for text, answer in pairs:
             by_text[f"easy {text.lower()}"][answer] += 1
     best = {key: answers.most_common(1)[0][0] for key, answers in by_text.items()}
@@ -453,7 +453,7 @@ def measure_quick(folder: Path) -> dict[str, Any]:
         seed += 1
     answerer = Answerer(folder)
     direct, reasoned = answerer.replies(items), answerer.replies(items, "<think>")
-    row = _summary(items, direct, reasoned, question_only(400))
+    row = _summary(items, direct, reasoned, question_only(400, with_easy_vqa=False))
     return {
         "bytes": sum(path.stat().st_size for path in folder.iterdir() if path.name != "README.md"),
         "parameters": sum(p.numel() for p in answerer.model.parameters()),
