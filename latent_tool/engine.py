@@ -48,7 +48,7 @@ from latent_tool.schema import (
     TraceRow,
     Usage,
 )
-from latent_tool.settings import Budget, NoiseSettings, SearchSettings
+from latent_tool.settings import Budget, GenerationSettings, NoiseSettings, SearchSettings
 
 __all__ = ["Engine", "Job", "Outcome", "clear_engines", "get_engine"]
 
@@ -61,7 +61,8 @@ class Job:
     """Everything one question needs.
 
     ``deadline`` is a time of the engine's clock (``time.monotonic`` unless replaced); ``cancelled`` is looked at before
-    every forward pass; ``image_seconds`` is what opening the images took, ``queue_seconds`` the wait before that.
+    every forward pass; ``images_first`` puts the images before the question; ``image_seconds`` is what opening the
+    images took, ``queue_seconds`` the wait before that.
     """
 
     images: tuple[Image, ...]
@@ -69,6 +70,8 @@ class Job:
     system: str | None = None
     settings: SearchSettings = field(default_factory=SearchSettings)
     budget: Budget = field(default_factory=Budget)
+    generation: GenerationSettings | None = None
+    images_first: bool = True
     seed: int = 0
     confidence: Literal["answer_probability", "reward"] = "answer_probability"
     min_confidence: float | None = None
@@ -233,6 +236,7 @@ class Engine:
             system=job.system,
             position=job.settings.latent_position,
             thinking_markers=job.settings.thinking_markers,
+            images_first=job.images_first,
         )
         budget, warnings = self._fit_context(inputs, job)
         clock.require_time("the image was read")
@@ -395,7 +399,7 @@ class Engine:
             asked += 1
             return clock.expired() and asked > 1
 
-        decoded: Decoded = yield Decode(prefix, latents, patches, budget.max_new_tokens, stop)
+        decoded: Decoded = yield Decode(prefix, latents, patches, budget.max_new_tokens, stop, clock.job.generation)
         clock.calls += len(decoded.tokens)
         return decoded
 

@@ -33,6 +33,7 @@ from latent_tool.messages import as_request
 from latent_tool.schema import ReasoningRequest, ReasoningResult, ReasoningStep
 from latent_tool.settings import (
     Budget,
+    GenerationSettings,
     ImagePolicy,
     NoiseSettings,
     SearchSettings,
@@ -162,6 +163,10 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
     trust_remote_code: bool = Field(False, description="Run code from the checkpoint's repository.")
     budget: Budget = Field(Budget(), description="How much work per question: a Budget, its fields, or a level's name.")
     settings: SearchSettings = Field(SearchSettings(), description="How the search works.")
+    generation: GenerationSettings = Field(
+        GenerationSettings(), description="What decoding changes of the model's own generation settings."
+    )
+    images_first: bool = Field(True, description="Images before the question, or after it.")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Seed of the search.")
     min_confidence: float | None = Field(None, ge=0, le=1, description="Abstain below this confidence; None: never.")
     confidence: Literal["answer_probability", "reward"] = Field(
@@ -209,7 +214,9 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
     @property
     def lc_attributes(self) -> dict[str, Any]:
         """The settings as plain JSON, from which the constructor makes them again."""
-        values = {name: getattr(self, name) for name in ("budget", "settings", "grounding", "image_policy")}
+        values = {
+            name: getattr(self, name) for name in ("budget", "settings", "generation", "grounding", "image_policy")
+        }
         return {
             name: value.model_dump(mode="json", exclude_defaults=True) if isinstance(value, Settings) else value
             for name, value in values.items()
@@ -368,6 +375,8 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
             question=request.question,
             system=request.system,
             settings=self.settings,
+            generation=self.generation,
+            images_first=self.images_first,
             budget=budget,
             seed=_first_given(request.seed, options.seed, self.seed),
             confidence=self.confidence,

@@ -20,6 +20,7 @@ from latent_tool.errors import SettingsError
 __all__ = [
     "Budget",
     "BudgetLevel",
+    "GenerationSettings",
     "ImagePolicy",
     "NoiseSettings",
     "SearchSettings",
@@ -228,6 +229,22 @@ class SearchSettings(Settings):
             "proposals": "top",
         }
         return cls(**{**values, **changes})
+
+
+class GenerationSettings(Settings):
+    """What decoding changes of the model's own generation settings; ``None`` leaves the model's. Always greedy."""
+
+    repetition_penalty: Positive | None = Field(None, description="Above 1, tokens already written become less likely.")
+    no_repeat_ngram_size: int | None = Field(None, ge=0, description="No run of so many tokens comes twice; 0: off.")
+    min_new_tokens: int | None = Field(None, ge=0, description="The answer does not end before so many tokens.")
+    stop_strings: tuple[str, ...] | None = Field(None, description="The answer ends when its text holds one of these.")
+
+    @field_validator("stop_strings")
+    @classmethod
+    def _not_empty(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and not all(value):
+            raise ValueError("must not be empty strings")
+        return value
 
 
 class NoiseSettings(Settings):

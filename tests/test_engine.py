@@ -27,7 +27,7 @@ from latent_tool.errors import (
 from latent_tool.method.reward import Logits, read_reward
 from latent_tool.models.loading import ModelSpec
 from latent_tool.schema import ReasoningStep
-from latent_tool.settings import Budget, NoiseSettings, SearchSettings
+from latent_tool.settings import Budget, GenerationSettings, NoiseSettings, SearchSettings
 
 QUESTION = "what is right of the circle?"
 SHORT = Budget(iterations=3, max_patches=6)
@@ -283,6 +283,29 @@ def test_steps_tell_what_happens(engine: Engine, picture: Image.Image) -> None:
     rows = [step.trace for step in seen if step.trace is not None]
     assert [row.round for row in rows] == list(range(len(rows)))
     assert rows == engine.result(found).trace
+
+
+def test_generation_settings_change_the_models_own(engine: Engine, picture: Image.Image) -> None:
+    def ask(**changes: Any) -> Outcome:
+        return engine.answer(job(picture, generation=GenerationSettings(**changes), budget=Budget(iterations=0)))
+
+    assert ask().answer.raw_text == "blue square"
+    assert ask(stop_strings=("blu",)).answer.raw_text == "blue"
+    assert ask(stop_strings=("blu",)).decoded.finish_reason == "stop"
+    assert len(ask(min_new_tokens=5).decoded.tokens) >= 5
+    # The default is the model's own generate; a strong penalty keeps the question's words out of the answer.
+    assert (
+        "square"
+        not in engine.answer(
+            job(picture, "is it a blue square?" + QUESTION, generation=GenerationSettings(repetition_penalty=100.0))
+        ).answer.raw_text
+    )
+
+
+def test_images_may_stand_after_the_question(engine: Engine, picture: Image.Image) -> None:
+    """The embedded model's template puts them first all the same, so nothing changes for it."""
+    before, after = (engine.answer(job(picture, images_first=first)) for first in (True, False))
+    assert before.inputs.tensors["input_ids"].equal(after.inputs.tensors["input_ids"])
 
 
 # ---------------------------------------------------------------------- grounding and controls

@@ -12,6 +12,8 @@ from typing import Any, cast
 from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel
 
+from latent_tool.settings import GenerationSettings
+
 __all__ = ["Decoded", "ExtractedAnswer", "GenerationRules", "extract_answer", "generation_rules"]
 
 
@@ -24,18 +26,23 @@ class GenerationRules:
     stop_strings: tuple[str, ...] = ()
 
 
-def generation_rules(model: PreTrainedModel, prompt_length: int) -> GenerationRules:
+def generation_rules(
+    model: PreTrainedModel, prompt_length: int, changes: GenerationSettings | None = None
+) -> GenerationRules:
     """Stop tokens, stop strings and logits processors that ``model.generate(do_sample=False)`` would use.
 
     Args:
         model: the model whose ``generation_config`` counts.
         prompt_length: tokens that are written before the first decoded one, as the logits processors see them.
+        changes: what the caller wants otherwise.
     """
     config = copy.deepcopy(model.generation_config)
     config.do_sample = False
     # Sampling settings do nothing here, and guidance would need a second, text-only forward pass per token.
     for name in ("temperature", "top_p", "top_k", "min_p", "typical_p", "guidance_scale"):
         setattr(config, name, None)
+    for name, value in (changes or GenerationSettings()).model_dump(exclude_none=True).items():
+        setattr(config, name, list(value) if name == "stop_strings" else value)
     device = cast(Tensor, model.get_input_embeddings().weight).device
     generator: Any = model
     generator._prepare_special_tokens(config, kwargs_has_attention_mask=True, device=device)

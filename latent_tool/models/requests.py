@@ -13,6 +13,7 @@ from torch import Tensor
 
 from latent_tool.method.reward import Logits
 from latent_tool.models.decoding import Decoded
+from latent_tool.settings import GenerationSettings
 
 if TYPE_CHECKING:
     from latent_tool.models.vlm import Inputs, Prefix, VisionLanguageModel
@@ -80,9 +81,10 @@ class Decode:
     patches: Sequence[int]
     max_new_tokens: int
     stop: Callable[[], bool] = never
+    generation: GenerationSettings | None = None
 
     def alone(self, vlm: VisionLanguageModel) -> Decoded:
-        return vlm.decode(self.prefix, self.latents, self.patches, self.max_new_tokens, self.stop)
+        return vlm.decode(self.prefix, self.latents, self.patches, self.max_new_tokens, self.stop, self.generation)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from latent_tool.models.families import family
 from latent_tool.models.prompts import Markers, find_markers, render_prompt
 from latent_tool.models.requests import Attend, Decode, Reason, Score, never
 from latent_tool.models.shared_prefix import SuffixBatch, Tap, install, installed, layers_fit
+from latent_tool.settings import GenerationSettings
 
 __all__ = ["Cell", "Inputs", "Prefix", "VisionLanguageModel"]
 
@@ -504,6 +505,7 @@ class VisionLanguageModel:
         patches: Sequence[int],
         max_new_tokens: int,
         stop: Callable[[], bool] = never,
+        generation: GenerationSettings | None = None,
     ) -> Decoded:
         """Decode greedily from exactly the state that was scored, with the model's own generation rules.
 
@@ -512,8 +514,9 @@ class VisionLanguageModel:
             patches: injected cells.
             max_new_tokens: tokens at most.
             stop: asked before every token; ``True`` ends the decoding with ``finish_reason="deadline"``.
+            generation: what is changed of those rules.
         """
-        (decoded,) = self.decode_many([Decode(prefix, latents, patches, max_new_tokens, stop)])
+        (decoded,) = self.decode_many([Decode(prefix, latents, patches, max_new_tokens, stop, generation)])
         if isinstance(decoded, Exception):
             raise decoded
         return decoded
@@ -523,7 +526,13 @@ class VisionLanguageModel:
         rows = []
         for each in requests:
             suffix = self._suffix(each.prefix, None if each.latents is None else each.latents[None], [each.patches])
-            rows.append((each.prefix, suffix, self._decoding(each.prefix, each.max_new_tokens, each.stop)))
+            rows.append(
+                (
+                    each.prefix,
+                    suffix,
+                    self._decoding(each.prefix, each.max_new_tokens, each.stop, generation=each.generation),
+                )
+            )
         return self._run_decodings(rows)
 
     def reason(self, prefix: Prefix, max_tokens: int, stop: Callable[[], bool] = never) -> tuple[tuple[int, ...], int]:
@@ -567,12 +576,17 @@ class VisionLanguageModel:
         return found
 
     def _decoding(
-        self, prefix: Prefix, max_new_tokens: int, stop: Callable[[], bool], ends: frozenset[int] = frozenset()
+        self,
+        prefix: Prefix,
+        max_new_tokens: int,
+        stop: Callable[[], bool],
+        ends: frozenset[int] = frozenset(),
+        generation: GenerationSettings | None = None,
     ) -> Decoding:
         """One greedy decoding: is sent the logits ``(vocabulary,)`` of every step, yields the next token."""
         # What the logits processors see: the prompt and the tail, as in `generate`; latents and patches have no ids.
         written = [*prefix.inputs.tensors["input_ids"][0].tolist(), *prefix.inputs.tail]
-        rules = generation_rules(self.model, len(written))
+        rules = generation_rules(self.model, len(written), generation)
         tokens: list[int] = []
         log_probabilities: list[Tensor] = []
         entropies: list[Tensor] = []
