@@ -13,12 +13,12 @@ from latent_tool import ConfidenceRouter, LatentReasoner
 IMAGES = Path(__file__).parent / "images"
 QUESTIONS = [
     ("shapes.png", "what color is the circle?"),
-    ("shapes.png", "How many legs does the elephant in the back have?"),
+    ("shapes.png", "Where is the star?"),
 ]
 
 
 def main() -> None:
-    strong = GenericFakeChatModel(messages=iter([AIMessage("There is no elephant.")]), name="strong-model")
+    strong = GenericFakeChatModel(messages=iter([AIMessage("There is no star.")]), name="strong-model")
     small = LatentReasoner(budget={"iterations": 0})
     router = ConfidenceRouter(
         rungs=[small, small.with_budget("quick"), strong], thresholds=[0.99, 0.99, None], costs=[1, 4, 100]

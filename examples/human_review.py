@@ -47,13 +47,13 @@ def build(threshold: float) -> Any:
 
 def main() -> None:
     graph = build(threshold=0.95)
-    for thread, question in enumerate(["what color is the circle?", "what is right of the red circle?"]):
+    for thread, question in enumerate(["what color is the circle?", "Where is the star?"]):
         config = {"configurable": {"thread_id": str(thread)}}
         state = graph.invoke({"question": question}, config)
         if "__interrupt__" in state:
             asked = state["__interrupt__"][0].value
             print(f"{question}  needs a person: {asked['answer']!r} has a confidence of {asked['confidence']:.2f}")
-            state = graph.invoke(Command(resume="a blue square, and a green triangle"), config)
+            state = graph.invoke(Command(resume="there is no star"), config)
         print(f"{question}  -> {state['answer']}")
 
 
