@@ -61,7 +61,8 @@ square, triangle, rectangle, star, cross, diamond, ring).
 
 ## What it does not know
 
-- Anything else: photographs, people, words, scenes with depth. On photographs it is unsure rather than silent (see below).
+- Anything else: photographs, people, words, scenes with depth. On photographs it is unsure rather than silent (see
+  below).
 - Whether it is looking at a square or a rectangle on canvases longer than about 4:3: pictures are stretched.
 - Questions without an answer: asked for the colour of a star where there is none, it names a colour.
 - Questions about other things (who painted this? what is written on the sign?): it answers with words of its own
