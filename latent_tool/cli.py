@@ -311,7 +311,7 @@ def _patch_table(result: ReasoningResult) -> Any:
         table.add_column(name, justify="left" if name.startswith("box") else "right")
     for patch in result.patches:
         box = "not known" if patch.box is None else ", ".join(f"{value:g}" for value in patch.box)
-        table.add_row(str(patch.rank), str(patch.cell), box, f"{patch.attention:.3f}", f"{patch.gain:+.4f}")
+        table.add_row(str(patch.rank), str(patch.cell), box, f"{patch.attention:.3f}", f"{patch.gain:+.2g}")
     return table
 
 
