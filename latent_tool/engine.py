@@ -608,22 +608,19 @@ def _patches(outcome: Outcome) -> list[Patch]:
     return patches
 
 
-# Keyed by what a spec says, as some of its parts (a quantisation config, a device map) cannot be hashed.
-_Key = tuple[str, str | bool | None]
-_engines: dict[_Key, Engine] = {}
-_loading: dict[_Key, threading.Lock] = {}
+_engines: dict[ModelSpec, Engine] = {}
+_loading: dict[ModelSpec, threading.Lock] = {}
 _registry_lock = threading.Lock()
 
 
 def get_engine(spec: ModelSpec) -> Engine:
     """The process's engine for a model; loaded once, however many threads ask."""
-    key = (repr(spec), spec.token)
     with _registry_lock:
-        lock = _loading.setdefault(key, threading.Lock())
+        lock = _loading.setdefault(spec, threading.Lock())
     with lock:
-        if key not in _engines:
-            _engines[key] = Engine(load(spec))
-        return _engines[key]
+        if spec not in _engines:
+            _engines[spec] = Engine(load(spec))
+        return _engines[spec]
 
 
 def clear_engines() -> None:

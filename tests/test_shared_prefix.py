@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from latent_tool.errors import CancelledError, QuestionError
 from latent_tool.models.loading import ModelSpec, load
 from latent_tool.models.requests import Attend, Decode, Score
 from latent_tool.models.shared_prefix import SuffixBatch
-from latent_tool.models.vlm import Prefix, VisionLanguageModel
+from latent_tool.models.vlm import Prefix
 from latent_tool.settings import Budget, NoiseSettings, SearchSettings
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
@@ -189,16 +188,10 @@ def test_a_batch_that_does_not_fit_is_served_one_by_one(engine: Engine, monkeypa
         assert result.answer.text == engine.answer(job).answer.text
 
 
-@pytest.fixture
-def inexact(engine: Engine) -> Iterator[VisionLanguageModel]:
-    """A model on which shared prefixes give other logits."""
-    yield (vlm := load(ModelSpec()))
-    del vlm
-
-
 def test_a_model_on_which_sharing_is_not_exact_falls_back(
-    inexact: VisionLanguageModel, prefixes: list[Prefix], engine: Engine, monkeypatch: pytest.MonkeyPatch
+    prefixes: list[Prefix], engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    inexact = load(ModelSpec())
     attend = SuffixBatch.attend
     monkeypatch.setattr(SuffixBatch, "attend", lambda self, *arguments: attend(self, *arguments) * 1.5)
     prefix = inexact.prefill(inexact.prepare([draw_shapes()], QUESTIONS[0]))

@@ -74,7 +74,9 @@ square, triangle, rectangle, star, cross, diamond, ring).
 _MADE = """
 ## How it was made
 
-`python -m training` in the repository makes it from random weights, with fixed seeds:
+`python -m training` in the repository makes it from random weights, with fixed seeds. The run behind the shipped
+weights was stopped and resumed twice, and settings of its later steps were changed before those steps were reached; the
+recipe holds the settings it ended with, and has not been run again from end to end.
 
 1. **Vision warm-up**: {vision_steps} steps of {vision_images} generated pictures, with the name, colour and place of
    what lies in each image cell as labels.
