@@ -29,7 +29,7 @@ from pydantic import ConfigDict, Field, SecretStr, ValidationError, field_valida
 from pydantic.json_schema import SkipJsonSchema
 
 from latent_tool.errors import CancelledError, SettingsError
-from latent_tool.messages import as_request
+from latent_tool.messages import as_request, shown_input
 from latent_tool.schema import ReasoningRequest, ReasoningResult, ReasoningStep
 from latent_tool.settings import (
     Budget,
@@ -239,9 +239,9 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         call = _Call()
 
         def answer(value: Any, run_manager: CallbackManagerForChainRun, config: RunnableConfig) -> ReasoningResult:
-            return self._answer(value, config, call)
+            return self._answer(input, config, call)
 
-        return self._call_with_config(answer, input, config, **kwargs)
+        return self._call_with_config(answer, shown_input(input), config, **kwargs)
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> ReasoningResult:
         """Answer one question in a worker thread; cancelling the task stops the search within one step."""
@@ -250,9 +250,9 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         async def answer(
             value: Any, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
         ) -> ReasoningResult:
-            return await call.in_thread(config, self._answer, value, config, call)
+            return await call.in_thread(config, self._answer, input, config, call)
 
-        return await self._acall_with_config(answer, input, config, **kwargs)
+        return await self._acall_with_config(answer, shown_input(input), config, **kwargs)
 
     def stream(  # type: ignore[override]  # steps come before the result, which is what the type parameter names
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
@@ -263,9 +263,9 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         def steps(
             values: Iterator[Any], run_manager: CallbackManagerForChainRun, config: RunnableConfig
         ) -> Iterator[Any]:
-            yield from self._steps(next(values), config, call)
+            yield from self._steps(input, config, call)
 
-        yield from self._transform_stream_with_config(iter([input]), steps, config, **kwargs)
+        yield from self._transform_stream_with_config(iter([shown_input(input)]), steps, config, **kwargs)
 
     async def astream(  # type: ignore[override]
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
@@ -276,7 +276,7 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         async def steps(
             values: AsyncIterator[Any], run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
         ) -> AsyncIterator[Any]:
-            running = self._steps(await anext(values), config, call)
+            running = self._steps(input, config, call)
             try:
                 while (step := await call.in_thread(config, next, running, None)) is not None:
                     yield step
@@ -284,7 +284,7 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
                 call.cancelled.set()
 
         async def only() -> AsyncIterator[Any]:
-            yield input
+            yield shown_input(input)
 
         async for step in self._atransform_stream_with_config(only(), steps, config, **kwargs):
             yield step
@@ -303,9 +303,11 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         def answer(
             values: list[Any], run_manager: list[CallbackManagerForChainRun], config: list[RunnableConfig]
         ) -> list[Exception | ReasoningResult]:
-            return self._answer_many(values, config, call)
+            return self._answer_many(inputs, config, call)
 
-        return self._batch_with_config(answer, inputs, config, return_exceptions=return_exceptions, **kwargs)
+        return self._batch_with_config(
+            answer, shown_input(inputs), config, return_exceptions=return_exceptions, **kwargs
+        )
 
     async def abatch(
         self,
@@ -321,9 +323,11 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         async def answer(
             values: list[Any], run_manager: list[AsyncCallbackManagerForChainRun], config: list[RunnableConfig]
         ) -> list[Exception | ReasoningResult]:
-            return await call.in_thread(config[0], self._answer_many, values, config, call)
+            return await call.in_thread(config[0], self._answer_many, inputs, config, call)
 
-        return await self._abatch_with_config(answer, inputs, config, return_exceptions=return_exceptions, **kwargs)
+        return await self._abatch_with_config(
+            answer, shown_input(inputs), config, return_exceptions=return_exceptions, **kwargs
+        )
 
     # ------------------------------------------------------------------ the work
 
@@ -350,7 +354,7 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
 
     def _job(self, value: Any, config: RunnableConfig, call: _Call) -> tuple[Engine, Job]:
         """The engine and what it is asked: request, then options of the call, then the reasoner's own fields."""
-        from latent_tool.images import load_image
+        from latent_tool.images import load_images
 
         request, options = as_request(value), CallOptions.of(config)
         cancelled = _Abort(call.cancelled, options.cancelled)
@@ -361,10 +365,7 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
             budget = Budget.coerce(request.budget)
         began = time.monotonic()
         queued = began - call.began
-        loaded = [
-            load_image(reference, self.image_policy, deadline=call.deadline(budget))
-            for reference in request.image_references
-        ]
+        loaded = load_images(request.image_references, self.image_policy, deadline=call.deadline(budget))
         image_seconds = time.monotonic() - began
         engine = call.engine(self)
 
