@@ -17,7 +17,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from latent_tool.errors import CancelledError, ContextLengthError, DeadlineError, SettingsError
+from latent_tool.errors import CancelledError, ContextLengthError, DeadlineError, NotEnoughMemoryError, SettingsError
 from latent_tool.method import search as method
 from latent_tool.method.grounding import add_noise, visual_dependency
 from latent_tool.method.reward import read_reward
@@ -31,6 +31,7 @@ from latent_tool.models.requests import (
     Request,
     Score,
     TokenLogProbabilities,
+    never,
     together,
 )
 from latent_tool.models.vlm import Inputs, Prefix, VisionLanguageModel
@@ -143,8 +144,10 @@ class _Clock:
 T = TypeVar("T")
 # What a question does: it yields steps for the caller and requests for the model, and is sent the replies.
 Work = Generator[ReasoningStep | Request, Any, T]
-# The order in which requests of several questions are served: whoever is behind catches up first.
+# The order in which requests of several questions are served: whoever is behind catches up first ...
 _ORDER = (Prefill, Reason, Score, Attend, Decode, TokenLogProbabilities)
+# ... but nobody is passed over more often than this.
+_PATIENCE = 16
 
 
 @dataclass(eq=False)
@@ -153,8 +156,10 @@ class Member:
 
     job: Job
     work: Work[Outcome]
+    pause: Callable[[], bool] = never
     on_step: Callable[[ReasoningStep], None] | None = None
     request: Request | None = None
+    waited: int = 0  # steps in which others were served
     result: Outcome | Exception | None = None
 
     def advance(self, reply: Any) -> None:
@@ -166,7 +171,7 @@ class Member:
                 if self.on_step is not None:
                     self.on_step(item)
                 item = self.work.send(None)
-            self.request = item
+            self.request = replace(item, pause=self.pause) if isinstance(item, Decode) else item
         except StopIteration as end:
             self.result = end.value
         except Exception as error:
@@ -177,32 +182,53 @@ class InStep:
     """Questions that are answered in step, their forward passes in one batch; a question may join at any time.
 
     For one thread at a time.
+
+    Args:
+        engine: who answers.
+        awaited: whether others wait to join; then a long decoding is paused.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, awaited: Callable[[], bool] = never) -> None:
         self.engine = engine
         self.members: list[Member] = []
+        self._awaited = awaited
 
     def join(self, job: Job, on_step: Callable[[ReasoningStep], None] | None = None) -> Member:
         """Take in a question, which goes as far as it gets without the model."""
-        member = Member(job, self.engine._work(job), on_step)
+        member = Member(job, self.engine._work(job), self._others_wait, on_step)
         member.advance(None)
         self.members.append(member)
         return member
 
-    def step(self) -> list[Member]:
-        """Serve every question once at least; returns those that have their result, which are members no more.
+    def _others_wait(self) -> bool:
+        """Whether a decoding should make way for a while."""
+        return self._awaited() or any(
+            member.result is None and not isinstance(member.request, Decode) for member in self.members
+        )
 
-        What stands at the beginning goes first, so that a question that has joined catches up with the others.
+    def step(self) -> list[Member]:
+        """Serve some requests in one batch; returns the questions that have their result, which are members no more.
+
+        Whoever is behind catches up first, which makes batches large; nobody is passed over more than ``_PATIENCE``
+        times, and answers are decoded some tokens at a time while others search.
         """
         for member in self.members:
             if member.request is not None and member.job.cancelled is not None and member.job.cancelled.is_set():
                 member.advance(CancelledError("The question was cancelled."))
-        for kind in _ORDER:
-            chosen = [(member, member.request) for member in self.members if type(member.request) is kind]
-            if chosen:
-                replies = together(self.engine.vlm, [request for _, request in chosen if request is not None])
-                for (member, _), reply in zip(chosen, replies, strict=True):
+        asking = [member for member in self.members if member.request is not None]
+        if asking:
+            oldest = max(asking, key=lambda member: member.waited)
+            behind = min(asking, key=lambda member: _ORDER.index(type(member.request)))
+            kind = type((oldest if oldest.waited >= _PATIENCE else behind).request)
+            chosen = [member for member in asking if type(member.request) is kind]
+            replies = together(self.engine.vlm, [member.request for member in chosen if member.request is not None])
+            for member in asking:
+                member.waited += 1
+            for member, reply in zip(chosen, replies, strict=True):
+                member.waited = 0
+                if isinstance(member.request, Decode) and getattr(reply, "finish_reason", None) == "paused":
+                    member.request = replace(member.request, begun=reply)
+                else:
                     member.advance(reply)
         done = [member for member in self.members if member.result is not None]
         self.members = [member for member in self.members if member.result is None]
@@ -274,14 +300,17 @@ class Engine:
         clock = _Clock(job, self.clock)
         clock.require_time("the image was read")
         yield ReasoningStep(phase="prefill", iterations=job.budget.iterations)
-        inputs = self.vlm.prepare(
-            job.images,
-            job.question,
-            system=job.system,
-            position=job.settings.latent_position,
-            thinking_markers=job.settings.thinking_markers,
-            images_first=job.images_first,
-        )
+        try:
+            inputs = self.vlm.prepare(
+                job.images,
+                job.question,
+                system=job.system,
+                position=job.settings.latent_position,
+                thinking_markers=job.settings.thinking_markers,
+                images_first=job.images_first,
+            )
+        except MemoryError:
+            raise NotEnoughMemoryError("The images do not fit into memory.", "Use smaller images.") from None
         budget, warnings = self._fit_context(inputs, job)
         clock.require_time("the image was read")
         prefix: Prefix = yield Prefill(inputs)
