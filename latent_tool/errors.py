@@ -16,6 +16,8 @@
     │   └── ContextLengthError         the prompt does not fit the model's context
     ├── DeadlineError              the deadline passed before anything was scored
     ├── CancelledError             the caller asked to stop
+    ├── OverloadedError            too many questions are waiting already
+    ├── NotEnoughMemoryError       one question alone does not fit into memory
     ├── NumericalError             the model returned values that are not finite
     ├── RungError                  a rung of a router failed, or answered with something unknown
     └── MissingExtraError          an optional dependency is not installed
@@ -42,7 +44,9 @@ __all__ = [
     "ModelLoadError",
     "ModelNotFoundError",
     "ModelNotSupportedError",
+    "NotEnoughMemoryError",
     "NumericalError",
+    "OverloadedError",
     "QuestionError",
     "RungError",
     "SettingsError",
@@ -130,6 +134,16 @@ class CancelledError(LatentToolError):
     """The caller asked to stop."""
 
     retryable = True
+
+
+class OverloadedError(LatentToolError):
+    """Too many questions are waiting already, or the scheduler takes no more."""
+
+    retryable = True
+
+
+class NotEnoughMemoryError(LatentToolError):
+    """One question alone does not fit into the device's memory."""
 
 
 class NumericalError(LatentToolError):

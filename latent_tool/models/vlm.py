@@ -26,7 +26,7 @@ from latent_tool.models.cells import Box, View, cell_boxes
 from latent_tool.models.decoding import Decoded, generation_rules
 from latent_tool.models.families import family
 from latent_tool.models.prompts import Markers, find_markers, render_prompt
-from latent_tool.models.requests import Attend, Decode, Reason, Score, never
+from latent_tool.models.requests import Attend, Decode, Reason, Score, never, out_of_memory
 from latent_tool.models.shared_prefix import SuffixBatch, Tap, install, installed, layers_fit
 from latent_tool.settings import GenerationSettings
 
@@ -81,6 +81,9 @@ class Prefix:
 
 
 Decoding = Generator[int | None, Tensor, Decoded]
+
+# Tokens that a decoding writes at least before it can be paused.
+_SLICE = 16
 
 
 @dataclass(frozen=True)
@@ -458,9 +461,9 @@ class VisionLanguageModel:
         expected = self._score_plain(request.prefix, request.latents, request.patches).answer.float()
         try:
             (found,) = self._score_shared([request])
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
+        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+            if out_of_memory(error):
+                raise
             return False
         tolerance = 1e-3 if self.dtype == torch.float32 else 5e-2
         return bool((found.answer.float() - expected).abs().max() <= tolerance * max(1.0, float(expected.abs().max())))
@@ -525,14 +528,18 @@ class VisionLanguageModel:
         """``decode`` for several questions; those that finish early leave the batch, those that fail harm no other."""
         rows = []
         for each in requests:
-            suffix = self._suffix(each.prefix, None if each.latents is None else each.latents[None], [each.patches])
-            rows.append(
-                (
-                    each.prefix,
-                    suffix,
-                    self._decoding(each.prefix, each.max_new_tokens, each.stop, generation=each.generation),
-                )
+            latents = None if each.latents is None else each.latents[None]
+            written = each.begun.tokens if each.begun is not None else ()
+            suffix = self._suffix(each.prefix, latents, [each.patches], written)
+            decoding = self._decoding(
+                each.prefix,
+                each.max_new_tokens,
+                each.stop,
+                generation=each.generation,
+                pause=each.pause,
+                begun=each.begun,
             )
+            rows.append((each.prefix, suffix, decoding))
         return self._run_decodings(rows)
 
     def reason(self, prefix: Prefix, max_tokens: int, stop: Callable[[], bool] = never) -> tuple[tuple[int, ...], int]:
@@ -582,18 +589,25 @@ class VisionLanguageModel:
         stop: Callable[[], bool],
         ends: frozenset[int] = frozenset(),
         generation: GenerationSettings | None = None,
+        pause: Callable[[], bool] = never,
+        begun: Decoded | None = None,
     ) -> Decoding:
         """One greedy decoding: is sent the logits ``(vocabulary,)`` of every step, yields the next token."""
         # What the logits processors see: the prompt and the tail, as in `generate`; latents and patches have no ids.
         written = [*prefix.inputs.tensors["input_ids"][0].tolist(), *prefix.inputs.tail]
         rules = generation_rules(self.model, len(written), generation)
-        tokens: list[int] = []
+        empty = torch.zeros(0)
+        before = Decoded((), empty, empty, "paused") if begun is None else begun
+        tokens = list(before.tokens)
         log_probabilities: list[Tensor] = []
         entropies: list[Tensor] = []
         finish_reason = "length"
         while len(tokens) < max_new_tokens:
             if stop():
                 finish_reason = "deadline"
+                break
+            if len(entropies) >= _SLICE and pause():
+                finish_reason = "paused"
                 break
             raw = (yield tokens[-1] if tokens else None).float()
             scores = raw
@@ -607,13 +621,14 @@ class VisionLanguageModel:
             if token in rules.stop_tokens or token in ends or self._spells(tokens, rules.stop_strings):
                 finish_reason = "stop"
                 break
-        empty = torch.zeros(0)
-        return Decoded(
-            tuple(tokens),
-            torch.stack(log_probabilities).cpu() if tokens else empty,
-            torch.stack(entropies).cpu() if tokens else empty,
-            finish_reason,
-        )
+        if not entropies:
+            return Decoded(tuple(tokens), before.log_probabilities, before.entropies, finish_reason)
+        log_p = torch.cat([before.log_probabilities, torch.stack(log_probabilities).cpu()])
+        if not bool(log_p.isfinite().all()):
+            raise NumericalError(
+                "The model's logits are not finite while it answers.", "Load the model in float32 or bfloat16."
+            )
+        return Decoded(tuple(tokens), log_p, torch.cat([before.entropies, torch.stack(entropies).cpu()]), finish_reason)
 
     def _run_decodings(self, rows: Sequence[tuple[Prefix, _Suffix, Decoding]]) -> list[Decoded | Exception]:
         """Feed decodings from forward passes, together where prefixes can be shared; results in the order of rows."""
