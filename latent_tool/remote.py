@@ -37,7 +37,7 @@ from latent_tool.errors import (
 )
 from latent_tool.images import portable_image
 from latent_tool.messages import as_request
-from latent_tool.reasoner import OPTIONS_KEY, CallOptions, announce, graph_writer
+from latent_tool.reasoner import OPTIONS_KEY, CallOptions, announce, announce_async, graph_writer
 from latent_tool.schema import ReasoningRequest, ReasoningResult, ReasoningStep
 from latent_tool.settings import Budget, ImagePolicy, Positive, settings_error
 
@@ -249,7 +249,7 @@ class RemoteReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
                     number += 1
                     if number > seen:
                         seen = number
-                        await run_in_executor(config, announce, item, config)
+                        await announce_async(item, config)
                         yield item
             except (ServiceUnavailableError, OverloadedError) as error:
                 pause = call.pause_after(error)

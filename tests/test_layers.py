@@ -22,6 +22,7 @@ LAYERS = [
     {"method"},
     {"models"},
     {"engine"},
+    {"scheduler"},
     {"calibration"},
     {"overlay"},
     {"report"},
