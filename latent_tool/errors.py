@@ -20,6 +20,9 @@
     ├── NotEnoughMemoryError       one question alone does not fit into memory
     ├── NumericalError             the model returned values that are not finite
     ├── RungError                  a rung of a router failed, or answered with something unknown
+    ├── ServiceError               a reasoner on the network gave no usable answer
+    │   ├── AccessError                it wants a token, or another one
+    │   └── ServiceUnavailableError    it cannot be reached, or went away while it answered
     └── MissingExtraError          an optional dependency is not installed
 
 Each error says what is wrong, carries a ``hint`` that names the remedy, and knows whether trying the same
@@ -29,6 +32,7 @@ again can help (``retryable``). This module knows nothing of the rest of the pac
 from __future__ import annotations
 
 __all__ = [
+    "AccessError",
     "CancelledError",
     "ContextLengthError",
     "DeadlineError",
@@ -49,6 +53,8 @@ __all__ = [
     "OverloadedError",
     "QuestionError",
     "RungError",
+    "ServiceError",
+    "ServiceUnavailableError",
     "SettingsError",
 ]
 
@@ -152,6 +158,20 @@ class NumericalError(LatentToolError):
 
 class RungError(LatentToolError):
     """A rung of a router failed, or answered with something that is no result."""
+
+
+class ServiceError(LatentToolError):
+    """A reasoner on the network gave no usable answer."""
+
+
+class AccessError(ServiceError):
+    """The service wants a token, or another one."""
+
+
+class ServiceUnavailableError(ServiceError):
+    """The service cannot be reached, or went away while it answered."""
+
+    retryable = True
 
 
 class MissingExtraError(LatentToolError):

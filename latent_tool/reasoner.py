@@ -418,7 +418,7 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
                 outcome: Outcome = end.value
                 yield engine.result(outcome)
                 return
-            _announce(step, config)
+            announce(step, config)
             yield step
 
     def _answer(self, value: Any, config: RunnableConfig, call: _Call) -> ReasoningResult:
@@ -443,7 +443,7 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         future.add_done_callback(tell)
         try:
             while isinstance(item := await news.get(), ReasoningStep):
-                await _announce_async(item, config)
+                await announce_async(item, config)
                 yield item
             outcome = item.result()
         finally:
@@ -493,25 +493,32 @@ def _first_given(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _announce(step: ReasoningStep, config: RunnableConfig) -> None:
+def announce(step: ReasoningStep, config: RunnableConfig) -> None:
     """Send a step to the callbacks of the run and, inside a LangGraph run, to its stream writer."""
     data = step.model_dump(mode="json")
     dispatch_custom_event("latent_step", data, config=ensure_config(config))
     _write_to_graph(data)
 
 
-async def _announce_async(step: ReasoningStep, config: RunnableConfig) -> None:
+async def announce_async(step: ReasoningStep, config: RunnableConfig) -> None:
+    """``announce`` inside an event loop."""
     data = step.model_dump(mode="json")
     await adispatch_custom_event("latent_step", data, config=ensure_config(config))
     _write_to_graph(data)
 
 
 def _write_to_graph(data: dict[str, Any]) -> None:
+    writer = graph_writer()
+    if writer is not None:
+        writer({"latent_step": data})
+
+
+def graph_writer() -> Callable[[Any], None] | None:
+    """The stream writer of the LangGraph run this is called in."""
     langgraph = sys.modules.get("langgraph.config")  # loaded whenever a graph is running
     if langgraph is None:
-        return
+        return None
     try:
-        writer = langgraph.get_stream_writer()
+        return cast(Callable[[Any], None], langgraph.get_stream_writer())
     except (RuntimeError, KeyError):  # not inside a graph
-        return
-    writer({"latent_step": data})
+        return None

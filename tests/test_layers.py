@@ -28,10 +28,13 @@ LAYERS = [
     {"report"},
     {"messages"},
     {"reasoner"},
+    {"remote"},
     {"tool"},
     {"chat_model"},
     {"router"},
     {"evaluation"},
+    {"integrations"},
+    {"commands"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -39,7 +42,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 ONLY_IN = {
     "transformers": {"models"},
     "torch": {"method", "models", "engine"},
-    "langchain_core": {"messages", "reasoner", "tool", "chat_model", "router"},
+    "langchain_core": {"messages", "reasoner", "remote", "tool", "chat_model", "router"},
 }
 
 

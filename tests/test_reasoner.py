@@ -92,6 +92,7 @@ def test_the_public_names_are_pinned() -> None:
         "Patch",
         "ReasoningRequest",
         "ReasoningResult",
+        "RemoteReasoner",
         "SearchSettings",
     ]
     assert set(latent_tool.__all__) <= set(dir(latent_tool))
