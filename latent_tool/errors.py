@@ -4,6 +4,9 @@
     ├── InputError                 the request is wrong: the caller can mend it
     │   ├── SettingsError          a budget, setting or option is out of its range
     │   ├── QuestionError          the question is empty, too long or not text
+    │   ├── CalibrationError       a calibration cannot be made, read or used
+    │   │   ├── CalibrationMismatchError   it was made for another configuration
+    │   │   └── TooFewItemsError           there are not enough labelled items
     │   └── ImageError             the image cannot be used
     │       ├── ImageNotFoundError     nothing is there
     │       ├── ImageNotAllowedError   the image policy forbids this source
@@ -27,6 +30,8 @@ again can help (``retryable``). This module knows nothing of the rest of the pac
 from __future__ import annotations
 
 __all__ = [
+    "CalibrationError",
+    "CalibrationMismatchError",
     "CancelledError",
     "ContextLengthError",
     "DeadlineError",
@@ -46,6 +51,7 @@ __all__ = [
     "QuestionError",
     "RungError",
     "SettingsError",
+    "TooFewItemsError",
 ]
 
 
@@ -78,6 +84,18 @@ class SettingsError(InputError):
 
 class QuestionError(InputError):
     """The question is empty, too long or not text."""
+
+
+class CalibrationError(InputError):
+    """A calibration cannot be made, read or used."""
+
+
+class CalibrationMismatchError(CalibrationError):
+    """The calibration was made for another model, prompt, budget, score or other settings."""
+
+
+class TooFewItemsError(CalibrationError):
+    """There are not enough labelled items to calibrate on; the message says how many are needed."""
 
 
 class ImageError(InputError):
