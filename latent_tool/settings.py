@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from latent_tool.errors import SettingsError
+from latent_tool.errors import InputError, SettingsError
 
 __all__ = [
     "Budget",
@@ -43,11 +43,11 @@ def explain_validation(error: ValidationError) -> str:
     return "; ".join(parts)
 
 
-def settings_error(owner: type[BaseModel], error: ValidationError) -> SettingsError:
+def settings_error(owner: type[BaseModel], error: ValidationError) -> InputError:
     """What to raise when an object of class ``owner`` could not be made: the inner error where a part was wrong."""
     for item in error.errors(include_url=False, include_input=False):
         inner = item.get("ctx", {}).get("error")
-        if isinstance(inner, SettingsError):
+        if isinstance(inner, InputError):
             return inner
     return SettingsError(
         f"{owner.__name__} is not valid: {explain_validation(error)}.",
