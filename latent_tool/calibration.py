@@ -481,8 +481,13 @@ def _differences(known: Mapping[str, Any], found: Mapping[str, Any]) -> list[str
 
 
 def score_of(result: ReasoningResult, name: str) -> float | None:
-    """The raw score of a result by its name (one of ``SCORES``); ``None`` where it was not measured."""
+    """The raw score of a result by its name (one of ``SCORES``); ``None`` where it was not measured.
+
+    The visual dependency is the mean ``S`` of the answer's tokens.
+    """
     if name == "visual_dependency":
-        return None if result.grounding is None else result.grounding.mean
+        tokens = [] if result.grounding is None else result.grounding.tokens
+        spread = [token.dependency for token in tokens if token.in_answer]
+        return math.fsum(spread) / len(spread) if spread else None
     value: float | None = getattr(result.scores, name)
     return value
