@@ -29,7 +29,9 @@ from latent_tool.models.requests import (
     Prefill,
     Reason,
     Request,
+    Sample,
     Score,
+    TokenEntropies,
     TokenLogProbabilities,
     together,
 )
@@ -48,9 +50,9 @@ from latent_tool.schema import (
     TraceRow,
     Usage,
 )
-from latent_tool.settings import Budget, GenerationSettings, NoiseSettings, SearchSettings
+from latent_tool.settings import Budget, GenerationSettings, NoiseSettings, SamplingSettings, SearchSettings
 
-__all__ = ["Engine", "Job", "Outcome", "clear_engines", "get_engine"]
+__all__ = ["Engine", "Job", "Outcome", "Sampled", "clear_engines", "get_engine", "use_threads"]
 
 # Tokens of the answer that the search leaves time for when there is a deadline.
 _RESERVED_TOKENS = 16
@@ -62,7 +64,7 @@ class Job:
 
     ``deadline`` is a time of the engine's clock (``time.monotonic`` unless replaced); ``cancelled`` is looked at before
     every forward pass; ``images_first`` puts the images before the question; ``image_seconds`` is what opening the
-    images took, ``queue_seconds`` the wait before that.
+    images took, ``queue_seconds`` the wait before that; ``masking`` asks for ``Outcome.masked_entropy_gain``.
     """
 
     images: tuple[Image, ...]
@@ -77,6 +79,7 @@ class Job:
     min_confidence: float | None = None
     grounding: NoiseSettings | None = None
     controls: bool = False
+    masking: bool = False
     deadline: float | None = None
     cancelled: threading.Event | None = None
     image_seconds: float = 0.0
@@ -89,6 +92,7 @@ class Outcome:
     """What one question led to, tensors included.
 
     ``latents``: ``(L, d)`` of the decoded state, or ``None`` for the plain model; ``patches``: its injected cells.
+    ``masked_entropy_gain``: by how many nats the answer's tokens (their mean) are less sure with the image masked.
     """
 
     job: Job
@@ -102,6 +106,22 @@ class Outcome:
     controls: Controls | None
     usage: Usage
     warnings: tuple[str, ...]
+    masked_entropy_gain: float | None = None
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Several drawn answers to one question, and what they cost together."""
+
+    job: Job
+    decoded: tuple[Decoded, ...]
+    answers: tuple[ExtractedAnswer, ...]
+    usage: Usage
+
+    @property
+    def probabilities(self) -> list[float]:
+        """Joint probability of every answer's tokens given the reasoning before them, in [0, 1]."""
+        return [_joint(decoded, answer) or 0.0 for decoded, answer in zip(self.decoded, self.answers, strict=True)]
 
 
 class _Clock:
@@ -144,7 +164,7 @@ T = TypeVar("T")
 # What a question does: it yields steps for the caller and requests for the model, and is sent the replies.
 Work = Generator[ReasoningStep | Request, Any, T]
 # The order in which requests of several questions are served: whoever is behind catches up first.
-_ORDER = (Prefill, Reason, Score, Attend, Decode, TokenLogProbabilities)
+_ORDER = (Prefill, Reason, Score, Attend, Decode, Sample, TokenLogProbabilities, TokenEntropies)
 
 
 class Engine:
@@ -197,8 +217,18 @@ class Engine:
         Each is answered as if it were asked alone, up to near-ties of rewards. An error of one takes its place in the
         list and leaves the others alone.
         """
-        works = [self._work(job) for job in jobs]
-        results: list[Outcome | Exception | None] = [None] * len(jobs)
+        return self._in_step([self._work(job) for job in jobs])
+
+    def sample_many(self, jobs: Sequence[Job], sampling: SamplingSettings) -> list[Sampled | Exception]:
+        """Draw several answers to each of several questions from the plain model, in one batch.
+
+        Of a job's settings only those of the prompt count. Errors as in ``answer_many``.
+        """
+        return self._in_step([self._sample(job, sampling) for job in jobs])
+
+    def _in_step(self, works: Sequence[Work[T]]) -> list[T | Exception]:
+        """Drive several works, their requests for the model in one batch where they are of one kind."""
+        results: list[T | Exception | None] = [None] * len(works)
         waiting: dict[int, Request] = {}
 
         def advance(index: int, reply: Any) -> None:
@@ -213,7 +243,7 @@ class Engine:
             except Exception as error:
                 results[index] = error
 
-        for index in range(len(jobs)):
+        for index in range(len(works)):
             advance(index, None)
         while waiting:
             kind = min((type(request) for request in waiting.values()), key=_ORDER.index)
@@ -250,6 +280,8 @@ class Engine:
         found: method.Outcome | None = None
         if job.settings.latents:
             start = yield from self._initial_latents(prefix, job, clock)
+            if job.settings.init_noise:
+                start = self._noised_start(start, job)
             found = yield from self._search(prefix, start, job, budget, clock)
             latents, patches = found.best.latents, found.best.patches
         clock.phase_done("search")
@@ -259,11 +291,13 @@ class Engine:
         answer = self._extract(prefix, decoded)
         clock.phase_done("decode")
 
-        grounding = controls = None
-        if job.grounding is not None or job.controls:
+        grounding = controls = masked = None
+        if job.grounding is not None or job.controls or job.masking:
             grounding, controls = yield from self._examine(
                 prefix, job, budget, latents, patches, decoded, answer, clock
             )
+            if job.masking and not clock.expired():
+                masked = yield from self._masked_entropy_gain(prefix, latents, patches, decoded, answer, clock)
             clock.phase_done("grounding")
         if decoded.finish_reason != "stop":
             warnings.append(
@@ -292,7 +326,40 @@ class Engine:
             controls,
             usage,
             (*job.warnings, *inputs.warnings, *warnings),
+            masked,
         )
+
+    def _sample(self, job: Job, sampling: SamplingSettings) -> Work[Sampled]:
+        """Everything that drawing several answers to one question takes."""
+        clock = _Clock(job, self.clock)
+        clock.require_time("the image was read")
+        inputs = self.vlm.prepare(
+            job.images,
+            job.question,
+            system=job.system,
+            position=job.settings.latent_position,
+            thinking_markers=job.settings.thinking_markers,
+            images_first=job.images_first,
+        )
+        budget, _ = self._fit_context(inputs, job)
+        prefix: Prefix = yield Prefill(inputs)
+        clock.phase_done("prefill")
+        clock.require_time("anything was decoded")
+        drawn: list[Decoded] = yield Sample(
+            prefix, budget.max_new_tokens, sampling, job.seed, clock.expired, job.generation
+        )
+        clock.phase_done("decode")
+        usage = Usage(
+            candidates=0,
+            decoder_calls=1 + max((len(each.tokens) for each in drawn), default=0),
+            prompt_tokens=inputs.length,
+            image_cells=len(inputs.cells),
+            latent_tokens=0,
+            patch_tokens=0,
+            generated_tokens=sum(len(each.tokens) for each in drawn),
+            seconds=clock.seconds,
+        )
+        return Sampled(job, tuple(drawn), tuple(self._extract(prefix, each) for each in drawn), usage)
 
     def rescore(self, outcome: Outcome) -> float:
         """Score the outcome's state again, from the images on: what a reported reward must be reproducible with."""
@@ -340,6 +407,13 @@ class Engine:
             if tokens:
                 return self.vlm.embed(tokens).float()
         return self.vlm.embed([self._init_token(settings.init_token)]).float().expand(count, -1).clone()
+
+    def _noised_start(self, start: Tensor, job: Job) -> Tensor:
+        """The initial latents moved once by noise, from a stream of its own."""
+        unit = self.vlm.embedding_rms() if job.settings.scale == "embedding_rms" else 1.0
+        generator = torch.Generator().manual_seed((job.seed + 2**62) % 2**63)
+        noise = torch.randn(start.shape, generator=generator).to(start)
+        return start + job.settings.init_noise * unit * noise
 
     def _init_token(self, wanted: str | None) -> int:
         tokenizer = self.vlm.tokenizer
@@ -451,6 +525,28 @@ class Engine:
                 image_noised=self._control(prefix, blurred, answer.text),
             )
         return grounding, controls
+
+    def _masked_entropy_gain(
+        self,
+        prefix: Prefix,
+        latents: Tensor | None,
+        patches: tuple[int, ...],
+        decoded: Decoded,
+        answer: ExtractedAnswer,
+        clock: _Clock,
+    ) -> Work[float | None]:
+        """Mean entropy of the answer's tokens with the image masked (processed pixels 0) minus with the image."""
+        place = slice(answer.start, answer.stop)
+        if not decoded.tokens[place]:
+            return None
+        tensors = {
+            key: torch.zeros_like(value) if key.startswith("pixel_values") else value
+            for key, value in prefix.inputs.tensors.items()
+        }
+        masked: Prefix = yield Prefill(replace(prefix.inputs, tensors=tensors))
+        entropies: Tensor = yield TokenEntropies(masked, latents, patches, decoded.tokens)
+        clock.calls += 2
+        return float((entropies[place] - decoded.entropies[place]).mean())
 
     def _control(self, prefix: Prefix, decoded: Decoded, answer: str) -> ControlAnswer:
         found = self._extract(prefix, decoded)
@@ -606,6 +702,11 @@ def _patches(outcome: Outcome) -> list[Patch]:
             )
         )
     return patches
+
+
+def use_threads(number: int) -> None:
+    """Let torch compute with so many threads from now on, in the whole process."""
+    torch.set_num_threads(number)
 
 
 _engines: dict[ModelSpec, Engine] = {}
