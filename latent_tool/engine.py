@@ -52,7 +52,7 @@ from latent_tool.schema import (
 )
 from latent_tool.settings import Budget, GenerationSettings, NoiseSettings, SamplingSettings, SearchSettings
 
-__all__ = ["Engine", "Job", "Outcome", "Sampled", "clear_engines", "get_engine", "use_threads"]
+__all__ = ["Engine", "Examined", "Job", "Outcome", "Sampled", "clear_engines", "get_engine", "use_threads"]
 
 # Tokens of the answer that the search leaves time for when there is a deadline.
 _RESERVED_TOKENS = 16
@@ -64,7 +64,7 @@ class Job:
 
     ``deadline`` is a time of the engine's clock (``time.monotonic`` unless replaced); ``cancelled`` is looked at before
     every forward pass; ``images_first`` puts the images before the question; ``image_seconds`` is what opening the
-    images took, ``queue_seconds`` the wait before that; ``masking`` asks for ``Outcome.masked_entropy_gain``.
+    images took, ``queue_seconds`` the wait before that.
     """
 
     images: tuple[Image, ...]
@@ -79,7 +79,6 @@ class Job:
     min_confidence: float | None = None
     grounding: NoiseSettings | None = None
     controls: bool = False
-    masking: bool = False
     deadline: float | None = None
     cancelled: threading.Event | None = None
     image_seconds: float = 0.0
@@ -92,7 +91,6 @@ class Outcome:
     """What one question led to, tensors included.
 
     ``latents``: ``(L, d)`` of the decoded state, or ``None`` for the plain model; ``patches``: its injected cells.
-    ``masked_entropy_gain``: by how many nats the answer's tokens (their mean) are less sure with the image masked.
     """
 
     job: Job
@@ -106,7 +104,19 @@ class Outcome:
     controls: Controls | None
     usage: Usage
     warnings: tuple[str, ...]
-    masked_entropy_gain: float | None = None
+
+
+@dataclass(frozen=True)
+class Examined:
+    """How much an answer depends on the image.
+
+    ``grounding``: visual dependency of its tokens, ``None`` if there are none; ``masked_entropy_gain``: by how many nats
+    the answer's tokens, in the mean, are less certain with the image masked (processed pixels 0).
+    """
+
+    grounding: Grounding | None
+    masked_entropy_gain: float | None
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -291,13 +301,11 @@ class Engine:
         answer = self._extract(prefix, decoded)
         clock.phase_done("decode")
 
-        grounding = controls = masked = None
-        if job.grounding is not None or job.controls or job.masking:
+        grounding = controls = None
+        if job.grounding is not None or job.controls:
             grounding, controls = yield from self._examine(
                 prefix, job, budget, latents, patches, decoded, answer, clock
             )
-            if job.masking and not clock.expired():
-                masked = yield from self._masked_entropy_gain(prefix, latents, patches, decoded, answer, clock)
             clock.phase_done("grounding")
         if decoded.finish_reason != "stop":
             warnings.append(
@@ -326,7 +334,6 @@ class Engine:
             controls,
             usage,
             (*job.warnings, *inputs.warnings, *warnings),
-            masked,
         )
 
     def _sample(self, job: Job, sampling: SamplingSettings) -> Work[Sampled]:
@@ -508,12 +515,7 @@ class Engine:
         grounding = controls = None
         noised: Prefix | None = None
         if job.grounding is not None and decoded.tokens and not clock.expired():
-            rows = []
-            for draw in range(noise.draws):
-                noised = yield from self._noised(prefix.inputs, noise, draw, clock)
-                rows.append((yield TokenLogProbabilities(noised, latents, patches, decoded.tokens)))
-                clock.calls += 1
-            dependency = visual_dependency(decoded.log_probabilities, torch.stack(rows))
+            noised, dependency = yield from self._dependency(prefix.inputs, latents, patches, decoded, noise, clock)
             grounding = self._grounding(decoded, answer, dependency, noise)
         if job.controls and not clock.expired():
             if noised is None:
@@ -526,27 +528,44 @@ class Engine:
             )
         return grounding, controls
 
-    def _masked_entropy_gain(
+    def _dependency(
         self,
-        prefix: Prefix,
+        inputs: Inputs,
         latents: Tensor | None,
         patches: tuple[int, ...],
         decoded: Decoded,
-        answer: ExtractedAnswer,
+        noise: NoiseSettings,
         clock: _Clock,
-    ) -> Work[float | None]:
-        """Mean entropy of the answer's tokens with the image masked (processed pixels 0) minus with the image."""
-        place = slice(answer.start, answer.stop)
-        if not decoded.tokens[place]:
-            return None
+    ) -> Work[tuple[Prefix, Tensor]]:
+        """The last noised prefix, and the visual dependency ``(n,)`` of the decoded tokens over all draws."""
+        rows = []
+        for draw in range(noise.draws):
+            noised = yield from self._noised(inputs, noise, draw, clock)
+            rows.append((yield TokenLogProbabilities(noised, latents, patches, decoded.tokens)))
+            clock.calls += 1
+        return noised, visual_dependency(decoded.log_probabilities, torch.stack(rows))
+
+    def examine_many(self, outcomes: Sequence[Outcome], noise: NoiseSettings) -> list[Examined | Exception]:
+        """How much answers that were found before depend on their images; errors as in ``answer_many``."""
+        return self._in_step([self._examination(outcome, noise) for outcome in outcomes])
+
+    def _examination(self, outcome: Outcome, noise: NoiseSettings) -> Work[Examined]:
+        """Visual dependency and masked entropy of an answer."""
+        began = self.clock()
+        inputs, state, decoded = outcome.inputs, (outcome.latents, outcome.patches), outcome.decoded
+        if not decoded.tokens:
+            return Examined(None, None, 0.0)
+        _, dependency = yield from self._dependency(inputs, *state, decoded, noise, _Clock(outcome.job, self.clock))
+        grounding = self._grounding(decoded, outcome.answer, dependency, noise)
         tensors = {
             key: torch.zeros_like(value) if key.startswith("pixel_values") else value
-            for key, value in prefix.inputs.tensors.items()
+            for key, value in inputs.tensors.items()
         }
-        masked: Prefix = yield Prefill(replace(prefix.inputs, tensors=tensors))
-        entropies: Tensor = yield TokenEntropies(masked, latents, patches, decoded.tokens)
-        clock.calls += 2
-        return float((entropies[place] - decoded.entropies[place]).mean())
+        masked: Prefix = yield Prefill(replace(inputs, tensors=tensors))
+        entropies: Tensor = yield TokenEntropies(masked, *state, decoded.tokens)
+        gains = (entropies - decoded.entropies)[outcome.answer.start : outcome.answer.stop]
+        gain = float(gains.mean()) if len(gains) else None
+        return Examined(grounding, gain, self.clock() - began)
 
     def _control(self, prefix: Prefix, decoded: Decoded, answer: str) -> ControlAnswer:
         found = self._extract(prefix, decoded)

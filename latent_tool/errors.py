@@ -5,6 +5,9 @@
     │   ├── SettingsError          a budget, setting or option is out of its range
     │   ├── QuestionError          the question is empty, too long or not text
     │   ├── DatasetError           rows of a data set or of a run cannot be used
+    │   ├── CalibrationError       a calibration cannot be made, read or used
+    │   │   ├── CalibrationMismatchError   it was made for another configuration
+    │   │   └── TooFewItemsError           there are not enough labelled items
     │   └── ImageError             the image cannot be used
     │       ├── ImageNotFoundError     nothing is there
     │       ├── ImageNotAllowedError   the image policy forbids this source
@@ -28,6 +31,8 @@ again can help (``retryable``). This module knows nothing of the rest of the pac
 from __future__ import annotations
 
 __all__ = [
+    "CalibrationError",
+    "CalibrationMismatchError",
     "CancelledError",
     "ContextLengthError",
     "DatasetError",
@@ -48,6 +53,7 @@ __all__ = [
     "QuestionError",
     "RungError",
     "SettingsError",
+    "TooFewItemsError",
 ]
 
 
@@ -97,6 +103,18 @@ class DatasetError(InputError):
 
     def __reduce__(self) -> tuple[type[DatasetError], tuple[str, str, tuple[str, ...]]]:
         return type(self), (self.message, self.hint, self.problems)
+
+
+class CalibrationError(InputError):
+    """A calibration cannot be made, read or used."""
+
+
+class CalibrationMismatchError(CalibrationError):
+    """The calibration was made for another model, prompt, budget, score or other settings."""
+
+
+class TooFewItemsError(CalibrationError):
+    """There are not enough labelled items to calibrate on; the message says how many are needed."""
 
 
 class ImageError(InputError):

@@ -22,7 +22,7 @@ LAYERS = [
     {"method"},
     {"models"},
     {"engine"},
-    {"calibration"},
+    {"calibration", "calibration_fit"},
     {"overlay"},
     {"report"},
     {"messages"},

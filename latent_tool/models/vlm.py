@@ -611,7 +611,7 @@ class VisionLanguageModel:
         generation: GenerationSettings | None = None,
         choose: Callable[[Tensor], int] = greedy,
     ) -> Decoding:
-        """One decoding, greedy unless told otherwise: is sent every step's logits ``(vocabulary,)``, yields its token."""
+        """One decoding: is sent the logits ``(vocabulary,)`` of every step, yields the token that is chosen next."""
         # What the logits processors see: the prompt and the tail, as in `generate`; latents and patches have no ids.
         written = [*prefix.inputs.tensors["input_ids"][0].tolist(), *prefix.inputs.tail]
         rules = generation_rules(self.model, len(written), generation)
