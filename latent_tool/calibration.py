@@ -268,7 +268,7 @@ class NoThreshold(_Part):
     confidence_level: Annotated[float, Field(gt=0, lt=1)]
     needed_items: Count | None = Field(
         description="Labelled items, in all, that would be about enough if the shares of errors stayed as they are; "
-        "None: the errors are too many for any number."
+        "None: more would not be expected to help."
     )
     reachable_error: Probability | None = Field(
         description="The smallest target error for which these items give a threshold. A hint for a fresh set of "

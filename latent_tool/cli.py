@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from latent_tool.commands.calibrate import calibrate
 from latent_tool.errors import InputError, LatentToolError, ModelError
 from latent_tool.files import require_writable, write_whole
 
@@ -165,6 +166,9 @@ def ask(
         _show(result, overlay, report)
     if result.accepted is False:
         raise typer.Exit(UNSURE)
+
+
+app.command()(calibrate)
 
 
 @app.command()

@@ -232,14 +232,14 @@ def test_useless_scores_give_no_threshold_and_say_so() -> None:
     rng = np.random.default_rng(0)
     found = made(rng.random(500).tolist(), (rng.random(500) < 0.5).tolist())
     assert found.threshold is None and found.no_threshold is not None
-    assert found.no_threshold.needed_items is None and "no number of items" in found.no_threshold.reason
-    with pytest.raises(CalibrationError, match="no number of items"):
+    assert found.no_threshold.needed_items is None and "not expected" in found.no_threshold.reason
+    with pytest.raises(CalibrationError, match="not expected"):
         found.accepts(0.9)
 
 
 def test_too_few_items_for_a_threshold_say_how_many_would_do() -> None:
     scores, correct = sample(150)
-    found = made(scores, correct, target_error=0.02)
+    found = made(scores, correct, target_error=0.05)
     assert found.no_threshold is not None
     needed, reachable = found.no_threshold.needed_items, found.no_threshold.reachable_error
     assert needed is not None and needed > 150 and str(needed) in found.no_threshold.reason
@@ -276,15 +276,15 @@ def test_the_guarantee_holds_and_mapie_agrees() -> None:
     order = np.argsort(-pool)
     surest, errors = pool[order], np.cumsum(~right[order]) / np.arange(1, len(pool) + 1)
     rng = np.random.default_rng(6)
-    violated = found_some = 0
+    violated = found_some = theirs = same = 0
     for split in range(splits):
         chosen = rng.choice(len(pool), 400, replace=False)
         values, labels = pool[chosen], right[chosen]
         found = find_threshold(values, labels, target, level, seed=split)
         if isinstance(found, Threshold):
             found_some += 1
-            accepted = int(np.searchsorted(-surest, -found.score, side="right"))
-            violated += bool(errors[accepted - 1] > target)
+            count = int(np.searchsorted(-surest, -found.score, side="right"))
+            violated += bool(errors[count - 1] > target)
         if split % 10:
             continue
         shuffled = np.random.default_rng(split).permutation(400)  # the module's own split, and its sequence
@@ -301,9 +301,20 @@ def test_the_guarantee_holds_and_mapie_agrees() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns when there is no threshold
             controller.calibrate(values[test][:, None], labels[test].astype(int))
+        # Its p values are the smaller of Hoeffding's and the exact ones, which float rounding may give one error more.
+        taken = values[test] >= steps[:, None]
+        accepted, wrong = taken.sum(1), (taken & ~labels[test]).sum(1)
+        p_values = np.asarray(controller.p_values).ravel()
+        assert np.all(p_values >= binom.cdf(wrong, accepted, target) - 1e-12)
+        assert np.all(p_values <= binom.cdf(wrong + 1, accepted, target) + 1e-12)
         valid = np.asarray(controller.valid_predict_params)
-        theirs = float(valid.min()) if len(valid) else None
-        assert theirs == (found.score if isinstance(found, Threshold) else None)
+        passed = np.flatnonzero(np.cumprod(p_values <= 1 - level))
+        assert valid.tolist() == sorted(steps[passed].tolist()) or valid.tolist() == steps[passed].tolist()
+        if len(valid):
+            assert isinstance(found, Threshold) and found.score <= valid.min()
+            same += bool(found.score == valid.min())
+            theirs += 1
+    assert theirs > 10 and same >= theirs / 2
     assert found_some > 100
     assert binomtest(violated, splits, 1 - level, alternative="greater").pvalue > 0.01
 
@@ -407,7 +418,7 @@ def test_a_calibrated_reasoner_says_probabilities(picture: Image.Image) -> None:
 
 
 def test_another_configuration_is_an_error_before_any_work(
-    picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+    picture: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = small_reasoner()
     own = by_hand(plain)
@@ -438,8 +449,11 @@ def test_another_configuration_is_an_error_before_any_work(
             reasoner.invoke(wrong)
     (answer,) = reasoner.batch([{**request, "budget": "quick"}], return_exceptions=True)
     assert isinstance(answer, CalibrationMismatchError)
-    with pytest.raises(CalibrationMismatchError):  # the content of a folder is looked at before it is loaded
-        LatentReasoner(model=str(Path(__file__).parent), calibration=own)._job(request, {}, None)  # type: ignore[arg-type]
+    other = tmp_path / "model"  # the content of a folder is looked at before it is loaded
+    other.mkdir()
+    (other / "config.json").write_text("{}")
+    with pytest.raises(CalibrationMismatchError, match="model"):
+        small_reasoner(model=str(other), calibration=own).invoke(request)
 
 
 def test_a_threshold_that_does_not_exist_is_an_error() -> None:
@@ -479,6 +493,7 @@ def test_what_is_not_calibrated_is_not_accepted(picture: Image.Image) -> None:
     assert result.abstained and result.route[0].reason == "the confidence is not calibrated"
 
 
+@pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
 def test_it_is_part_of_a_saved_reasoner() -> None:
     from langchain_core.load import dumpd, load
 
