@@ -567,6 +567,56 @@ class Engine:
         gain = float(gains.mean()) if len(gains) else None
         return Examined(grounding, gain, self.clock() - began)
 
+    def dependency_many(
+        self, sampled: Sequence[Sampled], noise: NoiseSettings, think: bool = True
+    ) -> list[tuple[Grounding | None, ...] | Exception]:
+        """How much the tokens of drawn answers, reasoning included, depend on the image; errors as in ``answer_many``.
+
+        Args:
+            think: as in the sampling settings that the answers were drawn with.
+        """
+        return self._in_step([self._sampled_dependency(each, noise, think) for each in sampled])
+
+    def _sampled_dependency(
+        self, sampled: Sampled, noise: NoiseSettings, think: bool
+    ) -> Work[tuple[Grounding | None, ...]]:
+        job = sampled.job
+        inputs = self.vlm.prepare(
+            job.images,
+            job.question,
+            system=job.system,
+            position=job.settings.latent_position,
+            thinking_markers=job.settings.thinking_markers,
+            images_first=job.images_first,
+        )
+        opening = inputs.markers.opening if think else ()
+        rows: list[list[Tensor]] = [[] for _ in sampled.decoded]
+        for draw in range(noise.draws):
+            noised = yield from self._noised(inputs, noise, draw, _Clock(job, self.clock))
+            for row, decoded in zip(rows, sampled.decoded, strict=True):
+                forced: Tensor = yield TokenLogProbabilities(noised, None, (), (*opening, *decoded.tokens))
+                row.append(forced[len(opening) :])
+        found: list[Grounding | None] = []
+        for row, decoded, answer in zip(rows, sampled.decoded, sampled.answers, strict=True):
+            dependency = visual_dependency(decoded.log_probabilities, torch.stack(row))
+            found.append(self._grounding(decoded, answer, dependency, noise) if decoded.tokens else None)
+        return tuple(found)
+
+    def attention_many(self, outcomes: Sequence[Outcome]) -> list[list[float] | Exception]:
+        """Attention of the decoded state's latents to every image cell, mean over latents, heads and layers.
+
+        Empty for the plain model; errors as in ``answer_many``.
+        """
+        return self._in_step([self._attention(outcome) for outcome in outcomes])
+
+    def _attention(self, outcome: Outcome) -> Work[list[float]]:
+        if outcome.latents is None:
+            return []
+        prefix: Prefix = yield Prefill(outcome.inputs)
+        attention: Tensor = yield Attend(prefix, outcome.latents, outcome.patches)
+        weights: list[float] = attention.mean(0).tolist()
+        return weights
+
     def _control(self, prefix: Prefix, decoded: Decoded, answer: str) -> ControlAnswer:
         found = self._extract(prefix, decoded)
         same = " ".join(found.text.lower().split()) == " ".join(answer.lower().split())
