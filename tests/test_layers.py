@@ -31,6 +31,7 @@ LAYERS = [
     {"chat_model"},
     {"router"},
     {"evaluation"},
+    {"commands"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
