@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from latent_tool.commands.calibrate import calibrate
+from latent_tool.commands.evaluate import evaluate
+from latent_tool.commands.study import study
 from latent_tool.errors import InputError, LatentToolError, ModelError
 from latent_tool.files import require_writable, write_whole
 
@@ -33,6 +35,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+app.command("eval")(evaluate)
 
 UNSURE = 3
 
@@ -169,6 +173,7 @@ def ask(
 
 
 app.command()(calibrate)
+app.command()(study)
 
 
 @app.command()

@@ -110,8 +110,8 @@ class Outcome:
 class Examined:
     """How much an answer depends on the image.
 
-    ``grounding``: visual dependency of its tokens, ``None`` if there are none; ``masked_entropy_gain``: by how many nats
-    the answer's tokens, in the mean, are less certain with the image masked (processed pixels 0).
+    ``grounding``: visual dependency of its tokens, ``None`` if there are none; ``masked_entropy_gain``: by how many
+    nats the answer's tokens, in the mean, are less certain with the image masked (processed pixels 0).
     """
 
     grounding: Grounding | None

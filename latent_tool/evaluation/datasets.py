@@ -14,7 +14,7 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -77,7 +77,7 @@ class Item:
     label: str | None
     loader: Loader
     type: str | None = None
-    match: Match = Match()
+    match: Match = field(default_factory=Match)
     boxes: tuple[Box, ...] | None = None
     reasoning: str | None = None
     line: int | None = None

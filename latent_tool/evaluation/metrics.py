@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,9 +20,9 @@ __all__ = [
     "Comparison",
     "Interval",
     "accuracy_interval",
+    "aurc",
     "auroc",
     "auroc_interval",
-    "aurc",
     "coverage_at_risk",
     "ece",
     "ece_noise_floor",
@@ -174,7 +175,7 @@ def coverage_at_risk(scores: Sequence[float | None], correct: Sequence[bool], ri
 
     Answers with equal scores are accepted together or not at all.
     """
-    values, flags = _paired(scores, correct)
+    values, _ = _paired(scores, correct)
     coverage, errors = risk_coverage(scores, correct)
     ends = [high for _, high in _ties(np.sort(values)[::-1])]
     allowed = [float(coverage[end - 1]) for end in ends if errors[end - 1] <= risk + 1e-12]
@@ -184,7 +185,7 @@ def coverage_at_risk(scores: Sequence[float | None], correct: Sequence[bool], ri
 def _ties(ordered: Floats) -> list[tuple[int, int]]:
     """Ranges ``[low, high)`` of equal values in ordered ones."""
     cuts = [0, *(np.flatnonzero(np.diff(ordered)) + 1).tolist(), len(ordered)]
-    return list(zip(cuts[:-1], cuts[1:], strict=True))
+    return list(pairwise(cuts))
 
 
 # --- calibration -------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from latent_tool.engine import Outcome, Sampled
+    from latent_tool.engine import Examined, Sampled
     from latent_tool.schema import ReasoningResult
 
 __all__ = ["FUSED_FROM", "SCORES", "Score", "answer_scores", "finite", "vote"]
@@ -37,7 +37,7 @@ SCORES: dict[str, Score] = {
     "reward": Score("reward of the decoded state"),
     "initial_reward": Score("reward of the latents where they start"),
     "agreement": Score("share of the self-consistency samples that give this answer", True, True),
-    "visual_dependency": Score("mean S of the answer's tokens, nats"),
+    "visual_dependency": Score("mean S of the generated tokens, nats"),
     "masked_entropy_gain": Score("mean entropy of the answer's tokens, image masked minus image shown, nats"),
 }
 # What the fused score is made of; those that a run lacks are left out.
@@ -49,19 +49,18 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def answer_scores(result: ReasoningResult, outcome: Outcome) -> dict[str, float | None]:
+def answer_scores(result: ReasoningResult, examined: Examined | None) -> dict[str, float | None]:
     """The scores of one answer, by name; ``None`` where not measured."""
     scores = result.scores
-    tokens = [] if result.grounding is None else result.grounding.tokens
-    spread = [token.dependency for token in tokens if token.in_answer]
+    grounding = None if examined is None else examined.grounding
     return {
         "answer_probability": finite(scores.answer_probability),
         "mean_token_probability": finite(scores.mean_token_probability),
         "first_token_entropy": finite(scores.first_token_entropy),
         "reward": finite(scores.reward),
         "initial_reward": finite(scores.initial_reward),
-        "visual_dependency": finite(sum(spread) / len(spread)) if spread else None,
-        "masked_entropy_gain": finite(outcome.masked_entropy_gain),
+        "visual_dependency": None if grounding is None else finite(grounding.mean),
+        "masked_entropy_gain": None if examined is None else finite(examined.masked_entropy_gain),
     }
 
 

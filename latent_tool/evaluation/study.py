@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from latent_tool.evaluation.datasets import Box, Item
     from latent_tool.reasoner import LatentReasoner
 
-__all__ = ["Question", "Drawn", "analyse", "collect", "markdown_study", "study", "study_page", "word_f1", "write_study"]
+__all__ = ["Drawn", "Question", "analyse", "collect", "markdown_study", "study", "study_page", "word_f1", "write_study"]
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
@@ -301,9 +301,7 @@ def _by_quantile(pairs: Sequence[tuple[float, bool]], parts: int = QUANTILES) ->
         if len(part):
             inside = [ordered[i] for i in part]
             right = sum(flag for _, flag in inside)
-            rows.append(
-                {"low": inside[0][0], "high": inside[-1][0], "n": len(inside), "accuracy": right / len(inside)}
-            )
+            rows.append({"low": inside[0][0], "high": inside[-1][0], "n": len(inside), "accuracy": right / len(inside)})
     return rows
 
 
@@ -445,7 +443,11 @@ def _quantile_plot(table: Sequence[Mapping[str, Any]], label: str) -> dict[str, 
 
 def _confidence_and_reasoning(questions: Sequence[Question]) -> dict[str, Any]:
     groups = [
-        [(each.confidence, each.quality) for each in q.sequences if each.confidence is not None and each.quality is not None]
+        [
+            (each.confidence, each.quality)
+            for each in q.sequences
+            if each.confidence is not None and each.quality is not None
+        ]
         for q in questions
     ]
     groups = [group for group in groups if group]
