@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from latent_tool.commands.calibrate import calibrate
+from latent_tool.commands.evaluate import evaluate
 from latent_tool.commands.serve import serve
+from latent_tool.commands.study import study
 from latent_tool.errors import InputError, LatentToolError, ModelError
 from latent_tool.files import require_writable, write_whole
 
@@ -33,6 +36,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+app.command("eval")(evaluate)
 
 UNSURE = 3
 
@@ -94,7 +99,14 @@ def ask(
     latents: Annotated[int | None, typer.Option(help="Latent thought tokens; 0 is the plain model.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
     min_confidence: Annotated[
-        float | None, typer.Option(metavar="C", help="Exit with code 3 below this confidence, 0 to 1.")
+        str | None,
+        typer.Option(
+            metavar="C", help="Exit with code 3 below this confidence, 0 to 1, or below the calibration's: calibrated."
+        ),
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Makes the confidence a probability; 'embedded' for the embedded model's."),
     ] = None,
     grounding: Annotated[
         bool, typer.Option("--grounding", help="Measure how each token depends on the image.")
@@ -143,7 +155,8 @@ def ask(
         budget=chosen,
         settings=settings,
         seed=seed,
-        min_confidence=min_confidence,
+        min_confidence=_confidence_wanted(min_confidence),
+        calibration=calibration,
         grounding=grounding,
         controls=controls,
     )
@@ -161,6 +174,8 @@ def ask(
 
 
 app.command()(serve)
+app.command()(calibrate)
+app.command()(study)
 
 
 @app.command()
@@ -199,6 +214,16 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print the table
         "\nprefix: scoring from the cache equals one full forward pass; boxes: every image cell found in the pixels;"
         "\ndecoding: equals the model's own generate. Checked on tiny random checkpoints of each family."
     )
+
+
+def _confidence_wanted(text: str | None) -> float | str | None:
+    """``--min-confidence``: a number, or the calibration's own threshold."""
+    if text is None or text == "calibrated":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter("is neither a number nor 'calibrated'", param_hint="--min-confidence") from None
 
 
 def _pictures(references: list[str]) -> list[Image]:
@@ -289,9 +314,13 @@ def _show(result: ReasoningResult, *written: Path | None) -> None:
         _note(warning)
     if result.accepted is False:
         _note(
-            f"The confidence is below {result.min_confidence:g}: do not rely on this answer. Allow more work "
+            f"The confidence is {_short_of(result.min_confidence)}: do not rely on this answer. Allow more work "
             "(--budget thorough), use a larger model (--model), or ask someone."
         )
+
+
+def _short_of(threshold: float | None) -> str:
+    return "not known" if threshold is None else f"below {threshold:g}"
 
 
 def _confidence(result: ReasoningResult) -> Any:

@@ -23,7 +23,7 @@ LAYERS = [
     {"models"},
     {"engine"},
     {"scheduler"},
-    {"calibration"},
+    {"calibration", "calibration_fit"},
     {"overlay"},
     {"report"},
     {"messages"},

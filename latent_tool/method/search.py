@@ -169,6 +169,8 @@ class _Run:
         """One step of the policy gradient; the updated state becomes the current one unless it is not finite."""
         assert self.current is not None
         state, settings = self.current, self.settings
+        if not settings.samples:
+            return
         noise = draw_noise(settings, (state.latents.shape[0], state.latents.shape[1]), self.generator)
         noise = noise.to(state.latents)
         candidates = state.latents + self.sigma * self.unit * noise
@@ -177,6 +179,8 @@ class _Run:
             self.keep(each)
         rewards = torch.tensor([math.nan if each is None else each.reward for each in scored], dtype=torch.float64)
         self.sampled = float(rewards[rewards.isfinite()].mean()) if rewards.isfinite().any() else None
+        if not settings.eta:
+            return
         gradient = policy_gradient(noise, advantages(rewards, settings), self.sigma)
         # sigma and eta are in units of `unit`: the gradient is one per unit, the step back in the latents' own scale.
         updated = state.latents + settings.eta * self.unit * gradient

@@ -16,7 +16,7 @@ from torch import Tensor
 from latent_tool.errors import NotEnoughMemoryError
 from latent_tool.method.reward import Logits
 from latent_tool.models.decoding import Decoded
-from latent_tool.settings import GenerationSettings
+from latent_tool.settings import GenerationSettings, SamplingSettings
 
 if TYPE_CHECKING:
     from latent_tool.models.vlm import Inputs, Prefix, VisionLanguageModel
@@ -27,7 +27,9 @@ __all__ = [
     "Prefill",
     "Reason",
     "Request",
+    "Sample",
     "Score",
+    "TokenEntropies",
     "TokenLogProbabilities",
     "never",
     "out_of_memory",
@@ -111,6 +113,21 @@ class Decode:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """Several drawn answers of the plain model, a list of ``Decoded``."""
+
+    prefix: Prefix
+    max_new_tokens: int
+    sampling: SamplingSettings
+    seed: int = 0
+    stop: Callable[[], bool] = never
+    generation: GenerationSettings | None = None
+
+    def alone(self, vlm: VisionLanguageModel) -> list[Decoded]:
+        return vlm.sample(self)
+
+
+@dataclass(frozen=True)
 class TokenLogProbabilities:
     """Teacher-forced log-probabilities ``(n,)`` of tokens after a state."""
 
@@ -123,7 +140,20 @@ class TokenLogProbabilities:
         return vlm.token_log_probabilities(self.prefix, self.latents, self.patches, self.tokens)
 
 
-Request = Prefill | Score | Attend | Reason | Decode | TokenLogProbabilities
+@dataclass(frozen=True)
+class TokenEntropies:
+    """Teacher-forced entropies ``(n,)`` of the distributions that tokens after a state were drawn from, in nats."""
+
+    prefix: Prefix
+    latents: Tensor | None
+    patches: Sequence[int]
+    tokens: Sequence[int]
+
+    def alone(self, vlm: VisionLanguageModel) -> Tensor:
+        return vlm.token_entropies(self.prefix, self.latents, self.patches, self.tokens)
+
+
+Request = Prefill | Score | Attend | Reason | Decode | Sample | TokenLogProbabilities | TokenEntropies
 
 
 def together(vlm: VisionLanguageModel, requests: Sequence[Request]) -> list[Any]:
@@ -137,6 +167,7 @@ def together(vlm: VisionLanguageModel, requests: Sequence[Request]) -> list[Any]
         Attend: vlm.attend_many,
         Reason: vlm.reason_many,
         Decode: vlm.decode_many,
+        Sample: vlm.sample_many,
     }
     many = batched.get(type(requests[0]))
     if many is None or len(requests) == 1:

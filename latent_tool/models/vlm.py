@@ -23,10 +23,10 @@ from latent_tool.method.reward import Logits, entropy
 from latent_tool.models.attention import tap_attention
 from latent_tool.models.cache import fork_cache, new_cache
 from latent_tool.models.cells import Box, View, cell_boxes
-from latent_tool.models.decoding import Decoded, generation_rules
+from latent_tool.models.decoding import Decoded, generation_rules, greedy, sampler
 from latent_tool.models.families import family
 from latent_tool.models.prompts import Markers, find_markers, render_prompt
-from latent_tool.models.requests import Attend, Decode, Reason, Score, never, out_of_memory
+from latent_tool.models.requests import Attend, Decode, Reason, Sample, Score, never, out_of_memory
 from latent_tool.models.shared_prefix import SuffixBatch, Tap, install, installed, layers_fit
 from latent_tool.settings import GenerationSettings
 
@@ -542,6 +542,33 @@ class VisionLanguageModel:
             rows.append((each.prefix, suffix, decoding))
         return self._run_decodings(rows)
 
+    def sample(self, request: Sample) -> list[Decoded]:
+        """Several answers of the plain model, drawn in one batch that shares the prefix."""
+        (found,) = self.sample_many([request])
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def sample_many(self, requests: Sequence[Sample]) -> list[list[Decoded] | Exception]:
+        """``sample`` for several questions; the ``k``-th answer to a question depends on its seed and ``k`` alone."""
+        rows = []
+        for each in requests:
+            opening = each.prefix.inputs.markers.opening if each.sampling.think else ()
+            suffix = self._suffix(each.prefix, None, [()], opening)
+            for k in range(each.sampling.samples):
+                choose = sampler(each.sampling, each.seed, k)
+                decoding = self._decoding(
+                    each.prefix, each.max_new_tokens, each.stop, generation=each.generation, choose=choose
+                )
+                rows.append((each.prefix, suffix, decoding))
+        drawn = iter(self._run_decodings(rows))
+        found: list[list[Decoded] | Exception] = []
+        for each in requests:
+            answers = [next(drawn) for _ in range(each.sampling.samples)]
+            failed = next((answer for answer in answers if isinstance(answer, Exception)), None)
+            found.append(failed or [answer for answer in answers if not isinstance(answer, Exception)])
+        return found
+
     def reason(self, prefix: Prefix, max_tokens: int, stop: Callable[[], bool] = never) -> tuple[tuple[int, ...], int]:
         """The model's own greedy thinking text after the opening marker, and the forward passes it took.
 
@@ -591,8 +618,9 @@ class VisionLanguageModel:
         generation: GenerationSettings | None = None,
         pause: Callable[[], bool] = never,
         begun: Decoded | None = None,
+        choose: Callable[[Tensor], int] = greedy,
     ) -> Decoding:
-        """One greedy decoding: is sent the logits ``(vocabulary,)`` of every step, yields the next token."""
+        """One decoding: is sent the logits ``(vocabulary,)`` of every step, yields the token that is chosen next."""
         # What the logits processors see: the prompt and the tail, as in `generate`; latents and patches have no ids.
         written = [*prefix.inputs.tensors["input_ids"][0].tolist(), *prefix.inputs.tail]
         rules = generation_rules(self.model, len(written), generation)
@@ -614,7 +642,7 @@ class VisionLanguageModel:
             if rules.processors:
                 ids = torch.tensor([written + tokens], device=raw.device)
                 scores = rules.processors(ids, raw[None].clone())[0]
-            token = int(scores.argmax())
+            token = choose(scores)
             tokens.append(token)
             log_probabilities.append(raw.log_softmax(-1)[token])
             entropies.append(entropy(raw))
@@ -700,14 +728,28 @@ class VisionLanguageModel:
         """Teacher-forced log-probabilities ``(n,)`` of tokens after a state, float32 on the CPU."""
         if not tokens:
             return torch.zeros(0)
+        log_p = self._teacher_forced(prefix, latents, patches, tokens).log_softmax(-1)
+        return log_p[torch.arange(len(tokens)), torch.tensor(list(tokens), device=log_p.device)].cpu()
+
+    def token_entropies(
+        self, prefix: Prefix, latents: Tensor | None, patches: Sequence[int], tokens: Sequence[int]
+    ) -> Tensor:
+        """Teacher-forced entropies ``(n,)`` in nats of the distributions before tokens, float32 on the CPU."""
+        if not tokens:
+            return torch.zeros(0)
+        return entropy(self._teacher_forced(prefix, latents, patches, tokens)).cpu()
+
+    def _teacher_forced(
+        self, prefix: Prefix, latents: Tensor | None, patches: Sequence[int], tokens: Sequence[int]
+    ) -> Tensor:
+        """Logits ``(n, vocabulary)``, float32, that predict the ``n >= 1`` tokens after a state."""
         suffix = self._suffix(prefix, None if latents is None else latents[None], [patches], tokens[:-1])
         before = suffix.length - (len(tokens) - 1)
         rows = prefix.last_logits[None]
         if suffix.length:
             logits, _ = self._continue(prefix, suffix, range(max(before - 1, 0), suffix.length))
             rows = logits[0] if before else torch.cat([rows, logits[0]])
-        log_p = rows.float().log_softmax(-1)
-        return log_p[torch.arange(len(tokens)), torch.tensor(list(tokens), device=log_p.device)].cpu()
+        return rows.float()
 
 
 def _by_length(patches: Sequence[Sequence[int]]) -> list[list[int]]:
