@@ -25,6 +25,7 @@ LAYERS = [
     {"calibration"},
     {"overlay"},
     {"report"},
+    {"terminal"},
     {"messages"},
     {"reasoner"},
     {"tool"},
