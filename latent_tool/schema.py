@@ -5,6 +5,7 @@ This module knows nothing of torch, of models or of LangChain; tensors stay in t
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationError, WithJsonSchema, model_validator
@@ -239,6 +240,14 @@ class ReasoningResult(Plain):
     seed: int | None = None
     route: list[RouteStep] = Field([], description="The rungs a router tried, in order; the last one decided.")
     warnings: list[str] = []
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: answer, confidence, number of patches; ``latent_tool.overlay.show`` has the picture.
+
+        ``report`` knows this module, not the other way round: it is looked up when a notebook asks.
+        """
+        summary: str = import_module("latent_tool.report").summary_html(self)
+        return summary
 
 
 class ReasoningStep(Plain):

@@ -432,7 +432,20 @@ def test_the_snippet_asks_the_same_again(question: str) -> None:
     for name, kind in (("Budget", Budget), ("SearchSettings", SearchSettings)):
         made[name] = kind(**{item.arg or "": ast.literal_eval(item.value) for item in calls[name].keywords})
     assert made == {"Budget": result.budget, "SearchSettings": result.settings}
-    assert [item.arg for item in calls["LatentReasoner"].keywords] == ["model", "budget", "settings"]
+    assert [item.arg for item in calls["LatentReasoner"].keywords] == [
+        *("model", "budget", "settings", "grounding", "controls"),
+    ]
+
+
+def test_the_snippet_measures_what_was_measured() -> None:
+    plain = a_result(grounding=None, controls=None)
+    assert not {"grounding", "controls"} & set(re.findall(r"\w+", module._snippet(plain, QUESTION, ["a.png"])))
+    result = a_result()
+    assert result.grounding is not None
+    strong = result.grounding.model_copy(update={"noise": NoiseSettings(strength=0.7)})
+    assert "    grounding=True,\n    controls=True," in module._snippet(result, QUESTION, ["a.png"])
+    text = module._snippet(a_result(grounding=strong), QUESTION, ["a.png"])
+    assert "    grounding={'strength': 0.7}," in text
 
 
 def test_the_snippet_names_the_images() -> None:
@@ -555,6 +568,17 @@ def test_the_summary_for_notebooks_is_short_and_escaped() -> None:
     hostile = Page(summary_html(hostile_result()))
     assert {tag for tag, _ in hostile.elements} == {"table", "tr", "th", "td", "b", "small"}
     assert "not scored" in summary_html(unscored())
+
+
+def test_a_notebook_shows_the_summary() -> None:
+    assert a_result()._repr_html_() == summary_html(a_result())
+    code = (
+        "import sys; from latent_tool import ReasoningResult;"
+        "r = ReasoningResult(answer='<i>a</i>', raw_text='', confidence=None, confidence_source='unscored');"
+        "print('latent_tool.report' in sys.modules); print(r._repr_html_())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("False\n<table>") and "&lt;i&gt;a" in done.stdout
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------
