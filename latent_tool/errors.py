@@ -18,6 +18,10 @@
     ├── CancelledError             the caller asked to stop
     ├── NumericalError             the model returned values that are not finite
     ├── RungError                  a rung of a router failed, or answered with something unknown
+    ├── OverloadedError            too many questions are waiting already
+    ├── ServiceError               a reasoner on the network gave no usable answer
+    │   ├── AccessError                it wants a token, or another one
+    │   └── ServiceUnavailableError    it cannot be reached, or went away while it answered
     └── MissingExtraError          an optional dependency is not installed
 
 Each error says what is wrong, carries a ``hint`` that names the remedy, and knows whether trying the same
@@ -27,6 +31,7 @@ again can help (``retryable``). This module knows nothing of the rest of the pac
 from __future__ import annotations
 
 __all__ = [
+    "AccessError",
     "CancelledError",
     "ContextLengthError",
     "DeadlineError",
@@ -43,8 +48,11 @@ __all__ = [
     "ModelNotFoundError",
     "ModelNotSupportedError",
     "NumericalError",
+    "OverloadedError",
     "QuestionError",
     "RungError",
+    "ServiceError",
+    "ServiceUnavailableError",
     "SettingsError",
 ]
 
@@ -138,6 +146,26 @@ class NumericalError(LatentToolError):
 
 class RungError(LatentToolError):
     """A rung of a router failed, or answered with something that is no result."""
+
+
+class OverloadedError(LatentToolError):
+    """Too many questions are waiting already."""
+
+    retryable = True
+
+
+class ServiceError(LatentToolError):
+    """A reasoner on the network gave no usable answer."""
+
+
+class AccessError(ServiceError):
+    """The service wants a token, or another one."""
+
+
+class ServiceUnavailableError(ServiceError):
+    """The service cannot be reached, or went away while it answered."""
+
+    retryable = True
 
 
 class MissingExtraError(LatentToolError):
