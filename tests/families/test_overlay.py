@@ -6,10 +6,10 @@ import io
 
 import numpy as np
 import pytest
-from families.test_models_cells import features, without_mixing
 from PIL import Image, ImageDraw
 from tiny_checkpoints import loaded, picture
 
+from families.test_models_cells import features, without_mixing
 from latent_tool.images import load_image
 from latent_tool.overlay import layout_of, overlay
 from latent_tool.schema import Patch, ReasoningResult
