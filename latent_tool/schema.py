@@ -18,6 +18,7 @@ __all__ = [
     "Controls",
     "GeneratedToken",
     "Grounding",
+    "InjectedCell",
     "Patch",
     "ReasoningRequest",
     "ReasoningResult",
@@ -250,9 +251,18 @@ class ReasoningResult(Plain):
         return summary
 
 
+class InjectedCell(Plain):
+    """Where an image cell is that was injected in a round."""
+
+    image: int = Field(ge=0, description="Which of the request's images, from 0.")
+    cell: int = Field(ge=0, description="Index of the image cell among all cells of the prompt, from 0.")
+    box: Box | None = Field(description="Left, top, right, bottom in pixels of the upright image; None if not known.")
+
+
 class ReasoningStep(Plain):
     """What ``stream`` yields while the search runs; the last item of a stream is the ``ReasoningResult``."""
 
     phase: Literal["prefill", "search", "decode"]
     trace: TraceRow | None = None
+    injected: list[InjectedCell] = Field([], description="The cells injected in this round, and where they are.")
     iterations: int = Field(0, ge=0, description="Rounds the budget allows.")
