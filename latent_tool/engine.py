@@ -43,6 +43,7 @@ from latent_tool.schema import (
     Controls,
     GeneratedToken,
     Grounding,
+    InjectedCell,
     Patch,
     ReasoningResult,
     ReasoningStep,
@@ -557,7 +558,13 @@ class Engine:
             else:
                 if step.number == 0 and not clock.reserve:
                     self._reserve_time(clock, self.clock() - began, budget)
-                yield ReasoningStep(phase="search", trace=_trace_row(step), iterations=budget.iterations)
+                cells = ((cell, prefix.inputs.cells[cell]) for cell in step.accepted)
+                yield ReasoningStep(
+                    phase="search",
+                    trace=_trace_row(step),
+                    injected=[InjectedCell(image=place.image, cell=cell, box=place.box) for cell, place in cells],
+                    iterations=budget.iterations,
+                )
 
     def _decode(
         self, prefix: Prefix, latents: Tensor | None, patches: Sequence[int], budget: Budget, clock: _Clock

@@ -26,6 +26,7 @@ LAYERS = [
     {"calibration", "calibration_fit"},
     {"overlay"},
     {"report"},
+    {"terminal"},
     {"messages"},
     {"reasoner"},
     {"remote"},
