@@ -248,7 +248,9 @@ def _write_overlays(result: ReasoningResult, references: list[str], path: Path) 
 def _write_report(result: ReasoningResult, references: list[str], question: str, path: Path) -> None:
     from latent_tool.report import write_report
 
-    names = ["data URI" if reference.startswith("data:") else Path(reference).name for reference in references]
+    names = [
+        "data URI" if reference.strip()[:5].lower() == "data:" else Path(reference).name for reference in references
+    ]
     write_report(path, result, _pictures(references), question=question, names=names)
 
 

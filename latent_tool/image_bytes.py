@@ -318,7 +318,8 @@ def _png(data: bytes) -> Header:
     raise _too_many_parts("PNG")
 
 
-_JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)
+# Whatever comes before a marker, then the marker itself; possessive, or many bytes 0xff would take quadratic time.
+_JPEG_MARKER = re.compile(rb"(?:[^\xff]++|\xff++[\x00\xd0-\xd7])*+(\xff++[^\x00\xff\xd0-\xd7])", re.DOTALL)
 _JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
@@ -326,7 +327,7 @@ def _jpeg(data: bytes) -> Header:
     kept, place, scans, orientation = [b"\xff\xd8"], 2, 0, 1
     size: tuple[int, int] | None = None
     for _ in range(MAX_PARTS // 10):
-        marker = _JPEG_MARKER.search(data, place)
+        marker = _JPEG_MARKER.match(data, place)
         code = data[marker.end() - 1] if marker else 0xD9
         if marker is None or code == 0xD9:
             break
@@ -341,8 +342,8 @@ def _jpeg(data: bytes) -> Header:
             orientation = _exif_orientation(body)
         if code == 0xDA:
             scans += 1
-            after = _JPEG_MARKER.search(data, place)
-            place = after.start() if after else len(data)
+            after = _JPEG_MARKER.match(data, place)
+            place = after.start(1) if after else len(data)
         if code in _JPEG_SIZES:
             if size is not None:
                 raise _damaged("JPEG")

@@ -34,7 +34,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from latent_tool.calibration import SCORES, Calibration, configuration, is_folder
 from latent_tool.errors import CalibrationError, CalibrationMismatchError, CancelledError, SettingsError
-from latent_tool.messages import as_request
+from latent_tool.messages import as_request, shown_input
 from latent_tool.schema import ReasoningRequest, ReasoningResult, ReasoningStep
 from latent_tool.settings import (
     Budget,
@@ -276,9 +276,9 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         call = _Call()
 
         def answer(value: Any, run_manager: CallbackManagerForChainRun, config: RunnableConfig) -> ReasoningResult:
-            return self._answer(value, config, call)
+            return self._answer(input, config, call)
 
-        return self._call_with_config(answer, input, config, **kwargs)
+        return self._call_with_config(answer, shown_input(input), config, **kwargs)
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> ReasoningResult:
         """Answer one question, together with others asked meanwhile; cancelling the task takes it out at once."""
@@ -287,9 +287,9 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         async def answer(
             value: Any, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
         ) -> ReasoningResult:
-            return await self._answer_scheduled(value, config, call)
+            return await self._answer_scheduled(input, config, call)
 
-        return await self._acall_with_config(answer, input, config, **kwargs)
+        return await self._acall_with_config(answer, shown_input(input), config, **kwargs)
 
     def stream(  # type: ignore[override]  # steps come before the result, which is what the type parameter names
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
@@ -300,9 +300,9 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         def steps(
             values: Iterator[Any], run_manager: CallbackManagerForChainRun, config: RunnableConfig
         ) -> Iterator[Any]:
-            yield from self._steps(next(values), config, call)
+            yield from self._steps(input, config, call)
 
-        yield from self._transform_stream_with_config(iter([input]), steps, config, **kwargs)
+        yield from self._transform_stream_with_config(iter([shown_input(input)]), steps, config, **kwargs)
 
     async def astream(  # type: ignore[override]
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
@@ -313,12 +313,12 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         async def steps(
             values: AsyncIterator[Any], run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
         ) -> AsyncIterator[Any]:
-            async with aclosing(self._scheduled(await anext(values), config, call)) as running:
+            async with aclosing(self._scheduled(input, config, call)) as running:
                 async for step in running:
                     yield step
 
         async def only() -> AsyncIterator[Any]:
-            yield input
+            yield shown_input(input)
 
         async for step in self._atransform_stream_with_config(only(), steps, config, **kwargs):
             yield step
@@ -337,9 +337,11 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         def answer(
             values: list[Any], run_manager: list[CallbackManagerForChainRun], config: list[RunnableConfig]
         ) -> list[Exception | ReasoningResult]:
-            return self._answer_many(values, config, call)
+            return self._answer_many(inputs, config, call)
 
-        return self._batch_with_config(answer, inputs, config, return_exceptions=return_exceptions, **kwargs)
+        return self._batch_with_config(
+            answer, shown_input(inputs), config, return_exceptions=return_exceptions, **kwargs
+        )
 
     async def abatch(
         self,
@@ -364,9 +366,11 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
                     except Exception as error:
                         return error
 
-            return await asyncio.gather(*map(one, values, config))
+            return await asyncio.gather(*map(one, inputs, config))
 
-        return await self._abatch_with_config(answer, inputs, config, return_exceptions=return_exceptions, **kwargs)
+        return await self._abatch_with_config(
+            answer, shown_input(inputs), config, return_exceptions=return_exceptions, **kwargs
+        )
 
     # ------------------------------------------------------------------ calibration
 
@@ -424,7 +428,7 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
 
     def _job(self, value: Any, config: RunnableConfig, call: _Call) -> tuple[Engine, Job, Threshold]:
         """The engine, what it is asked and from when on to accept: request, options of the call, own fields."""
-        from latent_tool.images import load_image
+        from latent_tool.images import load_images
 
         request, options = as_request(value), CallOptions.of(config)
         cancelled = _Abort(call.cancelled, options.cancelled)
@@ -442,10 +446,7 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
             self._require_calibrated(budget, request.system)
         began = time.monotonic()
         queued = began - call.began
-        loaded = [
-            load_image(reference, self.image_policy, deadline=call.deadline(budget))
-            for reference in request.image_references
-        ]
+        loaded = load_images(request.image_references, self.image_policy, deadline=call.deadline(budget))
         image_seconds = time.monotonic() - began
         engine = call.engine(self)
 

@@ -6,7 +6,7 @@ module knows what agents hand to tools; asking is the reasoner's business.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -15,10 +15,11 @@ from langchain_core.tools import BaseTool, InjectedToolArg, ToolException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from latent_tool.errors import DeadlineError, ImageNotAllowedError, ImageNotFoundError, InputError
-from latent_tool.images import LoadedImage, load_image
+from latent_tool.images import LoadedImage, load_images
 from latent_tool.messages import image_block, newest_images
 from latent_tool.overlay import overlays
 from latent_tool.reasoner import LatentReasoner
+from latent_tool.redact import redact
 from latent_tool.schema import ReasoningRequest, ReasoningResult
 from latent_tool.settings import Budget, BudgetLevel, ImagePolicy, explain_validation, settings_error
 
@@ -93,6 +94,10 @@ class LatentReasoningTool(BaseTool):
         except ValidationError as error:
             raise settings_error(type(self), error) from None
 
+    def _filter_injected_args(self, tool_input: dict[str, Any]) -> dict[str, Any]:
+        """What a run of the tool records of its arguments: not the agent's state, and no image bytes or credentials."""
+        return cast(dict[str, Any], redact(super()._filter_injected_args(tool_input)))
+
     def _run(
         self,
         question: str,
@@ -131,7 +136,7 @@ class LatentReasoningTool(BaseTool):
         if image is None and not shown:
             raise InputError("There is no image in the conversation.", "Name one with the argument 'image'.")
         try:
-            return [load_image(reference, self.image_policy) for reference in (shown if image is None else [image])]
+            return load_images(shown if image is None else [image], self.image_policy)
         except (ImageNotAllowedError, ImageNotFoundError) as error:
             if image is None or not shown:
                 raise

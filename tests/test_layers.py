@@ -14,7 +14,7 @@ PACKAGE = Path(latent_tool.__file__).parent
 # A module imports only what stands above it (and within its own line).
 LAYERS = [
     {"errors"},
-    {"files"},
+    {"files", "redact"},
     {"settings"},
     {"schema"},
     {"image_bytes", "image_process", "image_download", "images"},

@@ -314,7 +314,7 @@ async def test_a_rung_that_raises(request_: dict[str, Any]) -> None:
     patient = ConfidenceRouter(rungs=[broken, says("b", None)], on_error="next")
     result = patient.invoke(request_)
     assert decisions(result) == [("broken", "failed"), ("b", "accepted")]
-    assert result.route[0].reason == "ZeroDivisionError: 1/0"
+    assert result.route[0].reason == "ZeroDivisionError"  # not what it says: that may hold a key
     with pytest.raises(RungError):
         ConfidenceRouter(rungs=[broken, broken], on_error="next").invoke(request_)
 
