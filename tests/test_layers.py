@@ -27,6 +27,7 @@ LAYERS = [
     {"report"},
     {"messages"},
     {"reasoner"},
+    {"tool_spec"},
     {"tool"},
     {"chat_model"},
     {"router"},
