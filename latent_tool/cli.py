@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from latent_tool.commands.mcp import mcp
 from latent_tool.errors import InputError, LatentToolError, ModelError
 from latent_tool.files import require_writable, write_whole
 
@@ -157,6 +158,9 @@ def ask(
         _show(result, overlay, report)
     if result.accepted is False:
         raise typer.Exit(UNSURE)
+
+
+app.command()(mcp)
 
 
 @app.command()

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Mapping, Sequence
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from latent_tool.errors import DeadlineError, ImageNotAllowedError, ImageNotFoundError, InputError
 from latent_tool.images import LoadedImage, load_image
 from latent_tool.overlay import overlay_png
-from latent_tool.reasoner import LatentReasoner
+from latent_tool.reasoner import OPTIONS_KEY, LatentReasoner
 from latent_tool.schema import ReasoningRequest, ReasoningResult, ReasoningStep
 from latent_tool.settings import Budget, BudgetLevel, ImagePolicy, Settings, explain_validation
 
@@ -75,7 +76,7 @@ class ToolArguments(BaseModel):
         try:
             return cls.model_validate(value)
         except ValidationError as error:
-            raise InputError(explain_arguments(error)) from None
+            raise InputError(explain_arguments(error, cls)) from None
 
 
 class NamedImageArguments(ToolArguments):
@@ -165,16 +166,22 @@ class ImageTool(Settings):
         return await asyncio.to_thread(_reply, result, opened, asked.overlay)
 
     async def steps(
-        self, arguments: ToolArguments | Mapping[str, Any], *, shown: Sequence[Any] = (), config: Any = None
-    ) -> AsyncIterator[ReasoningStep | ToolReply]:
+        self, arguments: ToolArguments | Mapping[str, Any], *, shown: Sequence[Any] = ()
+    ) -> AsyncGenerator[ReasoningStep | ToolReply, None]:
         """Every step of the search, then the reply. Closing the iterator stops the search."""
         asked = ToolArguments.parse(arguments)
         opened = await asyncio.to_thread(self._open, asked.image, shown)
-        async for item in self.reasoner.astream(self._request(asked, opened), config):
-            if isinstance(item, ReasoningStep):
-                yield item
-            else:
-                yield await asyncio.to_thread(_reply, item, opened, asked.overlay)
+        # A caller that goes away between two steps must not wait for the garbage collector to stop the search.
+        abandoned = threading.Event()
+        options = {"configurable": {OPTIONS_KEY: {"cancelled": abandoned}}}
+        try:
+            async for item in self.reasoner.astream(self._request(asked, opened), options):
+                if isinstance(item, ReasoningStep):
+                    yield item
+                else:
+                    yield await asyncio.to_thread(_reply, item, opened, asked.overlay)
+        finally:
+            abandoned.set()
 
     def _open(self, image: str | None, shown: Sequence[Any]) -> list[LoadedImage]:
         """The image that was named, or those that the conversation shows."""
@@ -212,11 +219,13 @@ def _reply(result: ReasoningResult, images: list[LoadedImage], overlay: bool) ->
     return ToolReply(result, tuple(pictures))
 
 
-def explain_arguments(error: ValidationError) -> str:
+def explain_arguments(error: ValidationError, arguments: type[ToolArguments] = ToolArguments) -> str:
     """What the agent's model reads when its arguments are wrong."""
+    required = arguments.model_fields["image"].is_required()
     return (
-        f"The arguments are not valid: {explain_validation(error)}. Give 'question' as text; 'image', 'budget' (quick, "
-        "standard or thorough) and 'overlay' (true or false) may be left out."
+        f"The arguments are not valid: {explain_validation(error)}. "
+        + ("Give 'question' and 'image' as text; " if required else "Give 'question' as text; 'image', ")
+        + "'budget' (quick, standard or thorough) and 'overlay' (true or false) may be left out."
     )
 
 

@@ -32,6 +32,8 @@ LAYERS = [
     {"chat_model"},
     {"router"},
     {"evaluation"},
+    {"integrations"},
+    {"commands"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
