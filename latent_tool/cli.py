@@ -15,6 +15,7 @@ import typer
 
 from latent_tool.commands.calibrate import calibrate
 from latent_tool.commands.evaluate import evaluate
+from latent_tool.commands.mcp import mcp
 from latent_tool.commands.play import play
 from latent_tool.commands.serve import serve
 from latent_tool.commands.study import study
@@ -178,6 +179,7 @@ app.command()(serve)
 app.command()(calibrate)
 app.command()(study)
 app.command()(play)
+app.command()(mcp)
 
 
 @app.command()

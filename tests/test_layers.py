@@ -30,6 +30,7 @@ LAYERS = [
     {"messages"},
     {"reasoner"},
     {"remote"},
+    {"tool_spec"},
     {"tool"},
     {"chat_model"},
     {"router"},
