@@ -6,10 +6,10 @@
    calibrated, too sure or nearly useless; the threshold found is a violation if the error among *all* the population's
    accepted answers exceeds the target. The same items, sequence and split go to MAPIE's
    ``BinaryClassificationController`` (precision at least 1 - target, fixed sequence).
-2. *With ``--run DIR``*, a run of ``latent-tool eval``: the same on its answers, by random halves. Calibrate on one half,
-   count violations on the other (where the true error is itself only estimated, so that more violations show).
-3. *Strange pictures.* Photographs that training never saw (scikit-image's samples) and noise, each with questions of the
-   kind the model knows: the share abstained at the shipped threshold.
+2. *With ``--run DIR``*, a run of ``latent-tool eval``: the same on its answers, by random halves. Calibrate on one
+   half, count violations on the other (where the true error is itself only estimated, so that more violations show).
+3. *Strange pictures.* Photographs that training never saw (scikit-image's samples) and noise, each with questions of
+   the kind the model knows: the share abstained at the shipped threshold.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from scipy.stats import binomtest
 
 from latent_tool import LatentReasoner
 from latent_tool.calibration import Calibration, Threshold
-from latent_tool.calibration_fit import _DESIGN_SHARE, find_threshold, threshold_sequence
+from latent_tool.calibration_fit import find_threshold, split_items, threshold_sequence
 
 SPLITS = 200
 POPULATION = 200_000
@@ -62,9 +62,7 @@ POPULATIONS: dict[str, Callable[[np.random.Generator, int], tuple[Floats, Bools]
 
 def mapie_threshold(values: Floats, right: Bools, target: float, seed: int) -> float | None:
     """MAPIE's threshold on the same split and the same sequence."""
-    order = np.random.default_rng(seed).permutation(len(values))
-    cut = max(1, round(_DESIGN_SHARE * len(values)))
-    design, test = order[:cut], order[cut:]
+    design, test = split_items(len(values), seed)
     steps = threshold_sequence(values[design], len(test), target, LEVEL)
     if not len(steps):
         return None
@@ -84,7 +82,7 @@ def mapie_threshold(values: Floats, right: Bools, target: float, seed: int) -> f
 
 
 def splits(values: Floats, right: Bools, size: int, target: float, halves: bool, seed: int) -> str:
-    """One line of the table: 200 draws of ``size`` items; violations among the rest (halves) or the whole population."""
+    """The cells of one line: 200 draws of ``size`` items; violations among the rest (halves) or the population."""
     rng = np.random.default_rng(seed)
     mine: list[float | None] = []
     theirs: list[float | None] = []
@@ -170,9 +168,9 @@ def main() -> None:
     lines = [
         "# Calibration, measured",
         "",
-        "Written by `python benchmarks/calibration.py`. A violation is a threshold whose true error exceeds the target;",
-        f"at {LEVEL:.0%} confidence at most {1 - LEVEL:.0%} of {SPLITS} are promised (95 % binomial interval in",
-        "brackets). *accepted* is the mean share accepted where a threshold was found.",
+        "Written by `python benchmarks/calibration.py`. A violation is a threshold whose true error exceeds the",
+        f"target; at {LEVEL:.0%} confidence at most {1 - LEVEL:.0%} of {SPLITS} are promised (the 95 % interval of the",
+        "share in brackets). *accepted* is the mean share accepted where a threshold was found.",
         "",
         *guarantee(),
     ]
