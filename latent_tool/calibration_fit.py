@@ -40,7 +40,15 @@ from latent_tool.calibration import (
 )
 from latent_tool.errors import CalibrationError, MissingExtraError, TooFewItemsError
 
-__all__ = ["MIN_ITEMS", "MIN_OF_EACH", "expected_calibration_error", "find_threshold", "fit", "threshold_sequence"]
+__all__ = [
+    "MIN_ITEMS",
+    "MIN_OF_EACH",
+    "expected_calibration_error",
+    "find_threshold",
+    "fit",
+    "split_items",
+    "threshold_sequence",
+]
 
 MappingKind = Literal["isotonic", "platt", "temperature"]
 Array = NDArray[np.float64]
@@ -230,6 +238,13 @@ def _log_loss(predicted: Array, right: Labels) -> float:
 # ---------------------------------------------------------------------- threshold
 
 
+def split_items(count: int, seed: int) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
+    """Indices of the items that choose the sequence of thresholds, and of those that test it."""
+    order = np.random.default_rng(seed).permutation(count)
+    cut = max(1, round(_DESIGN_SHARE * count))
+    return order[:cut], order[cut:]
+
+
 def threshold_sequence(design: Array, tested: int, target_error: float, confidence_level: float) -> Array:
     """Falling thresholds to be tested in this order, from the scores (larger: surer) of a few design items.
 
@@ -286,9 +301,7 @@ def _test_thresholds(
 ) -> Threshold | None:
     from scipy.stats import binom
 
-    order = np.random.default_rng(seed).permutation(len(values))
-    cut = max(1, round(_DESIGN_SHARE * len(values)))
-    design, test = order[:cut], order[cut:]
+    design, test = split_items(len(values), seed)
     scores, good = values[test], right[test]
     found: Threshold | None = None
     for step in threshold_sequence(values[design], len(test), target_error, confidence_level):

@@ -36,6 +36,7 @@ from latent_tool.calibration_fit import (
     expected_calibration_error,
     find_threshold,
     fit,
+    split_items,
     threshold_sequence,
 )
 from latent_tool.errors import (
@@ -287,8 +288,7 @@ def test_the_guarantee_holds_and_mapie_agrees() -> None:
             violated += bool(errors[count - 1] > target)
         if split % 10:
             continue
-        shuffled = np.random.default_rng(split).permutation(400)  # the module's own split, and its sequence
-        design, test = shuffled[:60], shuffled[60:]
+        design, test = split_items(400, split)
         steps = threshold_sequence(values[design], len(test), target, level)
         controller = BinaryClassificationController(
             lambda x: np.stack([1 - x[:, 0], x[:, 0]], 1),
@@ -515,6 +515,14 @@ def test_scores_are_found_by_their_names() -> None:
     assert score_of(result, "reward") == 0.25
     assert score_of(result, "visual_dependency") == 1.5
     assert score_of(result, "answer_probability") is None
+
+
+def test_the_shipped_calibration_is_that_of_the_shipped_model() -> None:
+    """Made by ``make calibration``; a new model, or new defaults of the search, need a new one."""
+    shipped = Calibration.load("embedded")
+    assert shipped.fingerprint == fingerprint(score="answer_probability")
+    assert LatentReasoner(calibration="embedded").calibration == shipped
+    assert shipped.items >= MIN_ITEMS and "4000000" in shipped.provenance["dataset"]
 
 
 def test_errors_are_input_errors() -> None:

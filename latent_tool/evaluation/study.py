@@ -230,7 +230,9 @@ def _overlap(cell: Box, box: Box) -> float:
 # ---------------------------------------------------------------------- testing
 
 
-def bootstrap(groups: Sequence[T], statistic: Callable[[Sequence[T]], float | None], seed: int = 0) -> Interval | None:
+def bootstrap(
+    groups: Sequence[T], statistic: Callable[[Sequence[T]], float | None], seed: int = 0, draws: int = DRAWS
+) -> Interval | None:
     """A statistic with its 95 % percentile interval over resampled groups; ``None`` where it is not defined.
 
     Resamples in which it is not defined are left out; with more than a tenth of them there is no interval.
@@ -239,12 +241,9 @@ def bootstrap(groups: Sequence[T], statistic: Callable[[Sequence[T]], float | No
     if value is None or len(groups) < FEWEST:
         return None
     rng = np.random.default_rng(seed)
-    drawn = [
-        each
-        for each in (statistic([groups[i] for i in rng.integers(len(groups), size=len(groups))]) for _ in range(DRAWS))
-        if each is not None
-    ]
-    if len(drawn) < 0.9 * DRAWS:
+    tried = (statistic([groups[i] for i in rng.integers(len(groups), size=len(groups))]) for _ in range(draws))
+    drawn = [each for each in tried if each is not None]
+    if len(drawn) < 0.9 * draws:
         return None
     low, high = np.quantile(drawn, [0.025, 0.975])
     return value, float(low), float(high)
@@ -276,7 +275,8 @@ def _correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
     """Spearman's rank correlation; ``None`` if one side does not vary."""
     if len(pairs) < 3:
         return None
-    one, other = (_ranks(side) for side in zip(*pairs, strict=True))
+    one: Any = _ranks([pair[0] for pair in pairs])
+    other: Any = _ranks([pair[1] for pair in pairs])
     if one.std() == 0 or other.std() == 0:
         return None
     return float(np.corrcoef(one, other)[0, 1])
@@ -284,12 +284,12 @@ def _correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
 
 def _area(pairs: Sequence[tuple[float, bool]]) -> float | None:
     """AUROC of (score, right) pairs; ``None`` if all are right or all wrong."""
-    right = sum(flag for _, flag in pairs)
+    flags = np.array([flag for _, flag in pairs], dtype=bool)
+    right = int(flags.sum())
     wrong = len(pairs) - right
     if not right or not wrong:
         return None
-    ranks = _ranks([score for score, _ in pairs])
-    total = math.fsum(rank for rank, (_, flag) in zip(ranks, pairs, strict=True) if flag)
+    total = float(_ranks([score for score, _ in pairs])[flags].sum())
     return (total - right * (right + 1) / 2) / (right * wrong)
 
 
@@ -308,7 +308,9 @@ def _by_quantile(pairs: Sequence[tuple[float, bool]], parts: int = QUANTILES) ->
 # ---------------------------------------------------------------------- the observations
 
 
-def analyse(questions: Sequence[Question], noise: NoiseSettings | None = None) -> list[dict[str, Any]]:
+def analyse(
+    questions: Sequence[Question], noise: NoiseSettings | None = None, draws: int = DRAWS
+) -> list[dict[str, Any]]:
     """The findings, as plain JSON: claim, verdict, interval and test in words, a table and the numbers of a plot.
 
     Raises ``SettingsError`` when there are no questions and ``MissingExtraError`` without scipy.
@@ -321,12 +323,12 @@ def analyse(questions: Sequence[Question], noise: NoiseSettings | None = None) -
         raise MissingExtraError("A study", "evaluation") from None
     threshold = (noise or NoiseSettings()).threshold
     return [
-        *_few_tokens(questions, threshold),
-        _dependency_and_accuracy(questions),
-        _confidence_and_accuracy(questions),
-        _confidence_and_reasoning(questions),
-        _confidence_and_attention(questions),
-        *_confidence_by_round(questions),
+        *_few_tokens(questions, threshold, draws),
+        _dependency_and_accuracy(questions, draws),
+        _confidence_and_accuracy(questions, draws),
+        _confidence_and_reasoning(questions, draws),
+        _confidence_and_attention(questions, draws),
+        *_confidence_by_round(questions, draws),
     ]
 
 
@@ -353,7 +355,7 @@ def _finding(
     }
 
 
-def _few_tokens(questions: Sequence[Question], threshold: float) -> Iterator[dict[str, Any]]:
+def _few_tokens(questions: Sequence[Question], threshold: float, draws: int) -> Iterator[dict[str, Any]]:
     parts: dict[str, Callable[[Drawn], tuple[float, ...]]] = {
         "reasoning": lambda each: each.reasoning_dependency,
         "answer": lambda each: each.answer_dependency,
@@ -361,15 +363,17 @@ def _few_tokens(questions: Sequence[Question], threshold: float) -> Iterator[dic
     for name, pick in parts.items():
         groups = [[value for each in question.sequences for value in pick(each)] for question in questions]
 
-        def share(chosen: Sequence[list[float]]) -> float | None:
-            values = [value for group in chosen for value in group]
-            return _mean([float(value > threshold) for value in values])
+        counted = [(sum(value > threshold for value in group), len(group)) for group in groups]
+
+        def share(chosen: Sequence[tuple[int, int]]) -> float | None:
+            total = sum(count for _, count in chosen)
+            return sum(above for above, _ in chosen) / total if total else None
 
         values = sorted(value for group in groups for value in group)
-        interval = bootstrap(groups, share)
+        interval = bootstrap(counted, share, draws=draws)
         levels = (0.05, 0.25, 0.5, 0.75, 0.95)
         rows = [[f"{level:.0%}", f"{np.quantile(values, level):+.3f}"] for level in levels] if values else []
-        counts, edges = np.histogram(np.clip(values, -2, 8), bins=40, range=(-2, 8)) if values else ([], [])
+        counts, edges = np.histogram(np.clip(values, -2, 8), bins=40, range=(-2, 8))
         yield _finding(
             f"few-{name}-tokens",
             f"Few tokens of the {name} depend on the image.",
@@ -380,26 +384,23 @@ def _few_tokens(questions: Sequence[Question], threshold: float) -> Iterator[dic
             rows,
             {
                 "kind": "histogram",
-                "x": [float(edge) for edge in edges],
-                "y": [int(count) for count in counts],
+                "x": edges.tolist() if values else [],
+                "y": counts.tolist(),
                 "mark": threshold,
                 "xlabel": f"visual dependency S of the {name}'s tokens, nats (cut to -2 to 8)",
             },
         )
 
 
-def _dependency_and_accuracy(questions: Sequence[Question]) -> dict[str, Any]:
+def _dependency_and_accuracy(questions: Sequence[Question], draws: int) -> dict[str, Any]:
     mixed = [q for q in questions if len({each.correct for each in q.sequences}) == 2]
 
-    def difference(chosen: Sequence[Question]) -> float | None:
-        gaps = []
-        for question in chosen:
-            right = [each.dependency for each in question.sequences if each.correct]
-            wrong = [each.dependency for each in question.sequences if not each.correct]
-            gaps.append(math.fsum(right) / len(right) - math.fsum(wrong) / len(wrong))
-        return _mean(gaps)
-
-    interval = bootstrap(mixed, difference)
+    gaps = []
+    for question in mixed:
+        right = [each.dependency for each in question.sequences if each.correct]
+        wrong = [each.dependency for each in question.sequences if not each.correct]
+        gaps.append(math.fsum(right) / len(right) - math.fsum(wrong) / len(wrong))
+    interval = bootstrap(gaps, _mean, draws=draws)
     pairs = [(each.dependency, each.correct) for question in questions for each in question.sequences]
     table = _by_quantile(pairs)
     return _finding(
@@ -415,9 +416,9 @@ def _dependency_and_accuracy(questions: Sequence[Question]) -> dict[str, Any]:
     )
 
 
-def _confidence_and_accuracy(questions: Sequence[Question]) -> dict[str, Any]:
+def _confidence_and_accuracy(questions: Sequence[Question], draws: int) -> dict[str, Any]:
     pairs = [(q.confidence, q.correct) for q in questions if q.confidence is not None]
-    interval = bootstrap(pairs, _area)
+    interval = bootstrap(pairs, _area, draws=draws)
     table = _by_quantile(pairs)
     return _finding(
         "confidence-and-accuracy",
@@ -441,7 +442,7 @@ def _quantile_plot(table: Sequence[Mapping[str, Any]], label: str) -> dict[str, 
     }
 
 
-def _confidence_and_reasoning(questions: Sequence[Question]) -> dict[str, Any]:
+def _confidence_and_reasoning(questions: Sequence[Question], draws: int) -> dict[str, Any]:
     groups = [
         [
             (each.confidence, each.quality)
@@ -455,7 +456,7 @@ def _confidence_and_reasoning(questions: Sequence[Question]) -> dict[str, Any]:
     def correlation(chosen: Sequence[list[tuple[float, float]]]) -> float | None:
         return _correlation([pair for group in chosen for pair in group])
 
-    interval = bootstrap(groups, correlation)
+    interval = bootstrap(groups, correlation, draws=draws)
     pairs = sorted(pair for group in groups for pair in group)
     rows, x, y = [], [], []
     for part in np.array_split(np.arange(len(pairs)), QUANTILES):
@@ -478,16 +479,17 @@ def _confidence_and_reasoning(questions: Sequence[Question]) -> dict[str, Any]:
     )
 
 
-def _confidence_and_attention(questions: Sequence[Question]) -> dict[str, Any]:
+def _confidence_and_attention(questions: Sequence[Question], draws: int) -> dict[str, Any]:
     pairs = [(q.confidence, q.grounding) for q in questions if q.confidence is not None and q.grounding is not None]
-    interval = bootstrap(pairs, _correlation)
-    lift = bootstrap([pair[1] for pair in pairs], _mean)
+    interval = bootstrap(pairs, _correlation, draws=draws)
+    lift = bootstrap([pair[1] for pair in pairs], _mean, draws=draws)
     rows = [] if lift is None else [[f"{lift[0]:+.4f}", f"{lift[1]:+.4f}", f"{lift[2]:+.4f}"]]
     return _finding(
         "confidence-and-attention",
         "The surer the answer, the more the latents attend to what the answer rests on.",
-        "Spearman's correlation of the confidence and the attention lift, above 0. The lift is the share of the latents' "
-        f"attention on the relevant boxes less the share of the picture they cover ({len(pairs)} questions with boxes).",
+        "Spearman's correlation of the confidence and the attention lift, above 0. The lift is the share of the "
+        "latents' attention on the relevant boxes less the share of the picture they cover "
+        f"({len(pairs)} questions with boxes).",
         verdict(interval, 0.0),
         interval,
         ("mean lift", "low", "high"),
@@ -502,7 +504,7 @@ def _confidence_and_attention(questions: Sequence[Question]) -> dict[str, Any]:
     )
 
 
-def _confidence_by_round(questions: Sequence[Question]) -> Iterator[dict[str, Any]]:
+def _confidence_by_round(questions: Sequence[Question], draws: int) -> Iterator[dict[str, Any]]:
     searched = [q for q in questions if q.rewards]
     longest = max((len(q.rewards) for q in searched), default=0)
 
@@ -523,28 +525,27 @@ def _confidence_by_round(questions: Sequence[Question]) -> Iterator[dict[str, An
         "ylabel": "mean reward of the current state",
     }
 
-    def area(number: int) -> Callable[[Sequence[Question]], float | None]:
-        return lambda chosen: _area([(at(q, number), q.correct) for q in chosen])
-
     def widened(chosen: Sequence[Question]) -> float | None:
-        last, first = area(longest - 1)(chosen), area(0)(chosen)
+        last, first = (_area([(at(q, number), q.correct) for q in chosen]) for number in (longest - 1, 0))
         return None if last is None or first is None else last - first
 
-    numbers = [bootstrap(searched, area(number)) for number in range(longest)]
+    numbers = [
+        bootstrap([(at(q, number), q.correct) for q in searched], _area, draws=draws) for number in range(longest)
+    ]
     known = [each for each in numbers if each is not None]
     worst = min(known, key=lambda each: each[1]) if len(known) == longest and known else None
     yield _finding(
         "rounds-right-above-wrong",
         "In every round, questions that end right have a higher reward than those that end wrong.",
-        "AUROC of the reward of the current state, above 0.5 in every round; the interval is that of the round with the "
-        f"lowest bound ({len(right)} right, {len(wrong)} wrong).",
+        "AUROC of the reward of the current state, above 0.5 in every round; the interval is that of the round with "
+        f"the lowest bound ({len(right)} right, {len(wrong)} wrong).",
         verdict(worst, 0.5),
         worst,
         ("round", "mean reward, ends right", "ends wrong"),
         rows,
         plot,
     )
-    interval = bootstrap(searched, widened) if longest > 1 else None
+    interval = bootstrap(searched, widened, draws=draws) if longest > 1 else None
     yield _finding(
         "rounds-widen-the-gap",
         "The search makes the reward tell right from wrong better than it did at the start.",
