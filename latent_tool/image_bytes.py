@@ -320,6 +320,7 @@ def _png(data: bytes) -> Header:
 
 # Whatever comes before a marker, then the marker itself; possessive, or many bytes 0xff would take quadratic time.
 _JPEG_MARKER = re.compile(rb"(?:[^\xff]++|\xff++[\x00\xd0-\xd7])*+(\xff++[^\x00\xff\xd0-\xd7])", re.DOTALL)
+_JPEG_FILL = re.compile(rb"\xff{16,}")  # may stand before a marker; Pillow reads long runs again and again
 _JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
@@ -350,7 +351,7 @@ def _jpeg(data: bytes) -> Header:
             height, width = struct.unpack_from(">HH", body, 1)
             size = width, height
         if not 0xE1 <= code <= 0xFE or code == 0xEE:  # of the application data, Adobe's says how colours are stored
-            kept.append(data[marker.end() - 2 : place])
+            kept.append(_JPEG_FILL.sub(b"\xff", data[marker.end() - 2 : place]))
     else:
         raise _too_many_parts("JPEG")
     if scans > MAX_SCANS:

@@ -13,7 +13,7 @@ __all__ = ["redact", "shown_image"]
 
 _LONGEST = 200  # characters of a path; what is longer is hardly one
 _URL = re.compile(r"(https?)://(?:[^/?#\\]*@)?([^/?#\\@]*)", re.IGNORECASE | re.ASCII)
-_SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]*):", re.IGNORECASE | re.ASCII)
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):", re.IGNORECASE | re.ASCII)
 _DATA_URI = re.compile(r"data:[^\s,]{0,200},[^\s\"'<>)]*", re.IGNORECASE | re.ASCII)
 _USER = re.compile(r"(?<=://)[^/\s?#\\@]*@", re.ASCII)
 _IMAGE_KEYS = ("image", "images", "url", "image_url", "source", "base64", "data", "bytes", "path", "value")
@@ -28,7 +28,7 @@ def shown_image(reference: object) -> str:
             return f"<{url[1].lower()} URL of {url[2][:_LONGEST]}>"
         if scheme is not None and scheme[1].lower() == "data":
             return f"<data URI of {len(text)} characters>"
-        if len(text) > _LONGEST or "://" in text:
+        if len(text) > _LONGEST or scheme is not None:
             return f"<text of {len(text)} characters>"
         return text
     if isinstance(reference, bytes | bytearray | memoryview):

@@ -203,7 +203,7 @@ class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
                 pass
             return _ended(question)
 
-        return await self._acall_with_config(route, input, config, **kwargs)
+        return await self._acall_with_config(route, shown_input(input), config, **kwargs)
 
     def batch(
         self,

@@ -96,7 +96,7 @@ class Budget(Settings):
     @classmethod
     def level(cls, name: BudgetLevel) -> Budget:
         """The budget behind a name: ``"quick"``, ``"standard"`` or ``"thorough"``."""
-        if name not in _LEVELS:
+        if not isinstance(name, str) or name not in _LEVELS:
             raise SettingsError(f"There is no budget level {name!r}.", f"Use one of: {', '.join(_LEVELS)}.")
         return _LEVELS[name]
 
