@@ -1,4 +1,4 @@
-"""Passes that begin after cells known from earlier passes, and passes that bring more or less along, in every family."""
+"""Passes that begin after cells known from earlier passes, or that bring more or less along, in every family."""
 
 from __future__ import annotations
 
