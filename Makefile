@@ -43,9 +43,10 @@ check: $(VENV)/dev  ## Lint, formatting and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/dev  ## Measure: does the search help, routing, the event loop.
-	$(BIN)/python benchmarks/search_gain.py
-	$(BIN)/python benchmarks/routing.py
+bench: $(VENV)/dev  ## Measure (about ten minutes): speed, does the search help, routing, the event loop.
+	$(BIN)/python benchmarks/speed.py --write docs/speed-figures.md --plot docs/images/cost.svg
+	$(BIN)/python benchmarks/search_gain.py --questions 100
+	$(BIN)/python benchmarks/routing.py --questions 100
 	$(BIN)/python benchmarks/event_loop.py
 	$(BIN)/python benchmarks/calibration.py
 

@@ -550,7 +550,7 @@ class Engine:
                 return found
             reply = None
             if isinstance(step, method.Score):
-                reply = yield Score(prefix, step.latents, step.patches)
+                reply = yield Score(prefix, step.latents, step.patches, step.answer_only, step.attention)
                 clock.calls += 1
             elif isinstance(step, method.Attend):
                 reply = yield Attend(prefix, step.latents, step.patches)

@@ -37,6 +37,7 @@ from latent_tool.errors import CalibrationError, CalibrationMismatchError, Cance
 from latent_tool.messages import as_request, shown_input
 from latent_tool.schema import ReasoningRequest, ReasoningResult, ReasoningStep
 from latent_tool.settings import (
+    PREFIX_CACHE_BYTES,
     Budget,
     GenerationSettings,
     ImagePolicy,
@@ -172,6 +173,11 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
     quantization_config: Any = Field(None, description="Passed to from_pretrained, for example a BitsAndBytesConfig.")
     allow_pickle: bool = Field(False, description="Also load pickled weights, which can run code.")
     trust_remote_code: bool = Field(False, description="Run code from the checkpoint's repository.")
+    prefix_cache_bytes: int = Field(
+        PREFIX_CACHE_BYTES,
+        ge=0,
+        description="Memory for prefixes of images that may be asked about again; 0: none is kept.",
+    )
     budget: Budget = Field(Budget(), description="How much work per question: a Budget, its fields, or a level's name.")
     settings: SearchSettings = Field(SearchSettings(), description="How the search works.")
     generation: GenerationSettings = Field(
@@ -423,6 +429,7 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
                 quantization_config=self.quantization_config,
                 allow_pickle=self.allow_pickle,
                 trust_remote_code=self.trust_remote_code,
+                prefix_cache_bytes=self.prefix_cache_bytes,
             )
         )
 

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from latent_tool.errors import InputError, SettingsError
 
 __all__ = [
+    "PREFIX_CACHE_BYTES",
     "Budget",
     "BudgetLevel",
     "GenerationSettings",
@@ -33,6 +34,9 @@ BudgetLevel = Literal["quick", "standard", "thorough"]
 ImageFormat = Literal["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+# Prefixes of images that are kept: 256 MiB hold hundreds of the embedded model, a few of a large one.
+PREFIX_CACHE_BYTES = 256 * 2**20
 
 
 def explain_validation(error: ValidationError) -> str:

@@ -54,14 +54,20 @@ class Prefill:
 
 @dataclass(frozen=True)
 class Score:
-    """``Logits`` of ``N`` states: latents ``(N, L, d)``, one tuple of cells each."""
+    """``Logits`` of ``N`` states: latents ``(N, L, d)``, one tuple of cells each.
+
+    ``answer_only``: the logits at the latents are not needed. ``attention``: the attention is wanted, too, if it can be
+    read in the same pass.
+    """
 
     prefix: Prefix
     latents: Tensor
     patches: Sequence[Sequence[int]]
+    answer_only: bool = False
+    attention: bool = False
 
     def alone(self, vlm: VisionLanguageModel) -> Logits:
-        return vlm.score(self.prefix, self.latents, self.patches)
+        return vlm.score_many([self])[0]
 
 
 @dataclass(frozen=True)
