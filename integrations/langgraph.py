@@ -20,7 +20,7 @@ from latent_tool.messages import newest_images
 from latent_tool.router import ConfidenceRouter
 from latent_tool.schema import ReasoningRequest, ReasoningResult, RouteStep
 from latent_tool.settings import BudgetLevel, ImagePolicy
-from latent_tool.tool import describe
+from latent_tool.tool_spec import describe
 
 try:
     from langchain.agents.middleware import AgentMiddleware

@@ -6,6 +6,7 @@ This module knows nothing of torch, of models or of LangChain; tensors stay in t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationError, WithJsonSchema, model_validator
@@ -19,6 +20,7 @@ __all__ = [
     "Controls",
     "GeneratedToken",
     "Grounding",
+    "InjectedCell",
     "Patch",
     "ReasoningRequest",
     "ReasoningResult",
@@ -252,10 +254,27 @@ class ReasoningResult(Plain):
     route: list[RouteStep] = Field([], description="The rungs a router tried, in order; the last one decided.")
     warnings: list[str] = []
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: answer, confidence, number of patches; ``latent_tool.overlay.show`` has the picture.
+
+        ``report`` knows this module, not the other way round: it is looked up when a notebook asks.
+        """
+        summary: str = import_module("latent_tool.report").summary_html(self)
+        return summary
+
+
+class InjectedCell(Plain):
+    """Where an image cell is that was injected in a round."""
+
+    image: int = Field(ge=0, description="Which of the request's images, from 0.")
+    cell: int = Field(ge=0, description="Index of the image cell among all cells of the prompt, from 0.")
+    box: Box | None = Field(description="Left, top, right, bottom in pixels of the upright image; None if not known.")
+
 
 class ReasoningStep(Plain):
     """What ``stream`` yields while the search runs; the last item of a stream is the ``ReasoningResult``."""
 
     phase: Literal["prefill", "search", "decode"]
     trace: TraceRow | None = None
+    injected: list[InjectedCell] = Field([], description="The cells injected in this round, and where they are.")
     iterations: int = Field(0, ge=0, description="Rounds the budget allows.")

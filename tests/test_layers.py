@@ -22,15 +22,21 @@ LAYERS = [
     {"method"},
     {"models"},
     {"engine"},
-    {"calibration"},
+    {"scheduler"},
+    {"calibration", "calibration_fit"},
     {"overlay"},
     {"report"},
+    {"terminal"},
     {"messages"},
     {"reasoner"},
+    {"remote"},
+    {"tool_spec"},
     {"tool"},
     {"chat_model"},
     {"router"},
     {"evaluation"},
+    {"integrations"},
+    {"commands"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -38,7 +44,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 ONLY_IN = {
     "transformers": {"models"},
     "torch": {"method", "models", "engine"},
-    "langchain_core": {"messages", "reasoner", "tool", "chat_model", "router"},
+    "langchain_core": {"messages", "reasoner", "remote", "tool", "chat_model", "router"},
 }
 
 
