@@ -279,7 +279,7 @@ def _show(result: ReasoningResult, *written: Path | None) -> None:
         )
     for path in written:
         if path is not None:
-            facts.add_row("written", Text(str(path)))
+            facts.add_row("written", Text(_plain(str(path))))
     console.print(facts)
     for warning in result.warnings:
         _note(warning)

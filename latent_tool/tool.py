@@ -19,7 +19,7 @@ from latent_tool.images import LoadedImage, load_image
 from latent_tool.messages import image_block, newest_images
 from latent_tool.overlay import overlays
 from latent_tool.reasoner import LatentReasoner
-from latent_tool.schema import ReasoningRequest, ReasoningResult
+from latent_tool.schema import MAX_TEXT, ReasoningRequest, ReasoningResult
 from latent_tool.settings import Budget, BudgetLevel, ImagePolicy, explain_validation, settings_error
 
 try:
@@ -37,7 +37,9 @@ class LatentReasoningInput(BaseModel):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    question: str = Field(min_length=1, description="One short question about what the image shows.")
+    question: str = Field(
+        min_length=1, max_length=MAX_TEXT, description="One short question about what the image shows."
+    )
     image: str | None = Field(
         None,
         description="Which image: a data URI, path or URL. Leave it out to ask about the newest image of the "
