@@ -75,7 +75,7 @@ def _plain(text: str, what: str, processor: Any) -> str:
     # characters that it does not know) is no harm.
     harmless = {tokenizer.unk_token_id, *tokenizer("a", add_special_tokens=False).input_ids}
     control = set(tokenizer.convert_tokens_to_ids(list(_control_tokens(tokenizer)))) - harmless
-    if not control.isdisjoint(tokenizer(text, add_special_tokens=False).input_ids):
+    if not control.isdisjoint(tokenizer(text, add_special_tokens=False, verbose=False).input_ids):
         raise QuestionError(f"The {what} spells a control token of the model.", "Put it into other words.")
     return text
 

@@ -28,6 +28,7 @@ from latent_tool.models.families import family
 from latent_tool.models.prompts import Markers, find_markers, render_prompt
 from latent_tool.models.requests import Attend, Decode, Reason, Score, never, out_of_memory
 from latent_tool.models.shared_prefix import SuffixBatch, Tap, install, installed, layers_fit
+from latent_tool.models.watch import watched
 from latent_tool.settings import GenerationSettings
 
 __all__ = ["Cell", "Inputs", "Prefix", "VisionLanguageModel"]
@@ -200,7 +201,7 @@ class VisionLanguageModel:
                 images_first=images_first,
                 needs_template=row is None or row.chat_template,
             )
-            self.require_context(len(self.tokenizer(prompt.prefix, add_special_tokens=False).input_ids))
+            self.require_context(len(self.tokenizer(prompt.prefix, add_special_tokens=False, verbose=False).input_ids))
             bos = self.tokenizer.bos_token
             special = not (bos is not None and prompt.prefix.startswith(bos))
             try:
@@ -282,10 +283,11 @@ class VisionLanguageModel:
         kind = self.model.config.model_type
         return tuple(cells), (f"The cell geometry of model family {kind!r} is not known: patches carry no boxes.",)
 
-    def prefill(self, inputs: Inputs) -> Prefix:
+    def prefill(self, inputs: Inputs, check: Callable[[], object] | None = None) -> Prefix:
         """Run the prefix through the model once.
 
-        Raises ``NumericalError`` when the model's output is not finite.
+        ``check`` is called before every layer and may raise to give up. Raises ``NumericalError`` when the model's
+        output is not finite.
         """
         captured: dict[str, Any] = {}
 
@@ -297,7 +299,7 @@ class VisionLanguageModel:
             for key, value in inputs.tensors.items()
             if isinstance(value, Tensor)
         }
-        with self.forward_pass():
+        with self.forward_pass(), watched(self.model, check):
             handle = self.model.get_decoder().register_forward_pre_hook(capture, with_kwargs=True)
             try:
                 output = self.model(**tensors, past_key_values=new_cache(self.model), use_cache=True, logits_to_keep=1)
