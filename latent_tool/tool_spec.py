@@ -20,7 +20,7 @@ from latent_tool.errors import DeadlineError, ImageNotAllowedError, ImageNotFoun
 from latent_tool.images import LoadedImage, load_images
 from latent_tool.overlay import overlay_png
 from latent_tool.reasoner import OPTIONS_KEY, LatentReasoner
-from latent_tool.schema import ReasoningRequest, ReasoningResult, ReasoningStep
+from latent_tool.schema import MAX_TEXT, ReasoningRequest, ReasoningResult, ReasoningStep
 from latent_tool.settings import Budget, BudgetLevel, ImagePolicy, Settings, explain_validation
 
 __all__ = [
@@ -53,7 +53,9 @@ class ToolArguments(BaseModel):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    question: str = Field(min_length=1, description="One short question about what the image shows.")
+    question: str = Field(
+        min_length=1, max_length=MAX_TEXT, description="One short question about what the image shows."
+    )
     image: str | None = Field(
         None,
         description="Which image: a data URI, path or URL. Leave it out to ask about the newest image of the "
