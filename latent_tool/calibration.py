@@ -121,6 +121,11 @@ def configuration(
     }
 
 
+def is_folder(model: str) -> bool:
+    """Whether a model is known by its content; a hub id is known by its commit, once it was downloaded."""
+    return model == "embedded" or Path(model).expanduser().is_dir()
+
+
 def _plain(value: Any) -> Any:
     """A quantisation config as JSON types."""
     if value is None:
@@ -129,9 +134,8 @@ def _plain(value: Any) -> Any:
 
 
 def _model(model: str, revision: str | None) -> dict[str, Any]:
-    folder = EMBEDDED_FOLDER if model == "embedded" else Path(model).expanduser()
-    if folder.is_dir():
-        return {"content": content_hash(folder)}
+    if is_folder(model):
+        return {"content": content_hash(EMBEDDED_FOLDER if model == "embedded" else Path(model).expanduser())}
     return {"name": model, "revision": _commit(model, revision) or revision or "main"}
 
 
@@ -264,7 +268,7 @@ class NoThreshold(_Part):
     confidence_level: Annotated[float, Field(gt=0, lt=1)]
     needed_items: Count | None = Field(
         description="Labelled items, in all, that would be about enough if the shares of errors stayed as they are; "
-        "None: the errors are too many for any number."
+        "None: more would not be expected to help."
     )
     reachable_error: Probability | None = Field(
         description="The smallest target error for which these items give a threshold. A hint for a fresh set of "
@@ -398,6 +402,37 @@ class Calibration(_Part):
             )
         return self.threshold
 
+    def apply(self, result: ReasoningResult, min_confidence: float | Literal["calibrated"] | None) -> ReasoningResult:
+        """A result with its calibrated confidence, and the verdict on it.
+
+        A number is compared with the probability, ``"calibrated"`` stands for the threshold. What has no score, and
+        what a deadline cut short, is not what was calibrated: it has no confidence and is abstained from.
+        """
+        raw = score_of(result, self.score)
+        cut = "deadline" in (result.stop_reason, result.finish_reason)
+        probability = None if cut else self.probability(raw)
+        at = self.require_threshold().probability if min_confidence == "calibrated" else min_confidence
+        if probability is None:
+            why = "the deadline cut the work short" if cut else f"the score {self.score} was not measured"
+            note = f"The calibration does not hold for this answer: {why}."
+            lost: dict[str, Any] = {"confidence": None, "confidence_source": "unscored", "min_confidence": at}
+            return result.model_copy(
+                update={**lost, "accepted": False, "abstained": True, "warnings": [*result.warnings, note]}
+            )
+        if min_confidence == "calibrated":
+            accepted: bool | None = self.accepts(raw)
+        else:
+            accepted = None if min_confidence is None else probability >= min_confidence
+        return result.model_copy(
+            update={
+                "confidence": probability,
+                "confidence_source": "calibrated",
+                "accepted": accepted,
+                "abstained": None if accepted is None else not accepted,
+                "min_confidence": at,
+            }
+        )
+
     def drift(self, scores: Sequence[float | None], level: float = 0.01) -> Drift:
         """Compare the raw scores of unlabelled traffic with those of the calibration (two-sample Kolmogorov-Smirnov).
 
@@ -446,8 +481,13 @@ def _differences(known: Mapping[str, Any], found: Mapping[str, Any]) -> list[str
 
 
 def score_of(result: ReasoningResult, name: str) -> float | None:
-    """The raw score of a result by its name (one of ``SCORES``); ``None`` where it was not measured."""
+    """The raw score of a result by its name (one of ``SCORES``); ``None`` where it was not measured.
+
+    The visual dependency is the mean ``S`` of the answer's tokens.
+    """
     if name == "visual_dependency":
-        return None if result.grounding is None else result.grounding.mean
+        tokens = [] if result.grounding is None else result.grounding.tokens
+        spread = [token.dependency for token in tokens if token.in_answer]
+        return math.fsum(spread) / len(spread) if spread else None
     value: float | None = getattr(result.scores, name)
     return value

@@ -40,7 +40,15 @@ from latent_tool.calibration import (
 )
 from latent_tool.errors import CalibrationError, MissingExtraError, TooFewItemsError
 
-__all__ = ["MIN_ITEMS", "MIN_OF_EACH", "expected_calibration_error", "find_threshold", "fit", "threshold_sequence"]
+__all__ = [
+    "MIN_ITEMS",
+    "MIN_OF_EACH",
+    "expected_calibration_error",
+    "find_threshold",
+    "fit",
+    "split_items",
+    "threshold_sequence",
+]
 
 MappingKind = Literal["isotonic", "platt", "temperature"]
 Array = NDArray[np.float64]
@@ -55,6 +63,7 @@ LOWER_IS_SURER = frozenset({"first_token_entropy"})
 _DESIGN_SHARE = 0.15  # of the items, to choose the sequence
 _STEPS = 100  # thresholds in the sequence, at most
 _START_ERRORS = 3  # errors that the first threshold should be able to bear
+_LEAST_SHARE = 20  # accepted items below which a share of errors is not looked at
 _REFERENCE = 1000  # scores kept for the drift check, at most
 _NOISE_DRAWS = 200
 
@@ -229,6 +238,13 @@ def _log_loss(predicted: Array, right: Labels) -> float:
 # ---------------------------------------------------------------------- threshold
 
 
+def split_items(count: int, seed: int) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
+    """Indices of the items that choose the sequence of thresholds, and of those that test it."""
+    order = np.random.default_rng(seed).permutation(count)
+    cut = max(1, round(_DESIGN_SHARE * count))
+    return order[:cut], order[cut:]
+
+
 def threshold_sequence(design: Array, tested: int, target_error: float, confidence_level: float) -> Array:
     """Falling thresholds to be tested in this order, from the scores (larger: surer) of a few design items.
 
@@ -285,9 +301,7 @@ def _test_thresholds(
 ) -> Threshold | None:
     from scipy.stats import binom
 
-    order = np.random.default_rng(seed).permutation(len(values))
-    cut = max(1, round(_DESIGN_SHARE * len(values)))
-    design, test = order[:cut], order[cut:]
+    design, test = split_items(len(values), seed)
     scores, good = values[test], right[test]
     found: Threshold | None = None
     for step in threshold_sequence(values[design], len(test), target_error, confidence_level):
@@ -319,8 +333,8 @@ def _explain(values: Array, right: Labels, target_error: float, confidence_level
     )
     if needed is None:
         reason = (
-            f"Even among the surest answers more than {target_error:.1%} are wrong, so no number of items gives a "
-            "threshold."
+            f"However few of the surest answers are taken, {target_error:.1%} of them or more are wrong: more items "
+            "like these are not expected to give a threshold."
         )
     else:
         reason = (
@@ -340,14 +354,20 @@ def _explain(values: Array, right: Labels, target_error: float, confidence_level
 
 
 def _needed_items(values: Array, right: Labels, target_error: float, confidence_level: float) -> int | None:
-    """Items in all that would let some threshold pass if its share of errors stayed; ``None``: no number would."""
+    """Items in all that would let some threshold pass if its share of errors stayed; ``None``: no number would.
+
+    Where no error was seen among the surest, half the target is assumed at most.
+    """
     known = np.flatnonzero(np.isfinite(values))
     order = known[np.argsort(-values[known], kind="stable")]
     wrong = np.cumsum(~right[order])
     best: int | None = None
     for share in np.linspace(0.05, 1, 39):
         accepted = math.ceil(share * len(order))
-        rate = (wrong[accepted - 1] + 0.5) / (accepted + 1)
+        if accepted < _LEAST_SHARE:
+            continue
+        seen = int(wrong[accepted - 1])
+        rate = seen / accepted if seen else min(0.5 / accepted, target_error / 2)
         if rate >= target_error:
             continue
         # The smallest count that passes with its expected errors, by doubling and then by tenths.

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "require_libraries", "show_progress"]
 
 
 def evaluate(
@@ -94,7 +94,7 @@ def evaluate(
     if "all" in chosen:
         chosen = list(METHODS)
     reasoner = LatentReasoner(model=model, device=device, dtype=dtype, budget=budget, seed=seed)
-    with _progress(quiet) as progress:
+    with show_progress(quiet) as progress:
         run = run_evaluation(
             reasoner,
             items,
@@ -127,7 +127,7 @@ def require_libraries() -> None:
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
+def show_progress(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
     """A progress bar with the time left, on stderr."""
     if quiet:
         yield None
