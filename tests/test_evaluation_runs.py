@@ -169,6 +169,15 @@ def test_further_methods_are_added_and_other_runs_refused(engine: Engine, tmp_pa
         both.of("search")
 
 
+def test_no_method_finds_the_images_in_the_cache_that_another_filled(engine: Engine, tmp_path: Path) -> None:
+    """Otherwise the first method would pay for the images alone, and seconds could not be compared."""
+    items = load_dataset("scenes:held_out:7000000-7000003")
+    engine.answer(Job(items[0].load(), items[0].question, settings=SearchSettings(latents=0)))
+    hits = engine.vlm.prefix_cache.hits
+    evaluate(engine, items, ["greedy", "reasoning", "self-consistency:samples=2"], tmp_path, visual=False, report=False)
+    assert engine.vlm.prefix_cache.hits == hits
+
+
 def test_a_run_that_is_being_written_is_left_alone(engine: Engine, tmp_path: Path) -> None:
     fcntl = pytest.importorskip("fcntl")
     with (tmp_path / ".lock").open("w") as file:

@@ -411,6 +411,8 @@ def _answer(
                 seed=plan.seed,
             )
         )
+    # Every method pays for looking at the images: none may find them in the cache because another came before it.
+    engine.vlm.prefix_cache.clear()
     began = time.perf_counter()
     found: dict[str, Outcome | Sampled | Exception] = {}
     if method.sampling is not None:
