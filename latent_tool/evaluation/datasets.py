@@ -196,8 +196,8 @@ class _Reader:
             raise DatasetError(f"{path.name!r} cannot be read ({error}).", "Give a readable file in UTF-8.") from None
         items: list[Item] = []
         seen: dict[str, int] = {}
-        for line, row in rows(text, path.name):
-            item = self._item(line, row, path.parent)
+        for number, (line, row) in enumerate(rows(text, path.name)):
+            item = self._item(number, line, row, path.parent)
             if item.id in seen:
                 problem = f"the id {item.id!r} was used on line {seen[item.id]} already"
                 item = replace(item, id=f"{item.id} (line {line})", problem=item.problem or problem)
@@ -215,15 +215,17 @@ class _Reader:
                 )
         return items
 
-    def _item(self, line: int, row: Mapping[str, Any] | str, folder: Path) -> Item:
-        """One row as an item; what is wrong with it becomes its ``problem``."""
+    def _item(self, number: int, line: int, row: Mapping[str, Any] | str, folder: Path) -> Item:
+        """One row as an item; what is wrong with it becomes its ``problem``.
+
+        Without an id of its own, a row of a DMLR file is known by its place in the list, others by their line.
+        """
         fallback = f"line {line}"
         if isinstance(row, str):
             return _broken(fallback, line, row)
         dmlr = "prompt" in row and "solution" in row
         fields = {_ALIASES.get(name, name): value for name, value in row.items() if value not in (None, "")}
-        identity = fields.get("id", line if not dmlr else row.get("idx", line - 1))
-        name = str(identity)
+        name = str(fields.get("id", number if dmlr else fallback))
         try:
             question = _text(fields.get("question", self.question), "question")
             label = None if fields.get("label") is None else _label(fields["label"], dmlr)
