@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Threads that wait without spinning: on a busy machine, spinning makes small models twenty times slower.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help demo test check bench evaluation calibration embedded-model format clean
+.PHONY: help demo test check bench calibration evaluation embedded-model format clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -43,13 +43,14 @@ check: $(VENV)/dev  ## Lint, formatting and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/dev  ## Measure: does the search help, routing, the event loop.
-	$(BIN)/python benchmarks/search_gain.py
-	$(BIN)/python benchmarks/routing.py
+bench: $(VENV)/dev  ## Measure (about ten minutes): speed, does the search help, routing, the event loop.
+	$(BIN)/python benchmarks/speed.py --write docs/speed-figures.md --plot docs/images/cost.svg
+	$(BIN)/python benchmarks/search_gain.py --questions 100
+	$(BIN)/python benchmarks/routing.py --questions 100
 	$(BIN)/python benchmarks/event_loop.py
 	$(BIN)/python benchmarks/calibration.py
 
-calibration: $(VENV)/dev  ## Make the embedded model's calibration anew, from 1,000 held-out scenes (about five minutes on a free core).
+calibration: $(VENV)/dev  ## Make the embedded model's calibration anew, from 1,000 held-out scenes.
 	rm -rf out/calibration
 	OMP_NUM_THREADS=1 $(BIN)/latent-tool eval scenes:held_out:4000000-4000999 --method search --no-visual \
 	    --out out/calibration

@@ -15,12 +15,12 @@ from langchain_core.runnables.config import run_in_executor
 from pydantic import ValidationError
 
 from latent_tool.errors import InputError, MissingExtraError, SettingsError
-from latent_tool.images import load_image
+from latent_tool.images import load_images
 from latent_tool.messages import newest_images
 from latent_tool.router import ConfidenceRouter
 from latent_tool.schema import ReasoningRequest, ReasoningResult, RouteStep
 from latent_tool.settings import BudgetLevel, ImagePolicy
-from latent_tool.tool import describe
+from latent_tool.tool_spec import describe
 
 try:
     from langchain.agents.middleware import AgentMiddleware
@@ -185,7 +185,7 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def _opened(self, request: ReasoningRequest) -> ReasoningRequest:
         """The request with its images opened under this middleware's policy, not the fallback's."""
-        opened = [load_image(each, self.image_policy).image for each in request.image_references]
+        opened = [each.image for each in load_images(request.image_references, self.image_policy)]
         return request.model_copy(update={"images": opened})
 
     def _step(self, number: int, name: str, result: ReasoningResult) -> RouteStep:

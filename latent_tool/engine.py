@@ -17,7 +17,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from latent_tool.errors import CancelledError, ContextLengthError, DeadlineError, SettingsError
+from latent_tool.errors import CancelledError, ContextLengthError, DeadlineError, NotEnoughMemoryError, SettingsError
 from latent_tool.method import search as method
 from latent_tool.method.grounding import add_noise, visual_dependency
 from latent_tool.method.reward import read_reward
@@ -33,6 +33,7 @@ from latent_tool.models.requests import (
     Score,
     TokenEntropies,
     TokenLogProbabilities,
+    never,
     together,
 )
 from latent_tool.models.vlm import Inputs, Prefix, VisionLanguageModel
@@ -42,6 +43,7 @@ from latent_tool.schema import (
     Controls,
     GeneratedToken,
     Grounding,
+    InjectedCell,
     Patch,
     ReasoningResult,
     ReasoningStep,
@@ -52,7 +54,18 @@ from latent_tool.schema import (
 )
 from latent_tool.settings import Budget, GenerationSettings, NoiseSettings, SamplingSettings, SearchSettings
 
-__all__ = ["Engine", "Examined", "Job", "Outcome", "Sampled", "clear_engines", "get_engine", "use_threads"]
+__all__ = [
+    "Engine",
+    "Examined",
+    "InStep",
+    "Job",
+    "Member",
+    "Outcome",
+    "Sampled",
+    "clear_engines",
+    "get_engine",
+    "use_threads",
+]
 
 # Tokens of the answer that the search leaves time for when there is a deadline.
 _RESERVED_TOKENS = 16
@@ -173,8 +186,100 @@ class _Clock:
 T = TypeVar("T")
 # What a question does: it yields steps for the caller and requests for the model, and is sent the replies.
 Work = Generator[ReasoningStep | Request, Any, T]
-# The order in which requests of several questions are served: whoever is behind catches up first.
+# The order in which requests of several questions are served: whoever is behind catches up first ...
 _ORDER = (Prefill, Reason, Score, Attend, Decode, Sample, TokenLogProbabilities, TokenEntropies)
+# ... but nobody is passed over more often than this.
+_PATIENCE = 16
+
+
+@dataclass(eq=False)
+class Member:
+    """A question in an ``InStep``: what it asks of the model next, or its result once it has left."""
+
+    job: Job
+    work: Work[Any]
+    pause: Callable[[], bool] = never
+    on_step: Callable[[ReasoningStep], None] | None = None
+    request: Request | None = None
+    waited: int = 0  # steps in which others were served
+    result: Any = None  # what the work returns, or the exception it ended with
+
+    def advance(self, reply: Any) -> None:
+        """Send a reply (or raise it, if it is an exception) and go on to the next request, or to the result."""
+        self.request = None
+        try:
+            item = self.work.throw(reply) if isinstance(reply, Exception) else self.work.send(reply)
+            while isinstance(item, ReasoningStep):
+                if self.on_step is not None:
+                    self.on_step(item)
+                item = self.work.send(None)
+            self.request = replace(item, pause=self.pause) if isinstance(item, Decode) else item
+        except StopIteration as end:
+            self.result = end.value
+        except Exception as error:
+            self.result = error
+
+
+class InStep:
+    """Questions that are answered in step, their forward passes in one batch; a question may join at any time.
+
+    For one thread at a time.
+
+    Args:
+        engine: who answers.
+        awaited: whether others wait to join; then a long decoding is paused.
+    """
+
+    def __init__(self, engine: Engine, awaited: Callable[[], bool] = never) -> None:
+        self.engine = engine
+        self.members: list[Member] = []
+        self._awaited = awaited
+
+    def join(
+        self,
+        job: Job,
+        on_step: Callable[[ReasoningStep], None] | None = None,
+        work: Work[Any] | None = None,
+    ) -> Member:
+        """Take in a question, or other work about it, which goes as far as it gets without the model."""
+        member = Member(job, work or self.engine._work(job), self._others_wait, on_step)
+        member.advance(None)
+        self.members.append(member)
+        return member
+
+    def _others_wait(self) -> bool:
+        """Whether a decoding should make way for a while."""
+        return self._awaited() or any(
+            member.result is None and not isinstance(member.request, Decode) for member in self.members
+        )
+
+    def step(self) -> list[Member]:
+        """Serve some requests in one batch; returns the questions that have their result, which are members no more.
+
+        Whoever is behind catches up first, which makes batches large; nobody is passed over more than ``_PATIENCE``
+        times, and answers are decoded some tokens at a time while others search.
+        """
+        for member in self.members:
+            if member.request is not None and member.job.cancelled is not None and member.job.cancelled.is_set():
+                member.advance(CancelledError("The question was cancelled."))
+        asking = [member for member in self.members if member.request is not None]
+        if asking:
+            oldest = max(asking, key=lambda member: member.waited)
+            behind = min(asking, key=lambda member: _ORDER.index(type(member.request)))
+            kind = type((oldest if oldest.waited >= _PATIENCE else behind).request)
+            chosen = [member for member in asking if type(member.request) is kind]
+            replies = together(self.engine.vlm, [member.request for member in chosen if member.request is not None])
+            for member in asking:
+                member.waited += 1
+            for member, reply in zip(chosen, replies, strict=True):
+                member.waited = 0
+                if isinstance(member.request, Decode) and getattr(reply, "finish_reason", None) == "paused":
+                    member.request = replace(member.request, begun=reply)
+                else:
+                    member.advance(reply)
+        done = [member for member in self.members if member.result is not None]
+        self.members = [member for member in self.members if member.result is None]
+        return done
 
 
 class Engine:
@@ -188,6 +293,7 @@ class Engine:
     def __init__(self, vlm: VisionLanguageModel, clock: Callable[[], float] = time.monotonic) -> None:
         self.vlm = vlm
         self.clock = clock
+        self.attached: dict[str, Any] = {}  # what other modules keep for as long as this engine lives
 
     # ------------------------------------------------------------------ drivers: one question, or many in step
 
@@ -195,13 +301,14 @@ class Engine:
         """Answer one question, yielding a ``ReasoningStep`` per phase and round, and returning the ``Outcome``.
 
         Raises ``QuestionError``, ``ContextLengthError``, ``DeadlineError`` (nothing was scored in time),
-        ``CancelledError`` and ``NumericalError``. Whatever is raised, the engine can be used again.
+        ``CancelledError``, ``NotEnoughMemoryError`` and ``NumericalError``. Whatever is raised, the engine can be used
+        again.
         """
         work = self._work(job)
         reply: Any = None
         while True:
             try:
-                item = work.send(reply)
+                item = work.throw(reply) if isinstance(reply, Exception) else work.send(reply)
             except StopIteration as end:
                 outcome: Outcome = end.value
                 return outcome
@@ -209,7 +316,7 @@ class Engine:
             if isinstance(item, ReasoningStep):
                 yield item
             else:
-                reply = item.alone(self.vlm)
+                (reply,) = together(self.vlm, [item])
 
     def answer(self, job: Job) -> Outcome:
         """``run`` without looking at the steps."""
@@ -227,41 +334,22 @@ class Engine:
         Each is answered as if it were asked alone, up to near-ties of rewards. An error of one takes its place in the
         list and leaves the others alone.
         """
-        return self._in_step([self._work(job) for job in jobs])
+        return self._in_step([(job, self._work(job)) for job in jobs])
 
     def sample_many(self, jobs: Sequence[Job], sampling: SamplingSettings) -> list[Sampled | Exception]:
         """Draw several answers to each of several questions from the plain model, in one batch.
 
         Of a job's settings only those of the prompt count. Errors as in ``answer_many``.
         """
-        return self._in_step([self._sample(job, sampling) for job in jobs])
+        return self._in_step([(job, self._sample(job, sampling)) for job in jobs])
 
-    def _in_step(self, works: Sequence[Work[T]]) -> list[T | Exception]:
-        """Drive several works, their requests for the model in one batch where they are of one kind."""
-        results: list[T | Exception | None] = [None] * len(works)
-        waiting: dict[int, Request] = {}
-
-        def advance(index: int, reply: Any) -> None:
-            """Send a reply (or raise it, if it is an exception) and go on to the question's next request."""
-            try:
-                item = works[index].throw(reply) if isinstance(reply, Exception) else works[index].send(reply)
-                while isinstance(item, ReasoningStep):
-                    item = works[index].send(None)
-                waiting[index] = item
-            except StopIteration as end:
-                results[index] = end.value
-            except Exception as error:
-                results[index] = error
-
-        for index in range(len(works)):
-            advance(index, None)
-        while waiting:
-            kind = min((type(request) for request in waiting.values()), key=_ORDER.index)
-            chosen = [index for index, request in waiting.items() if type(request) is kind]
-            replies = together(self.vlm, [waiting.pop(index) for index in chosen])
-            for index, reply in zip(chosen, replies, strict=True):
-                advance(index, reply)
-        return [result for result in results if result is not None]
+    def _in_step(self, works: Sequence[tuple[Job, Work[T]]]) -> list[T | Exception]:
+        """Do several works in step; results in their order."""
+        batch = InStep(self)
+        members = [batch.join(job, work=work) for job, work in works]
+        while batch.members:
+            batch.step()
+        return [member.result for member in members]
 
     # ------------------------------------------------------------------ the whole way of one question
 
@@ -270,14 +358,17 @@ class Engine:
         clock = _Clock(job, self.clock)
         clock.require_time("the image was read")
         yield ReasoningStep(phase="prefill", iterations=job.budget.iterations)
-        inputs = self.vlm.prepare(
-            job.images,
-            job.question,
-            system=job.system,
-            position=job.settings.latent_position,
-            thinking_markers=job.settings.thinking_markers,
-            images_first=job.images_first,
-        )
+        try:
+            inputs = self.vlm.prepare(
+                job.images,
+                job.question,
+                system=job.system,
+                position=job.settings.latent_position,
+                thinking_markers=job.settings.thinking_markers,
+                images_first=job.images_first,
+            )
+        except MemoryError:
+            raise NotEnoughMemoryError("The images do not fit into memory.", "Use smaller images.") from None
         budget, warnings = self._fit_context(inputs, job)
         clock.require_time("the image was read")
         prefix: Prefix = yield Prefill(inputs)
@@ -459,7 +550,7 @@ class Engine:
                 return found
             reply = None
             if isinstance(step, method.Score):
-                reply = yield Score(prefix, step.latents, step.patches)
+                reply = yield Score(prefix, step.latents, step.patches, step.answer_only, step.attention)
                 clock.calls += 1
             elif isinstance(step, method.Attend):
                 reply = yield Attend(prefix, step.latents, step.patches)
@@ -467,7 +558,13 @@ class Engine:
             else:
                 if step.number == 0 and not clock.reserve:
                     self._reserve_time(clock, self.clock() - began, budget)
-                yield ReasoningStep(phase="search", trace=_trace_row(step), iterations=budget.iterations)
+                cells = ((cell, prefix.inputs.cells[cell]) for cell in step.accepted)
+                yield ReasoningStep(
+                    phase="search",
+                    trace=_trace_row(step),
+                    injected=[InjectedCell(image=place.image, cell=cell, box=place.box) for cell, place in cells],
+                    iterations=budget.iterations,
+                )
 
     def _decode(
         self, prefix: Prefix, latents: Tensor | None, patches: Sequence[int], budget: Budget, clock: _Clock
@@ -547,7 +644,7 @@ class Engine:
 
     def examine_many(self, outcomes: Sequence[Outcome], noise: NoiseSettings) -> list[Examined | Exception]:
         """How much answers that were found before depend on their images; errors as in ``answer_many``."""
-        return self._in_step([self._examination(outcome, noise) for outcome in outcomes])
+        return self._in_step([(outcome.job, self._examination(outcome, noise)) for outcome in outcomes])
 
     def _examination(self, outcome: Outcome, noise: NoiseSettings) -> Work[Examined]:
         """Visual dependency and masked entropy of an answer."""
@@ -575,7 +672,7 @@ class Engine:
         Args:
             think: as in the sampling settings that the answers were drawn with.
         """
-        return self._in_step([self._sampled_dependency(each, noise, think) for each in sampled])
+        return self._in_step([(each.job, self._sampled_dependency(each, noise, think)) for each in sampled])
 
     def _sampled_dependency(
         self, sampled: Sampled, noise: NoiseSettings, think: bool
@@ -607,7 +704,7 @@ class Engine:
 
         Empty for the plain model; errors as in ``answer_many``.
         """
-        return self._in_step([self._attention(outcome) for outcome in outcomes])
+        return self._in_step([(outcome.job, self._attention(outcome)) for outcome in outcomes])
 
     def _attention(self, outcome: Outcome) -> Work[list[float]]:
         if outcome.latents is None:

@@ -20,8 +20,13 @@
     │   └── ContextLengthError         the prompt does not fit the model's context
     ├── DeadlineError              the deadline passed before anything was scored
     ├── CancelledError             the caller asked to stop
+    ├── OverloadedError            too many questions are waiting already
+    ├── NotEnoughMemoryError       one question alone does not fit into memory
     ├── NumericalError             the model returned values that are not finite
     ├── RungError                  a rung of a router failed, or answered with something unknown
+    ├── ServiceError               a reasoner on the network gave no usable answer
+    │   ├── AccessError                it wants a token, or another one
+    │   └── ServiceUnavailableError    it cannot be reached, or went away while it answered
     └── MissingExtraError          an optional dependency is not installed
 
 Each error says what is wrong, carries a ``hint`` that names the remedy, and knows whether trying the same
@@ -31,6 +36,7 @@ again can help (``retryable``). This module knows nothing of the rest of the pac
 from __future__ import annotations
 
 __all__ = [
+    "AccessError",
     "CalibrationError",
     "CalibrationMismatchError",
     "CancelledError",
@@ -49,9 +55,13 @@ __all__ = [
     "ModelLoadError",
     "ModelNotFoundError",
     "ModelNotSupportedError",
+    "NotEnoughMemoryError",
     "NumericalError",
+    "OverloadedError",
     "QuestionError",
     "RungError",
+    "ServiceError",
+    "ServiceUnavailableError",
     "SettingsError",
     "TooFewItemsError",
 ]
@@ -169,12 +179,36 @@ class CancelledError(LatentToolError):
     retryable = True
 
 
+class OverloadedError(LatentToolError):
+    """Too many questions are waiting already, or the scheduler takes no more."""
+
+    retryable = True
+
+
+class NotEnoughMemoryError(LatentToolError):
+    """One question alone does not fit into the device's memory."""
+
+
 class NumericalError(LatentToolError):
     """The model returned values that are not finite."""
 
 
 class RungError(LatentToolError):
     """A rung of a router failed, or answered with something that is no result."""
+
+
+class ServiceError(LatentToolError):
+    """A reasoner on the network gave no usable answer."""
+
+
+class AccessError(ServiceError):
+    """The service wants a token, or another one."""
+
+
+class ServiceUnavailableError(ServiceError):
+    """The service cannot be reached, or went away while it answered."""
+
+    retryable = True
 
 
 class MissingExtraError(LatentToolError):

@@ -35,8 +35,8 @@ from langchain_core.runnables.utils import ConfigurableFieldSpec, get_unique_con
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from latent_tool.errors import CancelledError, InputError, LatentToolError, ModelError, RungError
-from latent_tool.images import load_image
-from latent_tool.messages import as_request, messages_from_request
+from latent_tool.images import load_images
+from latent_tool.messages import as_request, messages_from_request, shown_input
 from latent_tool.reasoner import OPTIONS_KEY, CallOptions, LatentReasoner
 from latent_tool.schema import ReasoningRequest, ReasoningResult, ReasoningStep, RouteStep
 from latent_tool.settings import ImagePolicy, settings_error
@@ -185,12 +185,12 @@ class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         """Route one question."""
 
         def route(value: Any, run_manager: CallbackManagerForChainRun, config: RunnableConfig) -> ReasoningResult:
-            question = _question(value, config, run_manager)
+            question = _question(input, config, run_manager)
             for _ in self._drive([question]):
                 pass
             return _ended(question)
 
-        return self._call_with_config(route, input, config, **kwargs)
+        return self._call_with_config(route, shown_input(input), config, **kwargs)
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> ReasoningResult:
         """``invoke`` through the rungs' async methods."""
@@ -198,12 +198,12 @@ class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         async def route(
             value: Any, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
         ) -> ReasoningResult:
-            question = _question(value, config, run_manager)
+            question = _question(input, config, run_manager)
             async for _ in self._adrive([question]):
                 pass
             return _ended(question)
 
-        return await self._acall_with_config(route, input, config, **kwargs)
+        return await self._acall_with_config(route, shown_input(input), config, **kwargs)
 
     def batch(
         self,
@@ -218,12 +218,14 @@ class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         def route(
             values: list[Any], run_manager: list[CallbackManagerForChainRun], config: list[RunnableConfig]
         ) -> list[Exception | ReasoningResult]:
-            questions = [_try_question(*each) for each in zip(values, config, run_manager, strict=True)]
+            questions = [_try_question(*each) for each in zip(inputs, config, run_manager, strict=True)]
             for _ in self._drive([each for each in questions if isinstance(each, _Question)]):
                 pass
             return [_end_of(each) for each in questions]
 
-        return self._batch_with_config(route, inputs, config, return_exceptions=return_exceptions, **kwargs)
+        return self._batch_with_config(
+            route, shown_input(inputs), config, return_exceptions=return_exceptions, **kwargs
+        )
 
     async def abatch(
         self,
@@ -238,12 +240,14 @@ class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         async def route(
             values: list[Any], run_manager: list[AsyncCallbackManagerForChainRun], config: list[RunnableConfig]
         ) -> list[Exception | ReasoningResult]:
-            questions = [_try_question(*each) for each in zip(values, config, run_manager, strict=True)]
+            questions = [_try_question(*each) for each in zip(inputs, config, run_manager, strict=True)]
             async for _ in self._adrive([each for each in questions if isinstance(each, _Question)]):
                 pass
             return [_end_of(each) for each in questions]
 
-        return await self._abatch_with_config(route, inputs, config, return_exceptions=return_exceptions, **kwargs)
+        return await self._abatch_with_config(
+            route, shown_input(inputs), config, return_exceptions=return_exceptions, **kwargs
+        )
 
     def stream(  # type: ignore[override]  # steps come before the result, which is what the type parameter names
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
@@ -253,11 +257,11 @@ class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         def route(
             values: Iterator[Any], run_manager: CallbackManagerForChainRun, config: RunnableConfig
         ) -> Iterator[Any]:
-            question = _question(next(values), config, run_manager)
+            question = _question(input, config, run_manager)
             yield from self._drive([question], self.stream_steps)
             yield _ended(question)
 
-        yield from self._transform_stream_with_config(iter([input]), route, config, **kwargs)
+        yield from self._transform_stream_with_config(iter([shown_input(input)]), route, config, **kwargs)
 
     async def astream(  # type: ignore[override]
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
@@ -267,13 +271,13 @@ class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         async def route(
             values: AsyncIterator[Any], run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
         ) -> AsyncIterator[Any]:
-            question = _question(await anext(values), config, run_manager)
+            question = _question(input, config, run_manager)
             async for step in self._adrive([question], self.stream_steps):
                 yield step
             yield _ended(question)
 
         async def only() -> AsyncIterator[Any]:
-            yield input
+            yield shown_input(input)
 
         async for step in self._atransform_stream_with_config(only(), route, config, **kwargs):
             yield step
@@ -330,7 +334,7 @@ class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
             request = question.request_for(turn.rung)
             try:
                 if isinstance(first, BaseLanguageModel):
-                    opened = [load_image(each, self.image_policy).image for each in request.image_references]
+                    opened = [each.image for each in load_images(request.image_references, self.image_policy)]
                     inputs.append(messages_from_request(request, opened))
                 elif isinstance(first, BasePromptTemplate):
                     inputs.append(dict(request))
@@ -380,7 +384,9 @@ class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
             question.error = _typed(result, rung, name)
             if self.on_error == "raise" or _is_the_callers(result):
                 question.end = question.error
-            reason = f"{type(result).__name__}: {result}"
+            reason = type(result).__name__
+            if isinstance(result, LatentToolError):  # what others' errors say may hold addresses and keys
+                reason += f": {result}"
             question.route.append(RouteStep(**tried, decision="failed", reason=reason))
             return
         accepted, reason = _decide(result, threshold)

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from latent_tool.errors import InputError, SettingsError
 
 __all__ = [
+    "PREFIX_CACHE_BYTES",
     "Budget",
     "BudgetLevel",
     "GenerationSettings",
@@ -33,6 +34,9 @@ BudgetLevel = Literal["quick", "standard", "thorough"]
 ImageFormat = Literal["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+# Prefixes of images that are kept: 256 MiB hold hundreds of the embedded model, a few of a large one.
+PREFIX_CACHE_BYTES = 256 * 2**20
 
 
 def explain_validation(error: ValidationError) -> str:
@@ -59,7 +63,7 @@ def settings_error(owner: type[BaseModel], error: ValidationError) -> InputError
 class Settings(BaseModel):
     """Base of all settings: frozen, no unknown keys, and a ``SettingsError`` instead of pydantic's own error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -96,7 +100,7 @@ class Budget(Settings):
     @classmethod
     def level(cls, name: BudgetLevel) -> Budget:
         """The budget behind a name: ``"quick"``, ``"standard"`` or ``"thorough"``."""
-        if name not in _LEVELS:
+        if not isinstance(name, str) or name not in _LEVELS:
             raise SettingsError(f"There is no budget level {name!r}.", f"Use one of: {', '.join(_LEVELS)}.")
         return _LEVELS[name]
 
@@ -294,7 +298,8 @@ class ImagePolicy(Settings):
     """Which images may be opened, and how large they may be.
 
     Pillow images, bytes and data URIs are always accepted, within the limits; files and downloads only as allowed here.
-    ``local()`` is for code and the command line, ``untrusted()`` for whatever strangers can reach.
+    ``local()`` is for code and the command line, ``untrusted()`` for an agent's tool, and ``server()`` for whatever
+    strangers can reach over a network.
     """
 
     files: Literal["any", "folders", "none"] = Field(
@@ -322,12 +327,18 @@ class ImagePolicy(Settings):
     max_pixels: int = Field(40_000_000, ge=1, le=10**9, description="Width times height at most.")
     max_side: int = Field(20_000, ge=1, le=10**6, description="Width or height at most, in pixels.")
     max_frames: int = Field(10_000, ge=1, le=10**6, description="Frames at most; only the first is ever decoded.")
+    max_images: int = Field(64, ge=1, le=10**4, description="Images of one request at most.")
+    max_total_pixels: int = Field(
+        160_000_000, ge=1, le=10**10, description="Pixels of all images of one request together at most."
+    )
     formats: tuple[ImageFormat, ...] = Field(
         ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"), min_length=1, description="Formats that may be opened."
     )
 
     isolate: bool = Field(
-        False, description="Decode bytes in a process of its own, which may crash or run out of memory; costs ~0.2 s."
+        False,
+        description="Decode bytes in a process of their own, which may crash, hang or run out of memory. Costs about "
+        "0.2 s once and a few milliseconds per image; large images take about twice the time.",
     )
     decode_s: Positive = Field(20.0, description="Seconds that process may take.")
     decode_memory: int = Field(
@@ -357,11 +368,16 @@ class ImagePolicy(Settings):
             changes["files"] = "folders"
         return cls(**changes)
 
+    @classmethod
+    def server(cls, **changes: Any) -> ImagePolicy:
+        """``untrusted()``, and what is sent is decoded in a process of its own."""
+        return cls.untrusted(**{"isolate": True, **changes})
+
 
 def _exact_host(text: str) -> str:
     """An entry of ``hosts`` in lower case; refuses what could be read in two ways."""
-    host, port = text.lower(), None
-    if match := re.fullmatch(r"(.*[^:]):(\d{1,5})|(\[.*\]):(\d{1,5})", host):
+    host, port = text.lower() if text.isascii() else text, None
+    if match := re.fullmatch(r"(.*[^:]):([0-9]{1,5})|(\[.*\]):([0-9]{1,5})", host):
         host, port = match[1] or match[3], int(match[2] or match[4])
     name = re.fullmatch(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*", host)
     number = re.fullmatch(r"(0x[0-9a-f]*|[0-9]+)", host.rpartition(".")[2])

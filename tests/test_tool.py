@@ -19,7 +19,7 @@ from PIL import Image
 from latent_tool import Budget, ConfidenceRouter, ImagePolicy, LatentReasoningTool, Patch, ReasoningResult
 from latent_tool.errors import ModelNotFoundError, SettingsError
 from latent_tool.messages import image_block
-from latent_tool.tool import describe
+from latent_tool.tool_spec import describe
 
 pytestmark = pytest.mark.disable_socket
 
