@@ -6,11 +6,11 @@ import asyncio
 from typing import Any
 
 import pytest
-from agents import CIRCLE, calls, scripted, shows, small_reasoner
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from PIL import Image
+from scripted_agents import CIRCLE, calls, scripted, shows, small_reasoner
 
 from latent_tool import LatentReasoningTool, ReasoningResult
 from latent_tool.errors import InputError, SettingsError
