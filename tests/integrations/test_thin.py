@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -167,5 +168,5 @@ async def test_autogen_errors_say_what_to_do() -> None:
 async def test_autogen_stops_the_search() -> None:
     token = CancellationToken()
     token.cancel()
-    with pytest.raises(BaseException, match=r"^$|cancel"):
+    with pytest.raises(asyncio.CancelledError):
         await AutogenTool(small_tool()).run_json({"question": CIRCLE, "image": URI}, token)
