@@ -8,7 +8,7 @@ INTEGRATIONS := .venv-integrations
 # Threads that wait without spinning: on a busy machine, spinning makes small models twenty times slower.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help demo test test-integrations check bench embedded-model format clean
+.PHONY: help demo test test-integrations check bench calibration evaluation embedded-model format clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -55,10 +55,21 @@ check: $(VENV)/dev  ## Lint, formatting and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/dev  ## Measure: does the search help, routing, the event loop.
-	$(BIN)/python benchmarks/search_gain.py
-	$(BIN)/python benchmarks/routing.py
+bench: $(VENV)/dev  ## Measure (about ten minutes): speed, does the search help, routing, the event loop.
+	$(BIN)/python benchmarks/speed.py --write docs/speed-figures.md --plot docs/images/cost.svg
+	$(BIN)/python benchmarks/search_gain.py --questions 100
+	$(BIN)/python benchmarks/routing.py --questions 100
 	$(BIN)/python benchmarks/event_loop.py
+	$(BIN)/python benchmarks/calibration.py
+
+calibration: $(VENV)/dev  ## Make the embedded model's calibration anew, from 1,000 held-out scenes.
+	rm -rf out/calibration
+	OMP_NUM_THREADS=1 $(BIN)/latent-tool eval scenes:held_out:4000000-4000999 --method search --no-visual \
+	    --out out/calibration
+	$(BIN)/latent-tool calibrate out/calibration --out latent_tool/models/embedded/calibration.json
+
+evaluation: $(VENV)/dev  ## Measure methods and confidences on fresh questions (hours); goes on where it stopped.
+	$(BIN)/python benchmarks/evaluation.py --write docs/evaluation-results.md $(ARGS)
 
 embedded-model: $(VENV)/dev  ## Make the shipped model anew (about two hours on two cores); see training.
 	$(BIN)/python -m training --out latent_tool/models/embedded $(ARGS)

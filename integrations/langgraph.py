@@ -16,7 +16,7 @@ from langchain_core.runnables.config import run_in_executor
 from pydantic import ValidationError
 
 from latent_tool.errors import InputError, MissingExtraError, SettingsError
-from latent_tool.images import load_image
+from latent_tool.images import load_images
 from latent_tool.messages import newest_images, request_from_messages
 from latent_tool.reasoner import LatentReasoner
 from latent_tool.router import ConfidenceRouter
@@ -70,7 +70,7 @@ def reasoning_node(
         else:
             shown = _read(state, image)
             found = ReasoningRequest.parse({"images": shown if isinstance(shown, list) else [shown], "question": text})
-        opened = [load_image(each, policy).image for each in found.image_references]
+        opened = [each.image for each in load_images(found.image_references, policy)]
         return found.model_copy(update={"image": None, "images": opened})
 
     def look(state: Any, config: RunnableConfig) -> dict[str, Any]:
@@ -233,7 +233,7 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def _opened(self, request: ReasoningRequest) -> ReasoningRequest:
         """The request with its images opened under this middleware's policy, not the fallback's."""
-        opened = [load_image(each, self.image_policy).image for each in request.image_references]
+        opened = [each.image for each in load_images(request.image_references, self.image_policy)]
         return request.model_copy(update={"images": opened})
 
     def _step(self, number: int, name: str, result: ReasoningResult) -> RouteStep:

@@ -7,7 +7,7 @@ module knows what LangChain's agents hand to tools; what the tool says and does 
 from __future__ import annotations
 
 import base64
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 
 from latent_tool.messages import newest_images
 from latent_tool.reasoner import LatentReasoner
+from latent_tool.redact import redact
 from latent_tool.schema import ReasoningRequest, ReasoningResult
 from latent_tool.settings import BudgetLevel, ImagePolicy, settings_error
 from latent_tool.tool_spec import (
@@ -76,6 +77,10 @@ class LatentReasoningTool(BaseTool):
             super().__init__(**values)
         except ValidationError as error:
             raise settings_error(type(self), error) from None
+
+    def _filter_injected_args(self, tool_input: dict[str, Any]) -> dict[str, Any]:
+        """What a run of the tool records of its arguments: not the agent's state, and no image bytes or credentials."""
+        return cast(dict[str, Any], redact(super()._filter_injected_args(tool_input)))
 
     def _run(
         self,

@@ -17,7 +17,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from latent_tool.errors import DeadlineError, ImageNotAllowedError, ImageNotFoundError, InputError
-from latent_tool.images import LoadedImage, load_image
+from latent_tool.images import LoadedImage, load_images
 from latent_tool.overlay import overlay_png
 from latent_tool.reasoner import OPTIONS_KEY, LatentReasoner
 from latent_tool.schema import ReasoningRequest, ReasoningResult, ReasoningStep
@@ -214,7 +214,7 @@ class ImageTool(Settings):
         if image is None and not shown:
             raise InputError("There is no image in the conversation.", "Name one with the argument 'image'.")
         try:
-            return [load_image(reference, self.image_policy) for reference in (shown if image is None else [image])]
+            return load_images(shown if image is None else [image], self.image_policy)
         except (ImageNotAllowedError, ImageNotFoundError) as error:
             if image is None or not shown:
                 raise
