@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from agents import CIRCLE, small_reasoner
 from PIL import Image
 from scipy.stats import binom, binomtest
+from scripted_agents import CIRCLE, small_reasoner
 
 from latent_tool import Budget, ConfidenceRouter, LatentReasoner, ReasoningResult, SearchSettings
 from latent_tool.calibration import (
