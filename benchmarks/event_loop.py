@@ -2,10 +2,10 @@
 
     python benchmarks/event_loop.py
 
-Prints one line of JSON. First all 32 are answered, one by one and then at the same time (in wall time, and in
-processor time, which a busy machine does not disturb); ``spread`` is by how many places a question was answered earlier
-or later than it was asked. Then a third of them are cancelled. A task wakes every millisecond; the longest time between two wakings, less that millisecond,
-is the longest stall. The same is measured while the loop is idle, for comparison.
+Prints one line of JSON. First all are answered, one by one and then at the same time (in wall time, and in processor
+time, which a busy machine does not disturb); ``spread`` is by how many places a question was answered earlier or later
+than it was asked. Then a third of them are cancelled while a task wakes every millisecond: the longest time between two
+wakings, less that millisecond, is the longest stall. The same is measured while the loop is idle, for comparison.
 """
 
 from __future__ import annotations
