@@ -14,7 +14,7 @@ PACKAGE = Path(latent_tool.__file__).parent
 # A module imports only what stands above it (and within its own line).
 LAYERS = [
     {"errors"},
-    {"files"},
+    {"files", "redact"},
     {"settings"},
     {"schema"},
     {"image_bytes", "image_process", "image_download", "images"},
@@ -23,15 +23,20 @@ LAYERS = [
     {"models"},
     {"engine"},
     {"scheduler"},
-    {"calibration"},
+    {"calibration", "calibration_fit"},
     {"overlay"},
     {"report"},
+    {"terminal"},
     {"messages"},
     {"reasoner"},
+    {"remote"},
+    {"tool_spec"},
     {"tool"},
     {"chat_model"},
     {"router"},
     {"evaluation"},
+    {"integrations"},
+    {"commands"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -39,7 +44,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 ONLY_IN = {
     "transformers": {"models"},
     "torch": {"method", "models", "engine"},
-    "langchain_core": {"messages", "reasoner", "tool", "chat_model", "router"},
+    "langchain_core": {"messages", "reasoner", "remote", "tool", "chat_model", "router"},
 }
 
 

@@ -78,7 +78,7 @@ def test_wrong_requests_are_input_errors_that_name_the_field(request_: Any, name
         (lambda: SearchSettings(top_k=2), "top_k"),
         (lambda: SearchSettings(sigma=0), "sigma"),
         (lambda: SearchSettings(thinking_markers=("<a>", "")), "thinking_markers"),
-        (lambda: SearchSettings.paper(samples=0), "samples"),
+        (lambda: SearchSettings.paper(samples=-1), "samples"),
         (lambda: NoiseSettings(strength=1.5), "strength"),
         (lambda: ImagePolicy(max_pixels=float("nan")), "max_pixels"),  # type: ignore[arg-type]
     ],

@@ -16,7 +16,7 @@ from torch import Tensor
 from latent_tool.errors import NotEnoughMemoryError
 from latent_tool.method.reward import Logits
 from latent_tool.models.decoding import Decoded
-from latent_tool.settings import GenerationSettings
+from latent_tool.settings import GenerationSettings, SamplingSettings
 
 if TYPE_CHECKING:
     from latent_tool.models.vlm import Inputs, Prefix, VisionLanguageModel
@@ -27,7 +27,9 @@ __all__ = [
     "Prefill",
     "Reason",
     "Request",
+    "Sample",
     "Score",
+    "TokenEntropies",
     "TokenLogProbabilities",
     "never",
     "out_of_memory",
@@ -53,14 +55,20 @@ class Prefill:
 
 @dataclass(frozen=True)
 class Score:
-    """``Logits`` of ``N`` states: latents ``(N, L, d)``, one tuple of cells each."""
+    """``Logits`` of ``N`` states: latents ``(N, L, d)``, one tuple of cells each.
+
+    ``answer_only``: the logits at the latents are not needed. ``attention``: the attention is wanted, too, if it can be
+    read in the same pass.
+    """
 
     prefix: Prefix
     latents: Tensor
     patches: Sequence[Sequence[int]]
+    answer_only: bool = False
+    attention: bool = False
 
     def alone(self, vlm: VisionLanguageModel) -> Logits:
-        return vlm.score(self.prefix, self.latents, self.patches)
+        return vlm.score_many([self])[0]
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,21 @@ class Decode:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """Several drawn answers of the plain model, a list of ``Decoded``."""
+
+    prefix: Prefix
+    max_new_tokens: int
+    sampling: SamplingSettings
+    seed: int = 0
+    stop: Callable[[], bool] = never
+    generation: GenerationSettings | None = None
+
+    def alone(self, vlm: VisionLanguageModel) -> list[Decoded]:
+        return vlm.sample(self)
+
+
+@dataclass(frozen=True)
 class TokenLogProbabilities:
     """Teacher-forced log-probabilities ``(n,)`` of tokens after a state."""
 
@@ -124,7 +147,20 @@ class TokenLogProbabilities:
         return vlm.token_log_probabilities(self.prefix, self.latents, self.patches, self.tokens)
 
 
-Request = Prefill | Score | Attend | Reason | Decode | TokenLogProbabilities
+@dataclass(frozen=True)
+class TokenEntropies:
+    """Teacher-forced entropies ``(n,)`` of the distributions that tokens after a state were drawn from, in nats."""
+
+    prefix: Prefix
+    latents: Tensor | None
+    patches: Sequence[int]
+    tokens: Sequence[int]
+
+    def alone(self, vlm: VisionLanguageModel) -> Tensor:
+        return vlm.token_entropies(self.prefix, self.latents, self.patches, self.tokens)
+
+
+Request = Prefill | Score | Attend | Reason | Decode | Sample | TokenLogProbabilities | TokenEntropies
 
 
 def together(vlm: VisionLanguageModel, requests: Sequence[Request]) -> list[Any]:
@@ -138,6 +174,7 @@ def together(vlm: VisionLanguageModel, requests: Sequence[Request]) -> list[Any]
         Attend: vlm.attend_many,
         Reason: vlm.reason_many,
         Decode: vlm.decode_many,
+        Sample: vlm.sample_many,
     }
     many = batched.get(type(requests[0]))
     if many is None or len(requests) == 1:

@@ -1,0 +1,577 @@
+"""A reasoner as an HTTP service: ask, follow the search step by step, and get typed errors as problem JSON.
+
+    uvicorn.run(create_app(LatentReasoner()), host="127.0.0.1", port=8000)
+
+``POST /v1/ask`` answers with a ``ReasoningResult``; ``POST /v1/ask/stream`` sends newline-delimited JSON: ``{"step":
+...}`` for every step of the search, then ``{"result": ...}`` or ``{"error": ...}``; ``POST /v1/ask/form`` takes a form
+with image files; ``GET /health`` says whether there is room. An error is ``application/problem+json`` with ``type`` (a
+class of ``latent_tool.errors``), ``message``, ``hint``, ``status`` and ``retryable``.
+
+What strangers can reach is bounded before anything is read or opened: see ``ServiceLimits``. A client that goes away
+stops its search. The same app runs under uvicorn (``latent-tool serve``) and in the replicas of Ray Serve.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from importlib.metadata import version
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from langchain_core.runnables import Runnable
+from pydantic import BaseModel, Field, SecretStr
+
+from latent_tool.errors import (
+    AccessError,
+    CancelledError,
+    DeadlineError,
+    ImageTooLargeError,
+    InputError,
+    LatentToolError,
+    MissingExtraError,
+    OverloadedError,
+    SettingsError,
+)
+from latent_tool.images import load_images
+from latent_tool.reasoner import LatentReasoner
+from latent_tool.schema import ReasoningRequest, ReasoningResult, ReasoningStep
+from latent_tool.settings import Budget, ImagePolicy, Positive, Settings
+
+try:
+    from fastapi import FastAPI, Form, Request, UploadFile
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.openapi.utils import get_openapi
+    from fastapi.responses import JSONResponse, Response, StreamingResponse
+    from starlette.exceptions import HTTPException
+    from starlette.routing import BaseRoute
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+except ImportError as error:
+    raise MissingExtraError("The HTTP service", "serve") from error
+
+__all__ = ["LOOPBACK", "Asker", "Problem", "ServiceLimits", "create_app"]
+
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+PROBLEM_JSON = "application/problem+json"
+LINES = "application/x-ndjson"
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Asker = Callable[[Runnable[Any, ReasoningResult], ReasoningRequest], Awaitable[ReasoningResult]]
+
+
+class ServiceLimits(Settings):
+    """What one client, and all of them together, may ask of the service."""
+
+    budget: Budget = Field(
+        Budget(iterations=100, max_patches=64, max_new_tokens=1024, deadline_s=60.0),
+        description="Ceilings: a request that asks for more is refused; a limit it leaves open is this one.",
+    )
+    max_images: int = Field(8, ge=1, description="Images of a request at most.")
+    max_body_bytes: int = Field(32_000_000, ge=1, description="Bytes of a request's body at most.")
+    max_held_bytes: int = Field(512_000_000, ge=1, description="Bytes of the bodies of all requests in hand at most.")
+    max_requests: int = Field(
+        64, ge=1, description="Requests in hand at most, those that wait included; more are refused at once (503)."
+    )
+    body_s: Positive = Field(20.0, description="Seconds in which a request's body must have arrived.")
+    retry_after_s: int = Field(1, ge=1, description="Seconds after which a refused client is told to try again.")
+
+
+class Problem(BaseModel):
+    """What is wrong, and what to do about it."""
+
+    type: str = Field(description="Name of the error's class in latent_tool.errors, or InternalError.")
+    status: int = Field(description="The HTTP status.")
+    message: str = Field(description="What is wrong, in one sentence.")
+    hint: str = Field("", description="What to do about it; may be empty.")
+    retryable: bool = Field(False, description="Whether the same request may succeed later.")
+
+
+class Health(BaseModel):
+    """Whether the service works, and how much it has in hand."""
+
+    status: Literal["ok"] = "ok"
+    version: str
+    active: int = Field(description="Requests in hand.")
+    capacity: int = Field(description="Requests in hand at most.")
+
+
+class StreamLine(BaseModel):
+    """One line of a stream: steps, and at last a result or an error."""
+
+    step: ReasoningStep | None = None
+    result: ReasoningResult | None = None
+    error: Problem | None = None
+
+
+def create_app(
+    reasoner: Runnable[Any, ReasoningResult],
+    *,
+    policy: ImagePolicy | None = None,
+    token: str | SecretStr | None = None,
+    limits: ServiceLimits | None = None,
+    hosts: Sequence[str] | None = LOOPBACK,
+    extra_routes: Sequence[BaseRoute] = (),
+    ask: Asker | None = None,
+) -> FastAPI:
+    """The service as an ASGI application.
+
+    Args:
+        reasoner: who answers: a ``LatentReasoner``, a ``ConfidenceRouter`` or any Runnable that takes a
+            ``ReasoningRequest`` and gives a ``ReasoningResult``.
+        policy: which images may be opened, in place of the reasoner's own; ``None``: ``ImagePolicy.server()``.
+        token: what clients must send as ``Authorization: Bearer ...``; ``None`` lets everyone in.
+        limits: what clients may ask for.
+        hosts: without a token, the host names by which the service may be called, so that no web page can reach it
+            under a name of its own; ``None``: any.
+        extra_routes: further routes, behind the same gate.
+        ask: how the reasoner is asked one question whose steps nobody follows; ``None``: with ``ainvoke``.
+
+    Raises ``SettingsError`` for an empty token, or a reasoner whose own budget is above the limits.
+    """
+    policy = ImagePolicy.server() if policy is None else policy
+    limits = ServiceLimits() if limits is None else limits
+    secret = token.get_secret_value() if isinstance(token, SecretStr) else token
+    if secret is not None and not secret.strip():
+        raise SettingsError("The token is empty.", "Give a long random text, or none to let everyone in.")
+    desk = _Desk(reasoner, policy, limits, ask)
+    app = FastAPI(
+        title="latent_tool",
+        description="Answers questions about images, with a confidence to gate on.",
+        version=version("latent-tool"),
+        docs_url=None,  # its page would load scripts from elsewhere
+        redoc_url=None,
+    )
+    gate = _Gate(limits, secret, hosts)
+    app.add_middleware(_GateMiddleware, gate=gate)
+
+    @app.get("/health", summary="Whether the service works", responses=_problems(400, 403))
+    async def health() -> Health:
+        return Health(version=app.version, active=gate.active, capacity=limits.max_requests)
+
+    @app.post("/v1/ask", summary="Ask one question", responses=_problems(*_ASKING))
+    async def ask_json(question: ReasoningRequest, http: Request) -> ReasoningResult:
+        return await desk.answer(question, http)
+
+    @app.post("/v1/ask/form", summary="Ask one question, with image files", responses=_problems(*_ASKING))
+    async def ask_form(
+        http: Request,
+        image: Annotated[list[UploadFile], Form(description="The images, in the order the question means.")],
+        question: Annotated[str, Form(description="What to answer about them.")],
+        system: Annotated[str | None, Form(description="System text put before the question.")] = None,
+        budget: Annotated[Literal["quick", "standard", "thorough"] | None, Form(description="How much work.")] = None,
+        seed: Annotated[int | None, Form(ge=0, lt=2**63, description="Seed of the search.")] = None,
+        min_confidence: Annotated[float | None, Form(ge=0, le=1, description="Abstain below this.")] = None,
+    ) -> ReasoningResult:
+        fields = {"system": system, "budget": budget, "seed": seed, "min_confidence": min_confidence}
+        images = [await each.read() for each in image]
+        return await desk.answer(ReasoningRequest.parse({"images": images, "question": question, **fields}), http)
+
+    @app.post(
+        "/v1/ask/stream",
+        summary="Ask one question and follow the search",
+        response_class=Response,
+        responses={
+            200: {
+                "description": "One JSON object a line: steps, then the result or an error.",
+                "content": {LINES: {"schema": {"$ref": "#/components/schemas/StreamLine"}}},
+            },
+            **_problems(*_ASKING),
+        },
+    )
+    async def ask_stream(question: ReasoningRequest, http: Request) -> Response:
+        return await desk.stream(question, http)
+
+    app.add_exception_handler(LatentToolError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(_ClientGoneError, _on_gone)
+    app.add_exception_handler(Exception, _on_bug)
+    app.router.routes.extend(extra_routes)
+    app.openapi = lambda: _openapi(app, secret is not None)  # type: ignore[method-assign]
+    return app
+
+
+# ---------------------------------------------------------------------- answering
+
+
+class _Desk:
+    """Takes a request that has arrived to the reasoner, within the limits."""
+
+    def __init__(
+        self,
+        reasoner: Runnable[Any, ReasoningResult],
+        policy: ImagePolicy,
+        limits: ServiceLimits,
+        ask: Asker | None,
+    ) -> None:
+        self.limits = limits
+        self.ask = ask or (lambda reasoner, request: reasoner.ainvoke(request))
+        self.policy = policy
+        # A LatentReasoner opens images itself, so that its deadline covers that; for others they are opened here.
+        self.opens = isinstance(reasoner, LatentReasoner)
+        self.budget: Budget | None = None
+        if isinstance(reasoner, LatentReasoner):
+            reasoner = reasoner.model_copy(update={"image_policy": policy})
+            self.budget = _within(reasoner.budget, limits.budget)
+        self.reasoner = reasoner
+
+    async def answer(self, request: ReasoningRequest, http: Request) -> ReasoningResult:
+        request, warnings = await self._prepare(request, http)
+        result = await _while_connected(http, self.ask(self.reasoner, request))
+        return _with_warnings(result, warnings)
+
+    async def stream(self, request: ReasoningRequest, http: Request) -> Response:
+        """A stream of lines. What fails before the first step is an error with its own status."""
+        request, warnings = await self._prepare(request, http)
+        items: asyncio.Queue[ReasoningStep | ReasoningResult | Exception] = asyncio.Queue(16)
+
+        async def produce() -> None:
+            try:
+                async for item in self.reasoner.astream(request):
+                    await items.put(_with_warnings(item, warnings) if isinstance(item, ReasoningResult) else item)
+            except Exception as error:
+                await items.put(error)
+
+        producer = asyncio.create_task(produce())
+        try:
+            first = await _while_connected(http, items.get())
+            if isinstance(first, Exception):
+                raise first
+        except BaseException:
+            producer.cancel()
+            raise
+        return _LinesResponse(_lines(first, items), producer)
+
+    async def _prepare(self, request: ReasoningRequest, http: Request) -> tuple[ReasoningRequest, list[str]]:
+        """The request within the limits, and what was changed of its images if they were opened here."""
+        images = request.image_references
+        if len(images) > self.limits.max_images:
+            raise InputError(
+                f"The request has {len(images)} images; this service takes {self.limits.max_images}.",
+                "Send fewer images.",
+            )
+        budget = self.budget if request.budget is None else _within(Budget.coerce(request.budget), self.limits.budget)
+        request = request.model_copy(update={"budget": budget})
+        if self.opens:
+            return request, []
+        deadline = None  # the reasoner's own deadline begins when it is asked
+        opened = await _while_connected(
+            http, asyncio.to_thread(lambda: load_images(images, self.policy, deadline=deadline))
+        )
+        changes = {"image": None, "images": [each.image for each in opened]}
+        return request.model_copy(update=changes), [warning for each in opened for warning in each.warnings]
+
+
+def _within(budget: Budget, ceiling: Budget) -> Budget:
+    """The budget with its open limits filled in. Raises ``SettingsError`` for a limit above the ceiling."""
+    changes = {}
+    for name in ("iterations", "max_candidates", "max_patches", "max_new_tokens", "deadline_s"):
+        wanted, limit = getattr(budget, name), getattr(ceiling, name)
+        if limit is None:
+            continue
+        if wanted is None:
+            changes[name] = limit
+        elif wanted > limit:
+            raise SettingsError(
+                f"The budget's {name} is {wanted:g}; this service allows {limit:g}.",
+                f"Ask for {limit:g} or less, or raise the limits of the service.",
+            )
+    return budget.but(**changes) if changes else budget
+
+
+def _with_warnings(result: ReasoningResult, warnings: list[str]) -> ReasoningResult:
+    return result.model_copy(update={"warnings": [*warnings, *result.warnings]}) if warnings else result
+
+
+class _ClientGoneError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+async def _while_connected(http: Request, work: Awaitable[T]) -> T:
+    """What ``work`` gives; when the client goes away first, the work is cancelled."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnected(http))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise _ClientGoneError
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _disconnected(http: Request) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _lines(
+    first: ReasoningStep | ReasoningResult, items: asyncio.Queue[ReasoningStep | ReasoningResult | Exception]
+) -> AsyncIterator[str]:
+    item: ReasoningStep | ReasoningResult | Exception = first
+    while isinstance(item, ReasoningStep):
+        yield _line("step", item)
+        item = await items.get()
+    if isinstance(item, ReasoningResult):
+        yield _line("result", item)
+    else:
+        yield _line("error", _problem(item))
+
+
+def _line(name: str, value: BaseModel) -> str:
+    return json.dumps({name: value.model_dump(mode="json")}, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+class _LinesResponse(StreamingResponse):
+    """Lines as they are made; whatever ends the response ends their producer."""
+
+    def __init__(self, lines: AsyncIterator[str], producer: asyncio.Task[None]) -> None:
+        super().__init__(lines, media_type=LINES, headers={"Cache-Control": "no-store"})
+        self._producer = producer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._producer.cancel()
+
+
+# ---------------------------------------------------------------------- errors as problems
+
+_ASKING = (400, 401, 403, 408, 413, 422, 500, 503, 504)
+_STATUS: dict[type[LatentToolError], int] = {
+    AccessError: 401,
+    ImageTooLargeError: 413,
+    InputError: 422,
+    OverloadedError: 503,
+    CancelledError: 503,
+    DeadlineError: 504,
+}
+
+
+def _status(error: Exception) -> int:
+    return next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
+
+
+def _problem(error: Exception, status: int | None = None) -> Problem:
+    if not isinstance(error, LatentToolError):
+        _log.error("A question failed", exc_info=error)
+        return Problem(type="InternalError", status=500, message="The service failed.", hint="See its log.")
+    return Problem(
+        type=type(error).__name__,
+        status=_status(error) if status is None else status,
+        message=error.message,
+        hint=error.hint,
+        retryable=error.retryable,
+    )
+
+
+def _response(problem: Problem, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse(
+        problem.model_dump(), status_code=problem.status, headers=headers or {}, media_type=PROBLEM_JSON
+    )
+
+
+async def _on_error(http: Request, error: Exception) -> Response:
+    problem = _problem(error)
+    return _response(problem, {"Retry-After": "1"} if problem.retryable and problem.status == 503 else None)
+
+
+async def _on_invalid(http: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    found = error.errors()
+    if any(each["type"] == "json_invalid" for each in found):
+        return _response(_problem(InputError("The body is not JSON.", "Send one JSON object."), 400))
+    parts = [
+        f"{'.'.join(str(part) for part in each['loc'][1:]) or 'body'}: {each['msg'].removeprefix('Value error, ')}"
+        for each in found
+    ]
+    wrong = InputError(f"The request is not valid: {'; '.join(parts)}.", "See /openapi.json for its fields.")
+    return _response(_problem(wrong))
+
+
+async def _on_http_error(http: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    wrong = InputError(str(error.detail).rstrip(".") + ".", "See /openapi.json for what there is.")
+    return _response(_problem(wrong, error.status_code), dict(error.headers or {}))
+
+
+async def _on_gone(http: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # to nobody
+
+
+async def _on_bug(http: Request, error: Exception) -> Response:
+    return _response(_problem(error))
+
+
+# ---------------------------------------------------------------------- the gate
+
+
+class _RefusedError(Exception):
+    def __init__(self, error: LatentToolError, status: int | None = None, **headers: str) -> None:
+        self.response = _response(_problem(error, status), {key.replace("_", "-"): headers[key] for key in headers})
+
+
+class _Gate:
+    """Who may come in, how many at a time, and with how much."""
+
+    def __init__(self, limits: ServiceLimits, token: str | None, hosts: Sequence[str] | None) -> None:
+        self.limits = limits
+        self.token = None if token is None else token.encode()
+        self.hosts = None if hosts is None or token is not None else {host.lower() for host in hosts}
+        self.active = 0
+        self.held = 0  # bytes of bodies
+
+    def check(self, scope: Scope) -> None:
+        """Raise unless the caller may come in."""
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        if self.hosts is not None:
+            host = headers.get(b"host", b"").decode("latin-1").lower()
+            if _without_port(host) not in self.hosts:
+                raise _RefusedError(
+                    InputError("This service is not known by that host name.", "Call it by a name it was started for."),
+                    400,
+                )
+            origin = headers.get(b"origin")
+            if origin is not None and urlsplit(origin.decode("latin-1")).netloc.lower() != host:
+                raise _RefusedError(InputError("Other web pages may not use this service.", "Give it a token."), 403)
+        if self.token is not None and scope["path"] != "/health":
+            kind, _, given = headers.get(b"authorization", b"").partition(b" ")
+            if kind.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self.token):
+                raise _RefusedError(
+                    AccessError("The service wants a token.", "Send it as Authorization: Bearer <token>."),
+                    WWW_Authenticate="Bearer",
+                )
+
+    async def read(self, scope: Scope, receive: Receive, taken: list[int]) -> bytes:
+        """The whole body; ``taken[0]`` is how many bytes of it are counted in ``held``."""
+        declared = next((value for name, value in scope["headers"] if name.lower() == b"content-length"), b"0")
+        self._check_size(int(declared) if declared.isdigit() else 0)
+        pieces, more = [], True
+        try:
+            async with asyncio.timeout(self.limits.body_s):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _ClientGoneError
+                    piece = message.get("body", b"")
+                    more = message.get("more_body", False)
+                    taken[0] += len(piece)
+                    self.held += len(piece)
+                    self._check_size(taken[0])
+                    if self.held > self.limits.max_held_bytes:
+                        raise self.busy()
+                    pieces.append(piece)
+        except TimeoutError:
+            raise _RefusedError(
+                DeadlineError(f"The request did not arrive within {self.limits.body_s:g} s.", "Send a smaller image."),
+                408,
+                Connection="close",
+            ) from None
+        return b"".join(pieces)
+
+    def _check_size(self, size: int) -> None:
+        if size > self.limits.max_body_bytes:
+            raise _RefusedError(
+                InputError(
+                    f"The request has more than {self.limits.max_body_bytes} bytes.",
+                    "Scale the image down or compress it, or raise max_body_bytes of the service.",
+                ),
+                413,
+                Connection="close",
+            )
+
+    def busy(self) -> _RefusedError:
+        return _RefusedError(
+            OverloadedError("The service has too many requests in hand.", "Try again a little later."),
+            Retry_After=str(self.limits.retry_after_s),
+        )
+
+
+def _without_port(host: str) -> str:
+    return host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]
+
+
+class _GateMiddleware:
+    """Lets a request in, reads its body within the limits, and counts it until its response has ended."""
+
+    def __init__(self, app: ASGIApp, gate: _Gate) -> None:
+        self.app = app
+        self.gate = gate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        try:
+            self.gate.check(scope)
+            if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+                await self.app(scope, receive, send)
+            else:
+                await self._admit(scope, receive, send)
+        except _RefusedError as refused:
+            await refused.response(scope, receive, send)
+        except _ClientGoneError:
+            pass
+
+    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        gate, taken = self.gate, [0]
+        if gate.active >= gate.limits.max_requests:
+            raise gate.busy()
+        gate.active += 1
+        try:
+            body = await gate.read(scope, receive, taken)
+            pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+            del body
+
+            async def replay() -> Message:
+                return pending.pop() if pending else await receive()
+
+            await self.app(scope, replay, send)
+        finally:
+            gate.active -= 1
+            gate.held -= taken[0]
+
+
+# ---------------------------------------------------------------------- the description
+
+_MEANINGS = {
+    400: "Not JSON, or an unknown host name.",
+    401: "The token is missing or wrong.",
+    403: "The request comes from another web page.",
+    408: "The body did not arrive in time.",
+    413: "The request or an image is too large.",
+    422: "The request is not valid, or an image cannot be used.",
+    500: "The service or its model failed.",
+    503: "Too many requests; see Retry-After.",
+    504: "The deadline passed before anything was scored.",
+}
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    content = {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {status: {"description": _MEANINGS[status], "content": content} for status in statuses}
+
+
+def _openapi(app: FastAPI, protected: bool) -> dict[str, Any]:
+    """The OpenAPI document, with the models that FastAPI does not see."""
+    if app.openapi_schema is None:
+        found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schemas = found.setdefault("components", {}).setdefault("schemas", {})
+        for model in (Problem, StreamLine):
+            schema = model.model_json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
+            for name, inner in schema.pop("$defs", {}).items():
+                schemas.setdefault(name, inner)
+            schemas[model.__name__] = schema
+        if protected:
+            found["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+            found["security"] = [{"token": []}]
+        app.openapi_schema = found
+    return app.openapi_schema

@@ -1,0 +1,1 @@
+"""Commands of ``latent-tool`` that have a module of their own."""
