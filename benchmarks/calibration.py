@@ -26,8 +26,8 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from latent_tool import LatentReasoner
-from latent_tool.calibration import Calibration, Threshold
-from latent_tool.calibration_fit import find_threshold, split_items, threshold_sequence
+from latent_tool.calibration import Calibration
+from latent_tool.calibration_fit import passing_threshold, split_items, threshold_sequence
 
 SPLITS = 200
 POPULATION = 200_000
@@ -91,8 +91,8 @@ def splits(values: Floats, right: Bools, size: int, target: float, halves: bool,
     for split in range(SPLITS):
         order = rng.permutation(len(values))
         chosen, rest = order[:size], order[size:] if halves else order
-        result = find_threshold(values[chosen], right[chosen], target, LEVEL, seed=split)
-        mine.append(result.score if isinstance(result, Threshold) else None)
+        result = passing_threshold(values[chosen], right[chosen], target, LEVEL, seed=split)
+        mine.append(None if result is None else result.score)
         theirs.append(mapie_threshold(values[chosen], right[chosen], target, split))
         for name, at in (("own", mine[-1]), ("MAPIE", theirs[-1])):
             if at is None:

@@ -46,6 +46,7 @@ __all__ = [
     "expected_calibration_error",
     "find_threshold",
     "fit",
+    "passing_threshold",
     "split_items",
     "threshold_sequence",
 ]
@@ -261,7 +262,7 @@ def threshold_sequence(design: Array, tested: int, target_error: float, confiden
         wanted = _accepted_for(errors, target_error, confidence_level)
         if wanted <= tested / 3:
             break
-    expected = np.array([(design >= step).sum() for step in steps]) * (tested / len(design))
+    expected = np.searchsorted(-np.sort(scored)[::-1], -steps, side="right") * (tested / len(design))
     populated = np.flatnonzero(expected >= wanted)
     return steps[populated[0] :] if len(populated) else steps[-1:]
 
@@ -292,36 +293,42 @@ def find_threshold(
         values: scores, larger meaning surer; NaN (never accepted) where there is none.
         right: whether each answer was right.
     """
-    found = _test_thresholds(values, right, target_error, confidence_level, seed)
+    found = passing_threshold(values, right, target_error, confidence_level, seed)
     return found or _explain(values, right, target_error, confidence_level, seed)
 
 
-def _test_thresholds(
-    values: Array, right: Labels, target_error: float, confidence_level: float, seed: int
+def passing_threshold(
+    values: Array, right: Labels, target_error: float, confidence_level: float, seed: int = 0
 ) -> Threshold | None:
+    """``find_threshold`` without an explanation of why there is none; its probability is not known yet, and 0."""
     from scipy.stats import binom
 
     design, test = split_items(len(values), seed)
     scores, good = values[test], right[test]
-    found: Threshold | None = None
-    for step in threshold_sequence(values[design], len(test), target_error, confidence_level):
-        taken = scores >= step
-        accepted, errors = int(taken.sum()), int((taken & ~good).sum())
-        p_value = float(binom.cdf(errors, accepted, target_error))
-        if p_value > 1 - confidence_level:
-            break
-        found = Threshold(
-            score=float(step),
-            probability=0.0,
-            target_error=target_error,
-            confidence_level=confidence_level,
-            tested=len(test),
-            accepted=accepted,
-            errors=errors,
-            p_value=p_value,
-            coverage=accepted / len(test),
-        )
-    return found
+    steps = threshold_sequence(values[design], len(test), target_error, confidence_level)
+    if not len(steps):
+        return None
+    known = np.isfinite(scores)
+    order = np.argsort(-scores[known])
+    wrong = np.concatenate(([0], np.cumsum(~good[known][order])))
+    accepted = np.searchsorted(-scores[known][order], -steps, side="right")
+    errors = wrong[accepted]
+    p_values = binom.cdf(errors, accepted, target_error)
+    failed = np.flatnonzero(p_values > 1 - confidence_level)
+    last = (int(failed[0]) if len(failed) else len(steps)) - 1
+    if last < 0:
+        return None
+    return Threshold(
+        score=float(steps[last]),
+        probability=0.0,
+        target_error=target_error,
+        confidence_level=confidence_level,
+        tested=len(test),
+        accepted=int(accepted[last]),
+        errors=int(errors[last]),
+        p_value=float(p_values[last]),
+        coverage=float(accepted[last] / len(test)),
+    )
 
 
 def _explain(values: Array, right: Labels, target_error: float, confidence_level: float, seed: int) -> NoThreshold:
@@ -329,7 +336,7 @@ def _explain(values: Array, right: Labels, target_error: float, confidence_level
     needed = _needed_items(values, right, target_error, confidence_level)
     higher = (round(step / 100, 2) for step in range(1, 51) if step / 100 > target_error)
     reachable = next(
-        (error for error in higher if _test_thresholds(values, right, error, confidence_level, seed) is not None), None
+        (error for error in higher if passing_threshold(values, right, error, confidence_level, seed) is not None), None
     )
     if needed is None:
         reason = (
@@ -420,7 +427,7 @@ def _quality(
     found, coverages, accepted, errors = 0, [], 0, 0
     for number, fold in enumerate(_folds(len(sure), right, seed + 1)):
         rest = np.setdiff1d(np.arange(len(sure)), fold)
-        threshold = _test_thresholds(sure[rest], right[rest], target_error, confidence_level, seed + number)
+        threshold = passing_threshold(sure[rest], right[rest], target_error, confidence_level, seed + number)
         if threshold is None:
             continue
         taken = sure[fold] >= threshold.score

@@ -371,7 +371,7 @@ class Engine:
             raise NotEnoughMemoryError("The images do not fit into memory.", "Use smaller images.") from None
         budget, warnings = self._fit_context(inputs, job)
         clock.require_time("the image was read")
-        prefix: Prefix = yield Prefill(inputs)
+        prefix: Prefix = yield Prefill(inputs, lambda: clock.require_time("the image was read"))
         clock.calls += 1
         clock.phase_done("prefill")
         clock.require_time("anything was scored")

@@ -86,7 +86,7 @@ def request_from_messages(messages: Sequence[BaseMessage], image: Any = None) ->
             "Put an image content block into a message, for example {'type': 'image', 'base64': ..., "
             "'mime_type': 'image/png'}.",
         )
-    return ReasoningRequest(images=images, question=question, system="\n".join(system) or None)
+    return ReasoningRequest.parse({"images": images, "question": question, "system": "\n".join(system) or None})
 
 
 def _as_line(message: BaseMessage) -> str:

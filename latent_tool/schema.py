@@ -16,6 +16,7 @@ from latent_tool.redact import redact
 from latent_tool.settings import Budget, NoiseSettings, SearchSettings, explain_validation
 
 __all__ = [
+    "MAX_TEXT",
     "ControlAnswer",
     "Controls",
     "GeneratedToken",
@@ -31,6 +32,9 @@ __all__ = [
     "TraceRow",
     "Usage",
 ]
+
+# Characters of a question or a system text at most; how many tokens fit is the model's own limit.
+MAX_TEXT = 100_000
 
 Box = tuple[float, float, float, float]
 ConfidenceSource = Literal["calibrated", "answer_probability", "reward", "unscored"]
@@ -66,8 +70,10 @@ class ReasoningRequest(BaseModel):
 
     image: ImageReference | None = Field(None, description="The image the question is about.")
     images: list[ImageReference] | None = Field(None, description="Several images, in the order the question means.")
-    question: str = Field(description="What to answer about the image.")
-    system: str | None = Field(None, description="System text put before the question, if the model's template can.")
+    question: str = Field(max_length=MAX_TEXT, description="What to answer about the image.")
+    system: str | None = Field(
+        None, max_length=MAX_TEXT, description="System text put before the question, if the model's template can."
+    )
     budget: Budget | Literal["quick", "standard", "thorough"] | None = Field(
         None, description="How much work at most: a budget or the name of a level. None: the reasoner's own."
     )

@@ -20,10 +20,11 @@ from latent_tool.errors import DeadlineError, ImageNotAllowedError, ImageNotFoun
 from latent_tool.images import LoadedImage, load_images
 from latent_tool.overlay import overlay_png
 from latent_tool.reasoner import OPTIONS_KEY, LatentReasoner
-from latent_tool.schema import ReasoningRequest, ReasoningResult, ReasoningStep
+from latent_tool.schema import MAX_TEXT, ReasoningRequest, ReasoningResult, ReasoningStep
 from latent_tool.settings import Budget, BudgetLevel, ImagePolicy, Settings, explain_validation
 
 __all__ = [
+    "BRIEF_SCHEMA",
     "DESCRIPTION",
     "MENDABLE",
     "NAME",
@@ -53,7 +54,9 @@ class ToolArguments(BaseModel):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    question: str = Field(min_length=1, description="One short question about what the image shows.")
+    question: str = Field(
+        min_length=1, max_length=MAX_TEXT, description="One short question about what the image shows."
+    )
     image: str | None = Field(
         None,
         description="Which image: a data URI, path or URL. Leave it out to ask about the newest image of the "
@@ -119,9 +122,34 @@ class ToolReply:
         return self.result.model_dump(mode="json")
 
     @property
+    def brief(self) -> dict[str, Any]:
+        """What agents decide by, as plain JSON types: for frameworks whose model reads whatever the tool returns."""
+        answer = self.result.model_dump(
+            mode="json", include={"answer", "confidence", "confidence_source", "accepted", "image_sizes", "warnings"}
+        )
+        boxes = [list(patch.box) for patch in self.result.patches if patch.box is not None]
+        return {**answer, "evidence": boxes, "advice": self.text}
+
+    @property
     def picture_uris(self) -> list[str]:
         """The pictures as data URIs."""
         return ["data:image/png;base64," + base64.b64encode(each).decode("ascii") for each in self.pictures]
+
+
+BRIEF_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "answer": {"type": "string"},
+        "confidence": {"type": ["number", "null"], "description": "From 0 to 1; gate on it."},
+        "confidence_source": {"type": "string"},
+        "accepted": {"type": ["boolean", "null"], "description": "Whether the confidence reaches the threshold."},
+        "image_sizes": {"type": "array", "description": "Width and height of every image, in pixels."},
+        "warnings": {"type": "array", "items": {"type": "string"}},
+        "evidence": {"type": "array", "description": "Regions (left, top, right, bottom) the answer rests on."},
+        "advice": {"type": "string", "description": "The same in words, and what may be relied on."},
+    },
+    "required": ["answer", "confidence", "accepted", "advice"],
+}
 
 
 class ImageTool(Settings):

@@ -150,7 +150,7 @@ def test_a_fault_at_any_forward_pass_of_a_question(victim: Engine, kind: str) ->
     assert essence(victim.answer(JOBS[1])) == clean
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FAULTS if kind != "interrupted"])
+@pytest.mark.parametrize("kind", ["defect", "no memory"])
 def test_a_fault_at_any_forward_pass_of_several_questions(victim: Engine, kind: str) -> None:
     """At most one of them fails, with an error of its own; the others' answers do not change."""
     make, errors = FAULTS[kind]
@@ -205,6 +205,32 @@ def test_a_deadline_at_any_forward_pass(victim: Engine) -> None:
         assert hooks.calls <= at + 2
         assert world(victim) == before
     assert 0 < errors < total
+
+
+@pytest.mark.parametrize("cancel", [False, True])
+def test_a_prefill_is_given_up_between_layers(victim: Engine, cancel: bool) -> None:
+    """The deadline passes (or the question is cancelled) in the vision tower: the decoder is never reached."""
+    before, now, stop = world(victim), [0.0], threading.Event()
+    timed = Engine(victim.vlm, clock=lambda: now[0])
+    tower = victim.vlm.model.model.vision_tower
+
+    def strike(*_: Any) -> None:
+        if cancel:
+            stop.set()
+        else:
+            now[0] = 2.0
+
+    handle = tower.register_forward_pre_hook(strike)
+    try:
+        with (
+            Hooks(victim, -1, lambda: None) as hooks,
+            pytest.raises(CancelledError if cancel else DeadlineError),
+        ):
+            timed.answer(replace(JOBS[0], deadline=1.0, cancelled=stop))
+    finally:
+        handle.remove()
+    assert hooks.calls == 0
+    assert world(victim) == before
 
 
 @contextmanager

@@ -6,12 +6,12 @@ import copy
 from typing import Any
 
 import pytest
-from agents import CIRCLE, SQUARE, essence, scripted, small_reasoner
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
 from PIL import Image
+from scripted_agents import CIRCLE, SQUARE, essence, scripted, small_reasoner
 from test_reasoner import Recorder, options
 
 from latent_tool import Budget, ChatLatentReasoner, ConfidenceRouter, LatentReasoner, ReasoningRequest, ReasoningResult

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agents import small_reasoner
+from scripted_agents import small_reasoner
 
 from latent_tool.errors import SettingsError
 from latent_tool.evaluation.datasets import load_dataset

@@ -41,8 +41,8 @@ def mcp(
     ] = None,
     max_megabytes: Annotated[float, typer.Option(min=0.001, max=100, help="Size of an image at most.")] = 10,
     isolate: Annotated[
-        bool, typer.Option("--isolate", help="Decode images in a process of their own, for strangers.")
-    ] = False,
+        bool, typer.Option("--isolate/--no-isolate", help="Decode images in processes of their own.")
+    ] = True,
     model: Annotated[
         str, typer.Option(help="Checkpoint directory or hub id; the model that ships with the package by default.")
     ] = "embedded",

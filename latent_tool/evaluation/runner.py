@@ -77,6 +77,7 @@ def evaluate(
     system: str | None = None,
     noise: NoiseSettings | None = None,
     visual: bool = True,
+    report: bool = True,
     progress: Progress | None = None,
 ) -> Run:
     """Answer every item by every method, and report.
@@ -96,6 +97,7 @@ def evaluate(
         system: system text before every question.
         noise: how the image is noised for the visual dependency.
         visual: also measure the scores that need further images: visual dependency and masked entropy.
+        report: also write the summary and the reports, which needs the extra ``evaluation``.
         progress: told after every batch.
 
     Raises ``SettingsError`` when the folder holds another run, ``DatasetError`` when its rows cannot be used, and what
@@ -123,10 +125,11 @@ def evaluate(
         _check_rows(rows, items)
         _work_through(model, plan, items, batch, processes, folder / ITEMS, rows, size, progress)
         run = load_run(folder)
-        from latent_tool.evaluation.report import write_reports
-        from latent_tool.evaluation.summary import summarise
+        if report:
+            from latent_tool.evaluation.report import write_reports
+            from latent_tool.evaluation.summary import summarise
 
-        write_reports(folder, summarise(run))
+            write_reports(folder, summarise(run))
     return run
 
 
@@ -408,6 +411,8 @@ def _answer(
                 seed=plan.seed,
             )
         )
+    # Every method pays for looking at the images: none may find them in the cache because another came before it.
+    engine.vlm.prefix_cache.clear()
     began = time.perf_counter()
     found: dict[str, Outcome | Sampled | Exception] = {}
     if method.sampling is not None:

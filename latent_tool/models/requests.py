@@ -44,12 +44,13 @@ def never() -> bool:
 
 @dataclass(frozen=True)
 class Prefill:
-    """Run the prefix through the model: a ``Prefix``."""
+    """Run the prefix through the model: a ``Prefix``. ``check`` is called before every layer and may raise."""
 
     inputs: Inputs
+    check: Callable[[], object] | None = None
 
     def alone(self, vlm: VisionLanguageModel) -> Prefix:
-        return vlm.prefill(self.inputs)
+        return vlm.prefill(self.inputs, self.check)
 
 
 @dataclass(frozen=True)

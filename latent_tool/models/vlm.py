@@ -38,6 +38,7 @@ from latent_tool.models.shared_prefix import (
     installed,
     layers_fit,
 )
+from latent_tool.models.watch import watched
 from latent_tool.settings import PREFIX_CACHE_BYTES, GenerationSettings
 
 __all__ = ["Cell", "Inputs", "Prefix", "VisionLanguageModel"]
@@ -231,7 +232,7 @@ class VisionLanguageModel:
                 images_first=images_first,
                 needs_template=row is None or row.chat_template,
             )
-            self.require_context(len(self.tokenizer(prompt.prefix, add_special_tokens=False).input_ids))
+            self.require_context(len(self.tokenizer(prompt.prefix, add_special_tokens=False, verbose=False).input_ids))
             bos = self.tokenizer.bos_token
             special = not (bos is not None and prompt.prefix.startswith(bos))
             try:
@@ -313,42 +314,43 @@ class VisionLanguageModel:
         kind = self.model.config.model_type
         return tuple(cells), (f"The cell geometry of model family {kind!r} is not known: patches carry no boxes.",)
 
-    def prefill(self, inputs: Inputs) -> Prefix:
+    def prefill(self, inputs: Inputs, check: Callable[[], object] | None = None) -> Prefix:
         """Run the prefix through the model once; up to the end of the image it may have been run for another question.
 
-        Raises ``NumericalError`` when the model's output is not finite.
+        ``check`` is called before every layer and may raise to give up. Raises ``NumericalError`` when the model's
+        output is not finite.
         """
         # One token is left at least, and no question of one token decides whether prompts can be split.
         at_image = (inputs.tensors["input_ids"][0] == self.image_token).nonzero()[:, 0].tolist()
         cut = at_image[-1] + 1 if at_image else inputs.length
         if not self.prefix_cache.limit or self._splits is False or inputs.length - cut < (1 if self._splits else 2):
-            return _prefix(inputs, *self._prefill(inputs.tensors))
+            return _prefix(inputs, *self._prefill(inputs.tensors, check))
         tensors = cut_tensors(inputs.tensors, cut)
         key = image_key(tensors)
         with self._lock:  # so that questions that come together do not all compute the image
             if self._splits is None:
-                return self._prefill_first(inputs, cut, key)
+                return self._prefill_first(inputs, cut, key, check)
             image = self.prefix_cache.find(key)
             if image is None:
-                image, _ = self._prefill(tensors)
+                image, _ = self._prefill(tensors, check)
                 self.prefix_cache.put(key, image)
-            return _prefix(inputs, *self._after_image(inputs, image, cut))
+            return _prefix(inputs, *self._after_image(inputs, image, cut, check))
 
-    def _prefill_first(self, inputs: Inputs, cut: int, key: str) -> Prefix:
+    def _prefill_first(self, inputs: Inputs, cut: int, key: str, check: Callable[[], object] | None) -> Prefix:
         """The model's first question: run it whole and in two parts, and find out whether that is the same."""
-        whole, expected = self._prefill(inputs.tensors)
-        self._splits = layers_fit(whole.cache)
-        if not self._splits:
+        whole, expected = self._prefill(inputs.tensors, check)
+        self._splits = False
+        if not layers_fit(whole.cache):
             return _prefix(inputs, whole, expected)
         positions = None if whole.positions is None else whole.positions[..., :cut]
         following = cut if positions is None else int(positions.max()) + 1
         image = ImagePrefix(cut_cache(whole.cache, cut), whole.features, positions, whole.columns, following)
         try:
-            split, found = self._after_image(inputs, image, cut)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
-            self._splits = False
+            split, found = self._after_image(inputs, image, cut, None)
+        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+            if out_of_memory(error):
+                self._splits = None  # nothing was found out
+                raise
             return _prefix(inputs, whole, expected)
         tolerance = (1e-3 if self.dtype == torch.float32 else 5e-2) * max(1.0, float(expected.float().abs().max()))
         self._splits = split.next_position == whole.next_position and bool(
@@ -359,10 +361,13 @@ class VisionLanguageModel:
         self.prefix_cache.put(key, image)
         return _prefix(inputs, split, found)
 
-    def _after_image(self, inputs: Inputs, image: ImagePrefix, cut: int) -> tuple[ImagePrefix, Tensor]:
+    def _after_image(
+        self, inputs: Inputs, image: ImagePrefix, cut: int, check: Callable[[], object] | None
+    ) -> tuple[ImagePrefix, Tensor]:
         """The whole prefix and its last logits, from what was computed up to the end of the image."""
         rest = self._written(inputs.tensors["input_ids"][0, cut:].tolist())
-        logits, cache = self._continue(image, rest, [rest.length - 1])
+        with watched(self.model, check):
+            logits, cache = self._continue(image, rest, [rest.length - 1])
         positions = image.positions
         if positions is not None:
             more = self._positions(image, 0, rest.length, 1)
@@ -371,7 +376,7 @@ class VisionLanguageModel:
         following = image.next_position + rest.length
         return ImagePrefix(cache, image.features, positions, image.columns, following), logits[0, -1]
 
-    def _prefill(self, given: Mapping[str, Any]) -> tuple[ImagePrefix, Tensor]:
+    def _prefill(self, given: Mapping[str, Any], check: Callable[[], object] | None) -> tuple[ImagePrefix, Tensor]:
         """Run a prompt, whole or up to the end of its image; its last logits."""
         captured: dict[str, Any] = {}
 
@@ -383,7 +388,7 @@ class VisionLanguageModel:
             for key, value in given.items()
             if isinstance(value, Tensor)
         }
-        with self.forward_pass():
+        with self.forward_pass(), watched(self.model, check):
             handle = self.model.get_decoder().register_forward_pre_hook(capture, with_kwargs=True)
             try:
                 output = self.model(**tensors, past_key_values=new_cache(self.model), use_cache=True, logits_to_keep=1)

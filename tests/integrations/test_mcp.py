@@ -15,13 +15,13 @@ from typing import Any
 import anyio
 import httpx2
 import pytest
-from agents import CIRCLE, small_reasoner
 from langchain_core.callbacks import AsyncCallbackHandler
 from mcp import Client, MCPError, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPDeprecationWarning
 from mcp_types import CallToolResult, ListRootsResult, Root
 from pictures import draw_shapes
+from scripted_agents import CIRCLE, small_reasoner
 from typer.testing import CliRunner
 
 from latent_tool import Budget, ImagePolicy, ReasoningResult
