@@ -125,12 +125,10 @@ def _as_item(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _line(name: str, answer: Any) -> str:
-    if isinstance(answer, Exception):
-        known = isinstance(answer, LatentToolError)
-        error = {
-            "type": type(answer).__name__,
-            "message": answer.message if known else str(answer),
-            "hint": answer.hint if known else "",
-        }
-        return json.dumps({"id": name, "result": None, "error": error})
-    return json.dumps({"id": name, "result": answer.model_dump(mode="json"), "error": None})
+    if isinstance(answer, LatentToolError):
+        result, error = None, {"type": type(answer).__name__, "message": answer.message, "hint": answer.hint}
+    elif isinstance(answer, Exception):
+        result, error = None, {"type": type(answer).__name__, "message": str(answer), "hint": ""}
+    else:
+        result, error = answer.model_dump(mode="json"), None
+    return json.dumps({"id": name, "result": result, "error": error})

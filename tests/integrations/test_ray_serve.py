@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
-import socket
 import time
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from agents import CIRCLE, SQUARE, essence, small_reasoner
 from pictures import draw_shapes
+from ray_cluster import free_ports
 from slow_reasoner import SlowReasoner
 
 from latent_tool import Budget, ImagePolicy, RemoteReasoner
@@ -28,47 +25,28 @@ from latent_tool.integrations.http_service import ServiceLimits
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 LIMITS = ServiceLimits(budget=Budget(iterations=10_000, max_patches=64, max_new_tokens=1024, deadline_s=None))
-TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled", OTEL_SDK_DISABLED="true")
-    os.environ["RAY_raylet_start_wait_time_s"] = "300"  # read when Ray is imported; for machines that are busy
-    import ray
+def started(cluster: None) -> Iterator[str]:
+    """The URL of Ray's proxy."""
     from ray import serve
 
-    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    ray.init(
-        num_cpus=4,  # as Ray counts them; replicas here take half of one
-        include_dashboard=False,
-        object_store_memory=100 * 2**20,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": path}},
-    )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        serve.shutdown()
-        with warnings.catch_warnings():  # Ray does not wait for its processes
-            warnings.simplefilter("ignore")
-            ray.shutdown()
-            gc.collect()
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
 
 
 @pytest.fixture(scope="module")
-def deployed(cluster: str) -> tuple[str, Any]:
+def deployed(started: str) -> tuple[str, Any]:
     """The URL of a service of two replicas, and a handle to them."""
     from ray import serve
 
     from latent_tool.integrations.ray_serve import application
 
     found = application(small_reasoner(), token="s3cret", limits=LIMITS, replicas=2, num_cpus=0.5)
-    return cluster, serve.run(found, name="questions", route_prefix="/")
+    return started, serve.run(found, name="questions", route_prefix="/")
 
 
 def processes(handle: Any) -> dict[int, list[int]]:
@@ -126,7 +104,7 @@ def test_a_client_that_goes_away_stops_its_search(deployed: tuple[str, Any]) -> 
         time.sleep(0.1)
 
 
-def test_a_full_queue_is_a_clear_503(cluster: str) -> None:
+def test_a_full_queue_is_a_clear_503(started: str) -> None:
     from ray import serve
 
     from latent_tool.integrations.ray_serve import application
@@ -143,7 +121,7 @@ def test_a_full_queue_is_a_clear_503(cluster: str) -> None:
     serve.run(slow, name="slow", route_prefix="/slow")
     body = {"image": portable_image(draw_shapes(), ImagePolicy.local())[0], "question": CIRCLE}
     with ThreadPoolExecutor(8) as threads:
-        replies = list(threads.map(lambda _: httpx.post(f"{cluster}/slow/v1/ask", json=body, timeout=120), range(8)))
+        replies = list(threads.map(lambda _: httpx.post(f"{started}/slow/v1/ask", json=body, timeout=120), range(8)))
     refused = [each for each in replies if each.status_code == 503]
     assert 0 < len(refused) < 8
     assert {each.status_code for each in replies} == {200, 503}
