@@ -7,12 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 TESTS = Path(__file__).parent
+ATTEMPTS = 5
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",
@@ -34,39 +34,20 @@ def free_ports(count: int) -> list[int]:
 def ray_cluster() -> Iterator[None]:
     """Start a cluster and connect to it.
 
-    Ports that are known beforehand spare Ray's processes from waiting for each other with time limits of their own.
+    Ray gives its own processes 15 seconds to start. On a machine that is too busy for that, it is tried again.
     """
     os.environ.update(QUIET)
     import ray
 
-    names = (
-        "port",
-        "dashboard-agent-grpc-port",
-        "dashboard-agent-listen-port",
-        "metrics-export-port",
-        "runtime-env-agent-port",
-        "ray-client-server-port",
-    )
-    ports = dict(zip(names, free_ports(len(names)), strict=True))
-    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    head = subprocess.Popen(
-        [
-            *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--node-ip-address=127.0.0.1"),
-            *("--num-cpus=4", "--include-dashboard=false", f"--object-store-memory={100 * 2**20}"),
-            *(f"--{name}={port}" for name, port in ports.items()),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-    )
-    assert head.stdout is not None
+    for _ in range(ATTEMPTS):
+        (port,) = free_ports(1)
+        head, said = _start(port)
+        if head.poll() is None:
+            break
+    else:
+        raise AssertionError(said)
     try:
-        said = ""
-        while "--address" not in said and (line := head.stdout.readline()):  # how to join: it has started
-            said += line
-        assert "--address" in said, said
-        ray.init(address=f"127.0.0.1:{ports['port']}", log_to_driver=False)
+        ray.init(address=f"127.0.0.1:{port}", log_to_driver=False)
         try:
             yield
         finally:
@@ -74,4 +55,28 @@ def ray_cluster() -> Iterator[None]:
     finally:
         head.send_signal(signal.SIGTERM)
         head.communicate(timeout=120)
-        time.sleep(0.1)
+
+
+def _start(port: int) -> tuple[subprocess.Popen[str], str]:
+    """The head of a cluster, when it has started or failed, and what it said."""
+    names = ("dashboard-agent-grpc-port", "metrics-export-port", "runtime-env-agent-port", "ray-client-server-port")
+    head = subprocess.Popen(
+        [
+            *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"),
+            *("--node-ip-address=127.0.0.1", "--num-cpus=4", "--include-dashboard=false"),
+            f"--object-store-memory={100 * 2**20}",
+            # Ports that are known beforehand spare Ray's processes from waiting for each other.
+            *(f"--{name}={free}" for name, free in zip(names, free_ports(len(names)), strict=True)),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])},
+    )
+    assert head.stdout is not None
+    said = ""
+    while "--address" not in said and (line := head.stdout.readline()):  # how to join is said when it has started
+        said += line
+    if "--address" not in said:
+        head.communicate(timeout=60)
+    return head, said
