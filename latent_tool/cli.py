@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from latent_tool.commands.calibrate import calibrate
+from latent_tool.commands.evaluate import evaluate
+from latent_tool.commands.mcp import mcp
+from latent_tool.commands.play import play
 from latent_tool.commands.serve import serve
+from latent_tool.commands.study import study
 from latent_tool.errors import InputError, LatentToolError, ModelError
 from latent_tool.files import require_writable, write_whole
 
@@ -33,6 +38,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+app.command("eval")(evaluate)
 
 UNSURE = 3
 
@@ -94,7 +101,14 @@ def ask(
     latents: Annotated[int | None, typer.Option(help="Latent thought tokens; 0 is the plain model.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
     min_confidence: Annotated[
-        float | None, typer.Option(metavar="C", help="Exit with code 3 below this confidence, 0 to 1.")
+        str | None,
+        typer.Option(
+            metavar="C", help="Exit with code 3 below this confidence, 0 to 1, or below the calibration's: calibrated."
+        ),
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Makes the confidence a probability; 'embedded' for the embedded model's."),
     ] = None,
     grounding: Annotated[
         bool, typer.Option("--grounding", help="Measure how each token depends on the image.")
@@ -143,7 +157,8 @@ def ask(
         budget=chosen,
         settings=settings,
         seed=seed,
-        min_confidence=min_confidence,
+        min_confidence=_confidence_wanted(min_confidence),
+        calibration=calibration,
         grounding=grounding,
         controls=controls,
     )
@@ -155,12 +170,16 @@ def ask(
     if as_json:
         print(result.model_dump_json(indent=2))
     else:
-        _show(result, overlay, report)
+        _show(result, references, overlay, report)
     if result.accepted is False:
         raise typer.Exit(UNSURE)
 
 
 app.command()(serve)
+app.command()(calibrate)
+app.command()(study)
+app.command()(play)
+app.command()(mcp)
 
 
 @app.command()
@@ -201,6 +220,16 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print the table
     )
 
 
+def _confidence_wanted(text: str | None) -> float | str | None:
+    """``--min-confidence``: a number, or the calibration's own threshold."""
+    if text is None or text == "calibrated":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter("is neither a number nor 'calibrated'", param_hint="--min-confidence") from None
+
+
 def _pictures(references: list[str]) -> list[Image]:
     """The pictures, opened as the reasoner opened them."""
     from latent_tool.images import load_image
@@ -221,7 +250,9 @@ def _write_overlays(result: ReasoningResult, references: list[str], path: Path) 
 def _write_report(result: ReasoningResult, references: list[str], question: str, path: Path) -> None:
     from latent_tool.report import write_report
 
-    names = ["data URI" if reference.startswith("data:") else Path(reference).name for reference in references]
+    names = [
+        "data URI" if reference.strip()[:5].lower() == "data:" else Path(reference).name for reference in references
+    ]
     write_report(path, result, _pictures(references), question=question, names=names)
 
 
@@ -249,79 +280,17 @@ def _follow(reasoner: Any, request: dict[str, Any], quiet: bool) -> ReasoningRes
     raise LatentToolError("The reasoner gave no result.")
 
 
-def _show(result: ReasoningResult, *written: Path | None) -> None:
-    """Print a result for people."""
+def _show(result: ReasoningResult, references: list[str], *written: Path | None) -> None:
+    """Print a result for people; warnings and advice go to stderr."""
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
-    console = Console(highlight=False)
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="dim")
-    facts.add_column(overflow="fold")
-    facts.add_row("answer", Text(_plain(result.answer) or "(empty)", style="bold"))
-    facts.add_row("confidence", _confidence(result))
-    if result.scores.reward is not None:
-        facts.add_row("reward", f"{result.scores.initial_reward:.4f} -> {result.scores.reward:.4f}")
-    facts.add_row("patches", _patch_table(result))
-    if result.grounding is not None:
-        words = [f"{_plain(token.token)} {token.dependency:+.2f}" for token in result.grounding.tokens]
-        facts.add_row("S, nats", Text("  ".join(words)))
-    if result.controls is not None:
-        for name, control in (
-            ("no latents", result.controls.latents_off),
-            ("noised image", result.controls.image_noised),
-        ):
-            share = "" if control.confidence is None else f" ({control.confidence:.2f})"
-            facts.add_row(name, Text(f"{_plain(control.answer) or '(empty)'}{share}"))
-    if result.usage is not None:
-        seconds = sum(result.usage.seconds.values())
-        facts.add_row(
-            "cost",
-            f"{result.usage.candidates} candidates, {result.usage.decoder_calls} decoder calls, {seconds:.2f} s "
-            f"({result.stop_reason})",
-        )
-    for path in written:
-        if path is not None:
-            facts.add_row("written", Text(str(path)))
-    console.print(facts)
-    for warning in result.warnings:
-        _note(warning)
-    if result.accepted is False:
-        _note(
-            f"The confidence is below {result.min_confidence:g}: do not rely on this answer. Allow more work "
-            "(--budget thorough), use a larger model (--model), or ask someone."
-        )
+    from latent_tool.terminal import print_result, what_to_do
 
-
-def _confidence(result: ReasoningResult) -> Any:
-    from rich.text import Text
-
-    if result.confidence is None:
-        return "not known"
-    filled = round(result.confidence * 20)
-    colour = "green" if result.accepted is not False else "yellow"
-    bar = Text("█" * filled, style=colour) + Text("░" * (20 - filled), style="dim")
-    return Text(f"{result.confidence:.3f} ") + bar + Text(f" {result.confidence_source.replace('_', ' ')}", style="dim")
-
-
-def _patch_table(result: ReasoningResult) -> Any:
-    from rich.table import Table
-
-    if not result.patches:
-        return "none: injecting any did not raise the reward"
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("rank", "cell", "box (left, top, right, bottom)", "attention", "gain"):
-        table.add_column(name, justify="left" if name.startswith("box") else "right")
-    for patch in result.patches:
-        box = "not known" if patch.box is None else ", ".join(f"{value:g}" for value in patch.box)
-        table.add_row(str(patch.rank), str(patch.cell), box, f"{patch.attention:.3f}", f"{patch.gain:+.2g}")
-    return table
-
-
-def _plain(text: str) -> str:
-    """Text without control characters, which a terminal would obey."""
-    return "".join(character if character.isprintable() else "�" for character in text).strip()
+    paths = [path for path in written if path is not None]
+    print_result(Console(highlight=False), result, pictures=lambda: _pictures(references), written=paths)
+    for note in (*result.warnings, what_to_do(result)):
+        if note:
+            _note(note)
 
 
 def _stderr() -> Console:
@@ -333,16 +302,20 @@ def _stderr() -> Console:
 def _note(message: str) -> None:
     from rich.text import Text
 
-    _stderr().print(Text(f"note: {_plain(message)}", style="yellow"))
+    from latent_tool.terminal import plain
+
+    _stderr().print(Text(f"note: {plain(message)}", style="yellow"))
 
 
 def _fail(error: LatentToolError) -> NoReturn:
     from rich.text import Text
 
+    from latent_tool.terminal import plain
+
     console = _stderr()
-    console.print(Text.assemble(("error: ", "bold red"), _plain(error.message)), soft_wrap=True)
+    console.print(Text.assemble(("error: ", "bold red"), plain(error.message)), soft_wrap=True)
     if error.hint:
-        console.print(Text.assemble(("what to do: ", "bold"), _plain(error.hint)), soft_wrap=True)
+        console.print(Text.assemble(("what to do: ", "bold"), plain(error.hint)), soft_wrap=True)
     sys.exit(2 if isinstance(error, InputError | ModelError) else 1)
 
 

@@ -410,6 +410,11 @@ def _snippet(result: ReasoningResult, question: str, names: Sequence[str]) -> st
     if result.settings is not None:
         classes.append("SearchSettings")
         arguments.append(f"settings={call('SearchSettings', result.settings)}")
+    if result.grounding is not None:
+        noise = result.grounding.noise.model_dump(exclude_defaults=True)
+        arguments.append(f"grounding={noise or True}")
+    if result.controls is not None:
+        arguments.append("controls=True")
     names = [name[:MOST_NAME] for name in names]
     images = [("image", names[0])] if len(names) == 1 else [("images", names)]
     request: Iterable[tuple[str, Any]] = [

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+from browser import Browser, opened
 from pictures import draw_shapes
 from PIL import Image
 
@@ -20,3 +23,10 @@ def engine() -> Engine:
 def picture() -> Image.Image:
     """A red circle on the left, a blue square on the right."""
     return draw_shapes()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Headless Chromium, for one page at a time."""
+    with opened() as found:
+        yield found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -159,6 +160,54 @@ def test_control_characters_do_not_reach_the_terminal(folder: Path) -> None:
     assert done.returncode == 2
     assert "\x1b" not in done.stderr
     assert "\x07" not in done.stderr
+
+
+def test_the_report_is_written_and_named(folder: Path) -> None:
+    done = run(
+        *("ask", "shapes.png", QUESTION, "--iterations", "1", "--report", "why.html"),
+        *("--grounding", "--controls", "--min-confidence", "0"),
+        folder=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "why.html" in done.stdout
+    page = (folder / "why.html").read_text(encoding="utf-8")
+    for part in (QUESTION, "shapes.png", "latents off", "How much each token depends", "✓ accepted", "seed"):
+        assert part in page, part
+    refused = run("ask", "shapes.png", QUESTION, "--report", "why.txt", folder=folder)
+    assert refused.returncode == 2 and "does not end in .html" in refused.stderr
+
+
+HOSTILE_NAME = "\x1b]0;title\x07[red]<img src=x onerror=alert(1)>.png"
+HOSTILE_QUESTION = "[bold]\x1b[2J</script><script>alert(1)</script> what color is the circle?"
+
+
+def test_hostile_names_and_questions_stay_text(folder: Path) -> None:
+    (folder / "shapes.png").rename(folder / HOSTILE_NAME)
+    done = run(
+        *("ask", HOSTILE_NAME, HOSTILE_QUESTION, "--iterations", "0", "--quiet"),
+        *("--overlay", f"seen{HOSTILE_NAME}", "--report", f"{HOSTILE_NAME}.html"),
+        folder=folder,
+        FORCE_COLOR="1",
+        COLUMNS="200",
+    )
+    assert done.returncode == 0, done.stderr
+    plain = re.sub("\x1b\\[[0-9;]*m", "", done.stdout + done.stderr)  # colours are Rich's own
+    assert "\x1b" not in plain and "\x07" not in plain
+    assert "[red]<img src=x" in plain
+    page = (folder / f"{HOSTILE_NAME}.html").read_text(encoding="utf-8")
+    assert page.count("<script>") == 1 and "<img" not in page and "\x1b" not in page
+    assert (folder / f"seen{HOSTILE_NAME}").is_file()
+
+
+def test_json_is_the_same_with_and_without_colours(folder: Path) -> None:
+    arguments = ("ask", "shapes.png", QUESTION, "--iterations", "0", "--json", "--min-confidence", "1")
+    told, coloured = run(*arguments, folder=folder), run(*arguments, folder=folder, FORCE_COLOR="1", COLUMNS="20")
+    assert "\x1b" not in coloured.stdout
+    first, second = (json.loads(each.stdout) for each in (told, coloured))
+    for each in (first, second):
+        each["usage"].pop("seconds")
+        [row.pop("seconds") for row in each["trace"]]
+    assert first == second
 
 
 def test_several_images_each_have_an_overlay(folder: Path) -> None:

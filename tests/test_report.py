@@ -6,20 +6,16 @@ import ast
 import base64
 import hashlib
 import io
-import json
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from browser import Browser, contrast, luminance
 from PIL import Image, ImageDraw
 
 from latent_tool import report as module
@@ -432,7 +428,20 @@ def test_the_snippet_asks_the_same_again(question: str) -> None:
     for name, kind in (("Budget", Budget), ("SearchSettings", SearchSettings)):
         made[name] = kind(**{item.arg or "": ast.literal_eval(item.value) for item in calls[name].keywords})
     assert made == {"Budget": result.budget, "SearchSettings": result.settings}
-    assert [item.arg for item in calls["LatentReasoner"].keywords] == ["model", "budget", "settings"]
+    assert [item.arg for item in calls["LatentReasoner"].keywords] == [
+        *("model", "budget", "settings", "grounding", "controls"),
+    ]
+
+
+def test_the_snippet_measures_what_was_measured() -> None:
+    plain = a_result(grounding=None, controls=None)
+    assert not {"grounding", "controls"} & set(re.findall(r"\w+", module._snippet(plain, QUESTION, ["a.png"])))
+    result = a_result()
+    assert result.grounding is not None
+    strong = result.grounding.model_copy(update={"noise": NoiseSettings(strength=0.7)})
+    assert "    grounding=True,\n    controls=True," in module._snippet(result, QUESTION, ["a.png"])
+    text = module._snippet(a_result(grounding=strong), QUESTION, ["a.png"])
+    assert "    grounding={'strength': 0.7}," in text
 
 
 def test_the_snippet_names_the_images() -> None:
@@ -557,109 +566,23 @@ def test_the_summary_for_notebooks_is_short_and_escaped() -> None:
     assert "not scored" in summary_html(unscored())
 
 
+def test_a_notebook_shows_the_summary() -> None:
+    assert a_result()._repr_html_() == summary_html(a_result())
+    code = (
+        "import sys; from latent_tool import ReasoningResult;"
+        "r = ReasoningResult(answer='<i>a</i>', raw_text='', confidence=None, confidence_source='unscored');"
+        "print('latent_tool.report' in sys.modules); print(r._repr_html_())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("False\n<table>") and "&lt;i&gt;a" in done.stdout
+
+
 # --- in a browser -----------------------------------------------------------------------------------------------------
-
-CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
-REMEDY = "The browser tests need Chromium and Selenium: apt-get install chromium chromium-driver; pip install selenium."
-
-
-class Browser:
-    """Headless Chromium on one page at a time."""
-
-    def __init__(self, profile: str) -> None:
-        from selenium import webdriver
-
-        options = webdriver.ChromeOptions()
-        options.binary_location = CHROMIUM
-        for switch in (
-            "headless",
-            "no-sandbox",
-            "disable-gpu",
-            "disable-quic",
-            "disable-dev-shm-usage",
-            "no-first-run",
-            "disable-background-networking",
-            "disable-component-update",
-            "disable-sync",
-            "force-device-scale-factor=1",
-            "window-size=1280,1000",
-            f"user-data-dir={profile}",
-        ):
-            options.add_argument(f"--{switch}")
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        self.driver: Any = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-
-    def open(self, path: Path, *, scheme: str = "light", media: str = "", width: int = 1280) -> None:
-        """Open a page and check that it loads nothing and has nothing to complain about."""
-        feature = {"name": "prefers-color-scheme", "value": scheme}
-        self.command("Emulation.setEmulatedMedia", media=media, features=[feature])
-        self.command("Emulation.setDeviceMetricsOverride", width=width, height=1000, deviceScaleFactor=1, mobile=False)
-        self.driver.get("about:blank")
-        for kind in ("browser", "performance"):
-            self.driver.get_log(kind)
-        self.driver.get(path.as_uri())
-        time.sleep(0.2)  # a request that the page should not make would start after loading
-        assert self.driver.get_log("browser") == []
-        urls = self.requests()
-        assert [url for url in urls if not url.startswith("data:")] == [path.as_uri()]
-
-    def requests(self) -> list[str]:
-        entries = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        sent = [entry["params"] for entry in entries if entry["method"] == "Network.requestWillBeSent"]
-        return [params["request"]["url"] for params in sent]
-
-    def command(self, name: str, **parameters: Any) -> Any:
-        return self.driver.execute_cdp_cmd(name, parameters)
-
-    def run(self, script: str, *arguments: Any) -> Any:
-        return self.driver.execute_script(script, *arguments)
-
-    def screenshot(self) -> Image.Image:
-        size = self.command("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
-        data = self.command("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)["data"]
-        return Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
-
-    def box(self, selector: str) -> tuple[float, float, float, float]:
-        """Left, top, right, bottom of an element on the page, in CSS pixels."""
-        script = (
-            "const r = document.querySelector(arguments[0]).getBoundingClientRect();"
-            "return [r.left + scrollX, r.top + scrollY, r.right + scrollX, r.bottom + scrollY]"
-        )
-        left, top, right, bottom = self.run(script, selector)
-        return left, top, right, bottom
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    try:
-        import selenium  # noqa: F401
-    except ImportError:
-        pytest.fail(REMEDY)
-    if not (Path(CHROMIUM).exists() and Path(DRIVER).exists()):
-        pytest.fail(REMEDY)
-    profile = tempfile.mkdtemp()
-    opened = Browser(profile)
-    yield opened
-    opened.driver.quit()
-    shutil.rmtree(profile, ignore_errors=True)
 
 
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
     return write_report(tmp_path / "report.html", a_result(), scene(), question=QUESTION, names=["disc.png"])
-
-
-def luminance(colour: str) -> float:
-    """Relative luminance of a CSS ``rgb(...)`` colour, as the accessibility guidelines define it."""
-    channels = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
-    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
-def contrast(one: str, other: str) -> float:
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.browser

@@ -1,0 +1,556 @@
+"use strict";
+
+/* Everything from outside (answers, questions, names, errors) becomes a text node, never markup. */
+
+const at = id => document.getElementById(id);
+const SVG = "http://www.w3.org/2000/svg";
+
+function make(name, attributes = {}, ...children) {
+  const svg = ["svg", "rect", "path", "g", "image", "mask", "text", "polyline", "circle", "title"].includes(name);
+  const element = svg ? document.createElementNS(SVG, name) : document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  element.append(...children);
+  return element;
+}
+
+function digits(value, count = 3) {
+  if (value === null || value === undefined) return "\u2013";
+  return String(Number(value.toPrecision(count))).replace("-", "\u2212");
+}
+
+/* The text without characters that control or reorder what is around them. */
+function visible(text, most = 3000) {
+  const shown = text.replace(/[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, "")
+    .replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f]/g, "\ufffd");
+  return shown.length > most ? shown.slice(0, most) + " […]" : shown;
+}
+
+let setup = null;
+let picture = null; // {uri, url, name, width, height, drawn: {kind, seed} or null, questions}
+let running = null; // the AbortController of the question under way
+let rows = []; // the trace so far
+let injected = []; // cells taken in so far
+let result = null;
+let asked = null; // the request that the result is about, with the picture's name
+let ordered = 0; // pictures asked for: the last one wins
+
+/* ------------------------------------------------------------------ the picture */
+
+async function usePicture(blob, name, drawn = null, questions = []) {
+  const turn = ++ordered;
+  if (setup && blob.size > setup.max_bytes) {
+    showProblem("The picture has more than " + Math.floor(setup.max_bytes / 1e6) + " MB.", "Scale it down or compress it.");
+    return;
+  }
+  const uri = await new Promise((done, failed) => {
+    const reader = new FileReader();
+    reader.onload = () => done(reader.result);
+    reader.onerror = () => failed(reader.error);
+    reader.readAsDataURL(blob);
+  }).catch(() => null);
+  if (turn !== ordered) return;
+  if (uri === null) {
+    showProblem("The picture cannot be read.", "Choose another file.");
+    return;
+  }
+  const url = URL.createObjectURL(blob);
+  const shown = new Image();
+  const size = await new Promise(done => {
+    shown.onload = () => done([shown.naturalWidth, shown.naturalHeight]);
+    shown.onerror = () => done(null); // the service may know its format nevertheless
+    shown.src = url;
+  });
+  if (turn !== ordered) {
+    URL.revokeObjectURL(url);
+    return;
+  }
+  stop();
+  if (picture) URL.revokeObjectURL(picture.url);
+  picture = { uri, url, name, drawn, questions, seen: size !== null, width: size ? size[0] : 0, height: size ? size[1] : 0 };
+  forget();
+  at("about").textContent = visible(name, 120) + (size ? `, ${size[0]} × ${size[1]} pixels` : ": this browser cannot show it");
+  suggest(questions);
+  say("Ask something about it.");
+  write();
+}
+
+function suggest(questions) {
+  const place = at("suggestions");
+  place.replaceChildren(...questions.map(each => {
+    const chip = make("button", { type: "button", class: "chip" }, each.text);
+    chip.addEventListener("click", () => {
+      at("question").value = each.text;
+      write();
+      at("question").focus();
+    });
+    return chip;
+  }));
+  place.hidden = questions.length === 0;
+  if (questions.length) at("question").value = questions[0].text;
+}
+
+async function draw(kind) {
+  const turn = ordered;
+  const seed = Math.floor(Math.random() * 100000);
+  const reply = await call(`/play/scene?kind=${kind}&seed=${seed}`);
+  if (!reply || turn !== ordered) return;
+  const scene = await reply.json();
+  const bytes = Uint8Array.from(atob(scene.image.split(",")[1]), char => char.charCodeAt(0));
+  const blob = new Blob([bytes], { type: "image/png" });
+  await usePicture(blob, `drawn-${scene.kind}-${scene.seed}.png`, { kind: scene.kind, seed: scene.seed }, scene.questions);
+}
+
+/* The picture with the patches: those of the result if there is one, those taken in so far otherwise. */
+function drawPicture() {
+  const svg = at("picture");
+  if (!picture) return;
+  const [width, height] = result ? result.image_sizes[0] : picture.seen ? [picture.width, picture.height] : [320, 200];
+  const line = Math.max(width, height) / 160;
+  const pad = 3 * line;
+  svg.setAttribute("viewBox", [-pad, -pad, width + 2 * pad, height + 2 * pad].join(" "));
+  svg.setAttribute("aria-label", `The picture ${visible(picture.name, 120)}`);
+  const parts = [];
+  if (picture.seen) {
+    const attributes = { x: 0, y: 0, width, height, href: picture.url, preserveAspectRatio: "none", role: "img",
+      "aria-label": "The picture that is asked about" };
+    if (Math.max(width, height) < 400) attributes.class = "pixelated";
+    parts.push(make("image", attributes));
+  }
+  const cells = (result ? result.patches : injected).filter(each => each.box && each.image === 0);
+  if (cells.length) {
+    const most = Math.max(...cells.map(each => each.attention || 0));
+    const place = (box, by = 0) => ({ x: box[0] - by, y: box[1] - by, width: box[2] - box[0] + 2 * by,
+      height: box[3] - box[1] + 2 * by });
+    const crisp = { "shape-rendering": "crispEdges" }; // no seams between neighbours
+    const all = { x: -pad, y: -pad, width: width + 2 * pad, height: height + 2 * pad };
+    const veil = make("mask", { id: "veil", maskUnits: "userSpaceOnUse", ...crisp, ...all }, make("rect", { ...all, fill: "#fff" }));
+    for (const each of [...cells].sort((one, other) => (one.attention || 0) - (other.attention || 0))) {
+      const share = most > 0 && each.attention !== undefined ? each.attention / most : 1;
+      const level = Math.round(127 * (1 - share)).toString(16).padStart(2, "0");
+      veil.append(make("rect", { ...place(each.box), fill: "#" + level + level + level }));
+    }
+    const outside = make("mask", { id: "outside", maskUnits: "userSpaceOnUse", ...crisp, ...all }, make("rect", { ...all, fill: "#fff" }),
+      ...cells.map(each => make("rect", place(each.box))));
+    parts.push(veil, outside, make("rect", { class: "veil", x: 0, y: 0, width, height, mask: "url(#veil)", ...crisp }));
+    const rims = make("g", { mask: "url(#outside)", ...crisp });
+    for (const [reach, kind] of [[2 * line, "rim"], [line, "outline"]]) {
+      for (const each of cells) rims.append(make("rect", { class: each.fresh ? kind + " fresh" : kind, ...place(each.box, reach) }));
+    }
+    parts.push(rims);
+    cells.forEach((each, index) => {
+      const number = result ? each.rank + 1 : index + 1;
+      const about = describe(each, number);
+      const mark = make("g", { class: "patch", tabindex: "0", role: "img", "aria-label": about, "data-patch": number },
+        make("rect", place(each.box)));
+      follow(mark, number);
+      parts.push(mark);
+    });
+  }
+  svg.replaceChildren(...parts);
+  at("detail").hidden = cells.length === 0;
+  at("detail").textContent = cells.length ? "Point at a patch, or reach it with the Tab key, to read about it." : "";
+}
+
+function describe(patch, number) {
+  const box = patch.box ? patch.box.map(edge => digits(edge, 4)).join(", ") : "not known";
+  if (patch.attention === undefined) return `Patch ${number}: taken in, box ${box}`;
+  return `Patch ${number}: attention ${digits(patch.attention)}, gain ${digits(patch.gain)}, proposed by latent `
+    + `${patch.latent + 1}, box ${box}`;
+}
+
+function follow(element, number) {
+  const both = on => document.querySelectorAll(`[data-patch="${number}"]`).forEach(each => {
+    each.classList.toggle("on", on);
+    if (on && each.getAttribute("aria-label")) at("detail").textContent = each.getAttribute("aria-label");
+  });
+  for (const name of ["mouseenter", "focusin"]) element.addEventListener(name, () => both(true));
+  for (const name of ["mouseleave", "focusout"]) element.addEventListener(name, () => both(false));
+}
+
+/* ------------------------------------------------------------------ asking */
+
+function budget() {
+  const changes = {};
+  const level = setup.levels[at("level").value];
+  for (const name of ["iterations", "max_patches", "deadline_s"]) {
+    const field = at(name);
+    const value = field.value === "" ? (name === "deadline_s" ? null : level[name]) : Number(field.value);
+    if (value !== level[name]) changes[name] = value;
+  }
+  return changes;
+}
+
+async function ask() {
+  if (!setup || running) return;
+  if (!picture) {
+    showProblem("There is no picture yet.", "Choose one, or have one drawn.");
+    return;
+  }
+  forget();
+  const level = at("level").value;
+  const changes = budget();
+  const request = {
+    image: picture.uri,
+    question: at("question").value,
+    budget: Object.keys(changes).length ? { ...setup.levels[level], ...changes } : level,
+    seed: Number(at("seed").value || 0),
+    min_confidence: Number(at("threshold").value),
+  };
+  asked = { image: picture.uri, name: picture.name, question: request.question };
+  const known = picture.questions.find(each => each.text === request.question);
+  const mine = running = new AbortController();
+  at("ask").disabled = true;
+  at("stop").disabled = false;
+  say("Looking at the picture …");
+  try {
+    const reply = await fetch("/v1/ask/stream", {
+      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(request), signal: mine.signal });
+    if (!reply.ok) {
+      const problem = await reply.json().catch(() => ({}));
+      throw new Refused(problem.message || `The service answered ${reply.status}.`, problem.hint || "");
+    }
+    for await (const line of lines(reply.body)) receive(line, known);
+    if (!result) throw new Refused("The answer broke off.", "Ask again.");
+  } catch (error) {
+    if (mine.signal.aborted) return;
+    if (error instanceof Refused) showProblem(error.message, error.hint);
+    else showProblem("The service cannot be reached.", "Is latent-tool play still running?");
+  } finally {
+    if (running === mine) rest();
+  }
+}
+
+function rest() {
+  running = null;
+  at("ask").disabled = false;
+  at("stop").disabled = true;
+}
+
+/* The service notices that nobody listens any more, and stops the search at its next step. */
+function stop() {
+  if (!running) return;
+  running.abort();
+  rest();
+  say("Stopped.");
+  at("ask").focus();
+}
+
+class Refused extends Error {
+  constructor(message, hint) {
+    super(message);
+    this.hint = hint;
+  }
+}
+
+async function* lines(body) {
+  const reader = body.getReader();
+  const decoder = new TextDecoder();
+  let rest = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    rest += decoder.decode(value || new Uint8Array(), { stream: !done });
+    const parts = rest.split("\n");
+    rest = parts.pop();
+    for (const part of parts) if (part) yield JSON.parse(part);
+    if (done) return;
+  }
+}
+
+function receive(line, known) {
+  if (line.error) throw new Refused(line.error.message, line.error.hint);
+  if (line.step) {
+    const step = line.step;
+    if (step.phase === "decode") say("Answering …");
+    if (step.phase !== "search") return;
+    rows.push(step.trace);
+    injected.forEach(each => { each.fresh = false; });
+    injected.push(...step.injected.map(each => ({ ...each, fresh: true })));
+    say(`Round ${step.trace.round} of ${step.iterations}: reward ${digits(step.trace.best_reward, 4)}`
+      + (injected.length ? `, ${injected.length} ${injected.length === 1 ? "patch" : "patches"}` : ""));
+    drawChart(step.iterations);
+    if (step.injected.length) drawPicture();
+    return;
+  }
+  result = line.result;
+  rows = result.trace;
+  const seconds = Object.values(result.usage ? result.usage.seconds : {}).reduce((sum, each) => sum + each, 0);
+  say(`Answered in ${digits(seconds, 2)} s.`);
+  at("answered").hidden = false;
+  at("answer").textContent = visible(result.answer.trim()) || "(empty)";
+  at("known").hidden = !known;
+  if (known) at("known").textContent = `The picture was drawn with this answer in mind: ${known.answer}`;
+  at("warnings").replaceChildren(...result.warnings.slice(0, 10).map(each => make("li", {}, visible(each, 300))));
+  at("warnings").hidden = result.warnings.length === 0;
+  drawPicture();
+  drawChart(result.budget ? result.budget.iterations : rows.length);
+  drawGate();
+  drawWhy();
+  write();
+}
+
+/* ------------------------------------------------------------------ what is shown */
+
+function say(text) {
+  at("status").textContent = text;
+}
+
+function showProblem(message, hint) {
+  say("");
+  at("problem").replaceChildren(make("strong", {}, visible(message, 1000)), " " + visible(hint, 1000));
+  at("problem").hidden = false;
+}
+
+function forget() {
+  rows = [];
+  injected = [];
+  result = null;
+  for (const id of ["problem", "answered", "warnings", "why"]) at(id).hidden = true;
+  drawPicture();
+  drawChart(0);
+  drawGate();
+}
+
+/* The gate decides anew whenever the threshold moves. */
+function drawGate() {
+  const threshold = Number(at("threshold").value);
+  at("threshold-value").textContent = threshold.toFixed(2);
+  at("mark").setAttribute("d", `M${1 + 298 * threshold} 0V18`);
+  const confidence = result ? result.confidence : null;
+  at("level-bar").setAttribute("width", confidence === null ? 0 : 298 * confidence);
+  const verdict = at("verdict");
+  verdict.className = "verdict";
+  let about = "No confidence yet";
+  verdict.textContent = "\u00a0";
+  if (result) {
+    const source = result.confidence_source.replaceAll("_", " ");
+    about = confidence === null ? "Not scored" : `Confidence ${digits(confidence)} of 1 (${source}), threshold ${threshold}`;
+    const accepted = confidence !== null && confidence >= threshold;
+    verdict.classList.add(accepted ? "good" : "bad");
+    verdict.textContent = (confidence === null ? "Not scored" : `Confidence ${digits(confidence)} (${source})`)
+      + (accepted ? ": ✓ accepted" : ": ✗ abstained. Spend more, ask a larger model, or ask someone.");
+  }
+  at("gauge").setAttribute("aria-label", about);
+}
+
+function drawChart(iterations) {
+  const chart = at("chart");
+  const seen = rows.filter(row => Number.isFinite(row.reward) && Number.isFinite(row.best_reward));
+  if (!seen.length) {
+    chart.replaceChildren(make("path", { class: "axis", d: "M70 200H624" }));
+    chart.setAttribute("aria-label", "No search yet");
+    return;
+  }
+  const values = seen.flatMap(row => [row.reward, row.best_reward]);
+  let low = Math.min(...values), high = Math.max(...values);
+  const margin = (high - low) * 0.08 || Math.max(Math.abs(high) * 0.05, 0.001);
+  low -= margin;
+  high += margin;
+  const last = Math.max(iterations, seen.at(-1).round, 1);
+  const x = round => 70 + round / last * 554;
+  const y = value => 200 - (value - low) / (high - low) * 176;
+  const parts = [];
+  const levels = high - low > 2 * margin ? [low + margin, (low + high) / 2, high - margin] : [(low + high) / 2];
+  const names = [3, 4, 5, 6, 7, 8].map(count => levels.map(value => digits(value, count)));
+  const shown = names.find(each => new Set(each).size === levels.length) || names[0];
+  levels.forEach((value, index) => parts.push(make("path", { class: "axis", d: `M70 ${y(value)}H624` }),
+    make("text", { x: 62, y: y(value) + 5, "text-anchor": "end" }, shown[index])));
+  const ticks = new Set([0, 1, 2, 3, 4, 5].map(i => Math.round(last * i / 5)));
+  for (const round of ticks) parts.push(make("text", { x: x(round), y: 226, "text-anchor": "middle" }, String(round)));
+  for (const [name, key] of [["current", "reward"], ["best", "best_reward"]]) {
+    parts.push(make("polyline", { class: name, points: seen.map(row => `${x(row.round)},${y(row[key])}`).join(" ") }));
+  }
+  for (const row of seen.filter(each => each.accepted.length)) {
+    const top = y(row.best_reward);
+    parts.push(make("g", {}, make("title", {}, `Round ${row.round}: ${row.accepted.length} taken in`),
+      make("circle", { cx: x(row.round), cy: top, r: 6 }),
+      make("text", { class: "count", x: x(row.round), y: top + (top < 44 ? 26 : -12), "text-anchor": "middle" },
+        "+" + row.accepted.length)));
+  }
+  chart.replaceChildren(...parts);
+  chart.setAttribute("aria-label", `The best reward goes from ${digits(seen[0].best_reward, 4)} to `
+    + `${digits(seen.at(-1).best_reward, 4)} in round ${seen.at(-1).round}`);
+}
+
+function drawWhy() {
+  at("why").hidden = false;
+  at("no-patches").hidden = result.patches.length > 0;
+  at("patches").parentElement.parentElement.hidden = result.patches.length === 0;
+  at("patches").replaceChildren(...result.patches.slice(0, 256).map(patch => {
+    const number = patch.rank + 1;
+    const row = make("tr", { "data-patch": number }, make("th", { scope: "row" }, String(number)),
+      ...[digits(patch.attention), digits(patch.gain), patch.box ? patch.box.map(edge => digits(edge, 4)).join(", ") : "not known"]
+        .map(text => make("td", {}, text)));
+    follow(row, number);
+    return row;
+  }));
+  const grounding = result.grounding;
+  at("tokens").hidden = at("tokens-key").hidden = !grounding;
+  if (grounding) {
+    at("tokens").replaceChildren(...grounding.tokens.slice(0, 512).map(token => {
+      const s = token.dependency;
+      const level = Math.max(-3, Math.min(5, Math.ceil(Math.abs(s) - 0.25) * Math.sign(s)));
+      const names = (level < 0 ? "m" + -level : "p" + level) + (token.in_answer ? " answers" : "");
+      return make("span", { class: names, title: `S = ${digits(s)} nats, probability ${digits(token.probability)}` },
+        visible(token.token, 40));
+    }));
+  }
+  at("controls").hidden = !result.controls;
+  if (result.controls) {
+    const pairs = [["as asked", result], ["latents off", result.controls.latents_off], ["image noised", result.controls.image_noised]];
+    at("controls").replaceChildren(make("tbody", {}, ...pairs.map(([name, control]) => make("tr", {},
+      make("th", { scope: "row" }, name), make("td", { class: "free" }, visible(control.answer, 300)),
+      make("td", {}, digits(control.confidence))))));
+  }
+  const usage = result.usage;
+  at("cost").textContent = usage ? `${usage.candidates} states scored, ${usage.decoder_calls} decoder calls; the search ended: `
+    + `${String(result.stop_reason).replaceAll("_", " ")}.` : "";
+}
+
+/* ------------------------------------------------------------------ the same in Python */
+
+/* A Python literal: JSON texts are Python texts, and what would control or reorder the line is written as an escape. */
+function literal(value) {
+  if (value === null) return "None";
+  if (value === true) return "True";
+  if (value === false) return "False";
+  return JSON.stringify(value).replace(/[\u007f-\u00a0\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g,
+    char => "\\u" + char.charCodeAt(0).toString(16).padStart(4, "0"));
+}
+
+function write() {
+  if (!setup) return;
+  const changes = budget();
+  const level = at("level").value;
+  const names = ["LatentReasoner"];
+  let limits = literal(level);
+  if (Object.keys(changes).length) {
+    names.unshift("Budget");
+    limits = `Budget.level(${literal(level)}).but(`
+      + Object.entries(changes).map(([name, value]) => `${name}=${literal(value)}`).join(", ") + ")";
+  }
+  const drawn = picture && picture.drawn;
+  const code = [
+    `from latent_tool import ${names.join(", ")}`,
+    ...(drawn ? ["from latent_tool.scenes import generate"] : []),
+    "",
+    "reasoner = LatentReasoner(",
+    ...Object.entries(setup.arguments).map(([name, value]) => `    ${name}=${literal(value)},`),
+    `    budget=${limits},`,
+    `    seed=${literal(Number(at("seed").value || 0))},`,
+    `    min_confidence=${literal(Number(at("threshold").value))},`,
+    ")",
+    "result = reasoner.invoke({",
+    drawn ? `    "image": generate(${drawn.seed}, kind=${literal(drawn.kind)}).image,`
+      : `    "image": ${literal(picture ? picture.name : "picture.png")},`,
+    `    "question": ${literal(at("question").value)},`,
+    "})",
+    "print(result.answer, result.confidence)",
+    "if not result.accepted:",
+    "    ...  # spend more, ask another model, or a person",
+  ];
+  at("python").textContent = code.join("\n");
+}
+
+/* ------------------------------------------------------------------ the page */
+
+async function call(url, options = {}) {
+  try {
+    const reply = await fetch(url, options);
+    if (reply.ok) return reply;
+    const problem = await reply.json().catch(() => ({}));
+    showProblem(problem.message || `The service answered ${reply.status}.`, problem.hint || "");
+  } catch {
+    showProblem("The service cannot be reached.", "Is latent-tool play still running?");
+  }
+  return null;
+}
+
+async function save() {
+  if (!result || !asked) return;
+  const reply = await call("/play/report", {
+    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ ...asked, result }) });
+  if (!reply) return;
+  const url = URL.createObjectURL(await reply.blob());
+  make("a", { href: url, download: "report.html" }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10000);
+}
+
+function chooseLevel() {
+  const level = setup.levels[at("level").value];
+  for (const name of ["iterations", "max_patches", "deadline_s"]) at(name).value = level[name] === null ? "" : level[name];
+}
+
+async function begin() {
+  const reply = await call("/play/setup");
+  if (!reply) return;
+  setup = await reply.json();
+  at("model").textContent = visible(setup.model, 200);
+  at("level").replaceChildren(...Object.keys(setup.levels).map(name => make("option", { value: name }, name)));
+  at("level").value = setup.level;
+  at("seed").value = setup.seed;
+  at("threshold").value = setup.min_confidence;
+  for (const name of ["iterations", "max_patches", "deadline_s"]) {
+    if (setup.ceilings[name] !== null) at(name).max = setup.ceilings[name];
+  }
+  for (const [kind, name] of Object.entries(setup.kinds)) {
+    const button = make("button", { type: "button", class: "chip", "data-kind": kind }, name);
+    button.addEventListener("click", () => draw(kind));
+    at("examples").append(button);
+  }
+  chooseLevel();
+  drawGate();
+  write();
+  document.body.dataset.ready = "yes";
+}
+
+at("file").addEventListener("change", event => {
+  const file = event.target.files[0];
+  if (file) usePicture(file, file.name);
+  event.target.value = ""; // so that the same file can be chosen again
+});
+for (const name of ["dragover", "dragenter"]) document.addEventListener(name, event => {
+  event.preventDefault();
+  at("drop").classList.add("over");
+});
+document.addEventListener("dragleave", event => {
+  if (!event.relatedTarget) at("drop").classList.remove("over");
+});
+document.addEventListener("drop", event => {
+  event.preventDefault();
+  at("drop").classList.remove("over");
+  const file = event.dataTransfer.files[0];
+  if (file) usePicture(file, file.name);
+  else showProblem("What was dropped is no file.", "Save the picture first, then drop the file.");
+});
+document.addEventListener("paste", event => {
+  const file = [...event.clipboardData.files].find(each => each.type.startsWith("image/"));
+  if (file) usePicture(file, file.name || "pasted.png");
+});
+at("form").addEventListener("submit", event => {
+  event.preventDefault();
+  ask();
+});
+at("form").addEventListener("input", write);
+at("level").addEventListener("change", () => {
+  chooseLevel();
+  write();
+});
+at("threshold").addEventListener("input", () => {
+  drawGate();
+  write();
+});
+at("stop").addEventListener("click", stop);
+document.addEventListener("keydown", event => {
+  if (event.key === "Escape") stop();
+});
+at("save").addEventListener("click", save);
+at("copy").addEventListener("click", async () => {
+  try {
+    await navigator.clipboard.writeText(at("python").textContent);
+    at("copied").textContent = "Copied.";
+  } catch {
+    getSelection().selectAllChildren(at("python"));
+    at("copied").textContent = "Selected: copy it with the keyboard.";
+  }
+});
+begin();
