@@ -59,7 +59,6 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=48, help="for each row")
     parser.add_argument("--threads", type=int, default=1, help="of the server's torch")
     arguments = parser.parse_args()
-    scenes = [generate(2_000_000 + i) for i in range(arguments.questions)]
     server = subprocess.Popen(
         [sys.executable, "-m", "latent_tool.cli", "serve", "--port", "0"],
         stderr=subprocess.PIPE,
@@ -73,11 +72,13 @@ def main() -> None:
         print(f"load of the machine when it began: {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors\n")
         print("| budget | clients | questions a second | median, s | 95 %, s | processor s a question |")
         print("|---|---|---|---|---|---|")
-        for name, budget in BUDGETS.items():
-            for clients in CLIENTS:
-                reasoner = RemoteReasoner(url, budget=budget, timeout_s=600)
-                row = measure(reasoner, scenes, clients, server.pid)
-                print(f"| {name} | {clients} | {row[0]:.1f} | {row[1]:.3f} | {row[2]:.3f} | {row[3]:.3f} |", flush=True)
+        rows = [(name, clients) for name in BUDGETS for clients in CLIENTS]
+        for number, (name, clients) in enumerate(rows):
+            first = 2_000_000 + number * arguments.questions  # every row has pictures of its own: none is remembered
+            scenes = [generate(first + i) for i in range(arguments.questions)]
+            reasoner = RemoteReasoner(url, budget=BUDGETS[name], timeout_s=600)
+            row = measure(reasoner, scenes, clients, server.pid)
+            print(f"| {name} | {clients} | {row[0]:.1f} | {row[1]:.3f} | {row[2]:.3f} | {row[3]:.3f} |", flush=True)
     finally:
         server.terminate()
         server.wait()

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agents import small_reasoner
 from http_server import serving
+from scripted_agents import small_reasoner
 
 from latent_tool.integrations.http_service import create_app
 

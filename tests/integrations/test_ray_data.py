@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agents import CIRCLE, SQUARE, essence, small_reasoner
 from pictures import draw_shapes
+from scripted_agents import CIRCLE, SQUARE, essence, small_reasoner
 
 from latent_tool import ReasoningResult
 from latent_tool.errors import InputError

@@ -11,9 +11,9 @@ from typing import Any
 
 import httpx
 import pytest
-from agents import CIRCLE, SQUARE, essence, small_reasoner
 from pictures import draw_shapes
 from ray_cluster import free_ports
+from scripted_agents import CIRCLE, SQUARE, essence, small_reasoner
 from slow_reasoner import SlowReasoner
 
 from latent_tool import Budget, ImagePolicy, RemoteReasoner
