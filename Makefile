@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Threads that wait without spinning: on a busy machine, spinning makes small models twenty times slower.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help demo test check bench embedded-model format clean
+.PHONY: help demo test check bench pictures embedded-model format clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -47,6 +47,9 @@ bench: $(VENV)/dev  ## Measure: does the search help, routing, the event loop.
 	$(BIN)/python benchmarks/search_gain.py
 	$(BIN)/python benchmarks/routing.py
 	$(BIN)/python benchmarks/event_loop.py
+
+pictures: $(VENV)/dev /usr/bin/chromium  ## Make the pictures of the README anew.
+	$(BIN)/python docs/make_pictures.py
 
 embedded-model: $(VENV)/dev  ## Make the shipped model anew (about two hours on two cores); see training.
 	$(BIN)/python -m training --out latent_tool/models/embedded $(ARGS)
