@@ -17,7 +17,7 @@ import asyncio
 import hmac
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -52,7 +52,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("The HTTP service", "serve") from error
 
-__all__ = ["LOOPBACK", "Problem", "ServiceLimits", "create_app"]
+__all__ = ["LOOPBACK", "Asker", "Problem", "ServiceLimits", "create_app"]
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 PROBLEM_JSON = "application/problem+json"
@@ -61,6 +61,7 @@ LINES = "application/x-ndjson"
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Asker = Callable[[Runnable[Any, ReasoningResult], ReasoningRequest], Awaitable[ReasoningResult]]
 
 
 class ServiceLimits(Settings):
@@ -115,6 +116,7 @@ def create_app(
     limits: ServiceLimits | None = None,
     hosts: Sequence[str] | None = LOOPBACK,
     extra_routes: Sequence[BaseRoute] = (),
+    ask: Asker | None = None,
 ) -> FastAPI:
     """The service as an ASGI application.
 
@@ -127,6 +129,7 @@ def create_app(
         hosts: without a token, the host names by which the service may be called, so that no web page can reach it
             under a name of its own; ``None``: any.
         extra_routes: further routes, behind the same gate.
+        ask: how the reasoner is asked one question whose steps nobody follows; ``None``: with ``ainvoke``.
 
     Raises ``SettingsError`` for an empty token, or a reasoner whose own budget is above the limits.
     """
@@ -135,7 +138,7 @@ def create_app(
     secret = token.get_secret_value() if isinstance(token, SecretStr) else token
     if secret is not None and not secret.strip():
         raise SettingsError("The token is empty.", "Give a long random text, or none to let everyone in.")
-    desk = _Desk(reasoner, policy, limits)
+    desk = _Desk(reasoner, policy, limits, ask)
     app = FastAPI(
         title="latent_tool",
         description="Answers questions about images, with a confidence to gate on.",
@@ -151,7 +154,7 @@ def create_app(
         return Health(version=app.version, active=gate.active, capacity=limits.max_requests)
 
     @app.post("/v1/ask", summary="Ask one question", responses=_problems(*_ASKING))
-    async def ask(question: ReasoningRequest, http: Request) -> ReasoningResult:
+    async def ask_json(question: ReasoningRequest, http: Request) -> ReasoningResult:
         return await desk.answer(question, http)
 
     @app.post("/v1/ask/form", summary="Ask one question, with image files", responses=_problems(*_ASKING))
@@ -199,8 +202,15 @@ def create_app(
 class _Desk:
     """Takes a request that has arrived to the reasoner, within the limits."""
 
-    def __init__(self, reasoner: Runnable[Any, ReasoningResult], policy: ImagePolicy, limits: ServiceLimits) -> None:
+    def __init__(
+        self,
+        reasoner: Runnable[Any, ReasoningResult],
+        policy: ImagePolicy,
+        limits: ServiceLimits,
+        ask: Asker | None,
+    ) -> None:
         self.limits = limits
+        self.ask = ask or (lambda reasoner, request: reasoner.ainvoke(request))
         self.policy = policy
         # A LatentReasoner opens images itself, so that its deadline covers that; for others they are opened here.
         self.opens = isinstance(reasoner, LatentReasoner)
@@ -212,7 +222,7 @@ class _Desk:
 
     async def answer(self, request: ReasoningRequest, http: Request) -> ReasoningResult:
         request, warnings = await self._prepare(request, http)
-        result = await _while_connected(http, self.reasoner.ainvoke(request))
+        result = await _while_connected(http, self.ask(self.reasoner, request))
         return _with_warnings(result, warnings)
 
     async def stream(self, request: ReasoningRequest, http: Request) -> Response:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from latent_tool.chat_model import ChatLatentReasoner
     from latent_tool.reasoner import LatentReasoner
+    from latent_tool.remote import RemoteReasoner
     from latent_tool.router import ConfidenceRouter
     from latent_tool.schema import Patch, ReasoningRequest, ReasoningResult
     from latent_tool.settings import Budget, ImagePolicy, SearchSettings
@@ -27,6 +28,7 @@ __all__ = [
     "Patch",
     "ReasoningRequest",
     "ReasoningResult",
+    "RemoteReasoner",
     "SearchSettings",
 ]
 
@@ -40,6 +42,7 @@ _HOMES = {
     "Patch": "schema",
     "ReasoningRequest": "schema",
     "ReasoningResult": "schema",
+    "RemoteReasoner": "remote",
     "SearchSettings": "settings",
 }
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from latent_tool.commands.play import play
+from latent_tool.commands.serve import serve
 from latent_tool.errors import InputError, LatentToolError, ModelError
 from latent_tool.files import require_writable, write_whole
 
@@ -161,6 +162,7 @@ def ask(
 
 
 app.command()(play)
+app.command()(serve)
 
 
 @app.command()

@@ -51,7 +51,7 @@ from latent_tool.schema import (
 )
 from latent_tool.settings import Budget, GenerationSettings, NoiseSettings, SearchSettings
 
-__all__ = ["Engine", "Job", "Outcome", "clear_engines", "get_engine"]
+__all__ = ["Engine", "InStep", "Job", "Member", "Outcome", "clear_engines", "get_engine"]
 
 # Tokens of the answer that the search leaves time for when there is a deadline.
 _RESERVED_TOKENS = 16
@@ -148,6 +148,68 @@ Work = Generator[ReasoningStep | Request, Any, T]
 _ORDER = (Prefill, Reason, Score, Attend, Decode, TokenLogProbabilities)
 
 
+@dataclass(eq=False)
+class Member:
+    """A question in an ``InStep``: what it asks of the model next, or its result once it has left."""
+
+    job: Job
+    work: Work[Outcome]
+    on_step: Callable[[ReasoningStep], None] | None = None
+    request: Request | None = None
+    result: Outcome | Exception | None = None
+
+    def advance(self, reply: Any) -> None:
+        """Send a reply (or raise it, if it is an exception) and go on to the next request, or to the result."""
+        self.request = None
+        try:
+            item = self.work.throw(reply) if isinstance(reply, Exception) else self.work.send(reply)
+            while isinstance(item, ReasoningStep):
+                if self.on_step is not None:
+                    self.on_step(item)
+                item = self.work.send(None)
+            self.request = item
+        except StopIteration as end:
+            self.result = end.value
+        except Exception as error:
+            self.result = error
+
+
+class InStep:
+    """Questions that are answered in step, their forward passes in one batch; a question may join at any time.
+
+    For one thread at a time.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.members: list[Member] = []
+
+    def join(self, job: Job, on_step: Callable[[ReasoningStep], None] | None = None) -> Member:
+        """Take in a question, which goes as far as it gets without the model."""
+        member = Member(job, self.engine._work(job), on_step)
+        member.advance(None)
+        self.members.append(member)
+        return member
+
+    def step(self) -> list[Member]:
+        """Serve every question once at least; returns those that have their result, which are members no more.
+
+        What stands at the beginning goes first, so that a question that has joined catches up with the others.
+        """
+        for member in self.members:
+            if member.request is not None and member.job.cancelled is not None and member.job.cancelled.is_set():
+                member.advance(CancelledError("The question was cancelled."))
+        for kind in _ORDER:
+            chosen = [(member, member.request) for member in self.members if type(member.request) is kind]
+            if chosen:
+                replies = together(self.engine.vlm, [request for _, request in chosen if request is not None])
+                for (member, _), reply in zip(chosen, replies, strict=True):
+                    member.advance(reply)
+        done = [member for member in self.members if member.result is not None]
+        self.members = [member for member in self.members if member.result is None]
+        return done
+
+
 class Engine:
     """Answers questions with one loaded model.
 
@@ -159,6 +221,7 @@ class Engine:
     def __init__(self, vlm: VisionLanguageModel, clock: Callable[[], float] = time.monotonic) -> None:
         self.vlm = vlm
         self.clock = clock
+        self.attached: dict[str, Any] = {}  # what other modules keep for as long as this engine lives
 
     # ------------------------------------------------------------------ drivers: one question, or many in step
 
@@ -166,13 +229,14 @@ class Engine:
         """Answer one question, yielding a ``ReasoningStep`` per phase and round, and returning the ``Outcome``.
 
         Raises ``QuestionError``, ``ContextLengthError``, ``DeadlineError`` (nothing was scored in time),
-        ``CancelledError`` and ``NumericalError``. Whatever is raised, the engine can be used again.
+        ``CancelledError``, ``NotEnoughMemoryError`` and ``NumericalError``. Whatever is raised, the engine can be used
+        again.
         """
         work = self._work(job)
         reply: Any = None
         while True:
             try:
-                item = work.send(reply)
+                item = work.throw(reply) if isinstance(reply, Exception) else work.send(reply)
             except StopIteration as end:
                 outcome: Outcome = end.value
                 return outcome
@@ -180,7 +244,7 @@ class Engine:
             if isinstance(item, ReasoningStep):
                 yield item
             else:
-                reply = item.alone(self.vlm)
+                (reply,) = together(self.vlm, [item])
 
     def answer(self, job: Job) -> Outcome:
         """``run`` without looking at the steps."""
@@ -198,31 +262,11 @@ class Engine:
         Each is answered as if it were asked alone, up to near-ties of rewards. An error of one takes its place in the
         list and leaves the others alone.
         """
-        works = [self._work(job) for job in jobs]
-        results: list[Outcome | Exception | None] = [None] * len(jobs)
-        waiting: dict[int, Request] = {}
-
-        def advance(index: int, reply: Any) -> None:
-            """Send a reply (or raise it, if it is an exception) and go on to the question's next request."""
-            try:
-                item = works[index].throw(reply) if isinstance(reply, Exception) else works[index].send(reply)
-                while isinstance(item, ReasoningStep):
-                    item = works[index].send(None)
-                waiting[index] = item
-            except StopIteration as end:
-                results[index] = end.value
-            except Exception as error:
-                results[index] = error
-
-        for index in range(len(jobs)):
-            advance(index, None)
-        while waiting:
-            kind = min((type(request) for request in waiting.values()), key=_ORDER.index)
-            chosen = [index for index, request in waiting.items() if type(request) is kind]
-            replies = together(self.vlm, [waiting.pop(index) for index in chosen])
-            for index, reply in zip(chosen, replies, strict=True):
-                advance(index, reply)
-        return [result for result in results if result is not None]
+        batch = InStep(self)
+        members = [batch.join(job) for job in jobs]
+        while batch.members:
+            batch.step()
+        return [member.result for member in members if member.result is not None]
 
     # ------------------------------------------------------------------ the whole way of one question
 

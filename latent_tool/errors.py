@@ -16,9 +16,10 @@
     │   └── ContextLengthError         the prompt does not fit the model's context
     ├── DeadlineError              the deadline passed before anything was scored
     ├── CancelledError             the caller asked to stop
+    ├── OverloadedError            too many questions are waiting already
+    ├── NotEnoughMemoryError       one question alone does not fit into memory
     ├── NumericalError             the model returned values that are not finite
     ├── RungError                  a rung of a router failed, or answered with something unknown
-    ├── OverloadedError            too many questions are waiting already
     ├── ServiceError               a reasoner on the network gave no usable answer
     │   ├── AccessError                it wants a token, or another one
     │   └── ServiceUnavailableError    it cannot be reached, or went away while it answered
@@ -47,6 +48,7 @@ __all__ = [
     "ModelLoadError",
     "ModelNotFoundError",
     "ModelNotSupportedError",
+    "NotEnoughMemoryError",
     "NumericalError",
     "OverloadedError",
     "QuestionError",
@@ -140,18 +142,22 @@ class CancelledError(LatentToolError):
     retryable = True
 
 
+class OverloadedError(LatentToolError):
+    """Too many questions are waiting already, or the scheduler takes no more."""
+
+    retryable = True
+
+
+class NotEnoughMemoryError(LatentToolError):
+    """One question alone does not fit into the device's memory."""
+
+
 class NumericalError(LatentToolError):
     """The model returned values that are not finite."""
 
 
 class RungError(LatentToolError):
     """A rung of a router failed, or answered with something that is no result."""
-
-
-class OverloadedError(LatentToolError):
-    """Too many questions are waiting already."""
-
-    retryable = True
 
 
 class ServiceError(LatentToolError):

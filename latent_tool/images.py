@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import os
 import re
 import stat
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
     from latent_tool.settings import ImagePolicy
 
-__all__ = ["LoadedImage", "load_image"]
+__all__ = ["LoadedImage", "load_image", "portable_image"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,29 @@ def load_image(reference: object, policy: ImagePolicy, *, deadline: float | None
         loaded = LoadedImage(image, warnings, source)
     _check_deadline(deadline)
     return loaded
+
+
+def portable_image(
+    reference: object, policy: ImagePolicy, *, deadline: float | None = None
+) -> tuple[str, tuple[str, ...]]:
+    """The same image as text for another machine, and what was changed, one sentence each.
+
+    Files and bytes become a data URI without being decoded, a Pillow image becomes a PNG. A URL stays one if the policy
+    allows no downloads: whether to open it is then for the other machine to decide. Raises what ``load_image`` raises.
+    """
+    value = _unwrap(reference)
+    warnings: tuple[str, ...] = ()
+    if _is_pillow(value):
+        loaded = _from_pillow(value, policy)
+        stream = io.BytesIO()
+        loaded.image.save(stream, format="PNG")
+        data, warnings = stream.getvalue(), loaded.warnings
+    elif isinstance(value, str) and not policy.hosts and value.strip().lower().startswith(("http:", "https:")):
+        return value.strip(), ()
+    else:
+        data, _ = _read(value, policy, deadline)
+    _check_deadline(deadline)
+    return "data:application/octet-stream;base64," + base64.b64encode(data).decode(), warnings
 
 
 def _decode(data: bytes, policy: ImagePolicy, deadline: float | None) -> tuple[Image, tuple[str, ...]]:

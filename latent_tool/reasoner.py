@@ -1,8 +1,9 @@
 """``LatentReasoner``: the method as a LangChain Runnable, from a request to a result.
 
 A call opens the images, takes the process's engine of its model and searches in the calling thread (``invoke``,
-``stream``, ``batch``) or in a worker thread (``ainvoke``, ``astream``, ``abatch``). Every step goes out as the custom
-event ``latent_step`` and, inside a LangGraph run, to its stream writer.
+``stream``, ``batch``), or hands the question to the engine's scheduler (``ainvoke``, ``astream``, ``abatch``), where
+questions asked at the same time share the model's forward passes. Every step goes out as the custom event
+``latent_step`` and, inside a LangGraph run, to its stream writer.
 
 This module knows what LangChain wants of a Runnable. It knows nothing of tensors, and loads torch only when a question
 is asked.
@@ -14,12 +15,15 @@ import asyncio
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, cast
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForChainRun,
     CallbackManagerForChainRun,
+    adispatch_custom_event,
     dispatch_custom_event,
 )
 from langchain_core.runnables import RunnableConfig, RunnableSerializable, ensure_config
@@ -108,12 +112,14 @@ class _Call:
     def __init__(self) -> None:
         self.began = time.monotonic()
         self.cancelled = threading.Event()
+        self._loading = threading.Lock()
 
     def engine(self, reasoner: LatentReasoner) -> Engine:
         """The reasoner's engine; the time it takes to load the model does not count."""
-        before = time.monotonic()
-        engine = reasoner.engine()
-        self.began += time.monotonic() - before
+        with self._loading:  # the questions of a batch count it once
+            before = time.monotonic()
+            engine = reasoner.engine()
+            self.began += time.monotonic() - before
         return engine
 
     def deadline(self, budget: Budget) -> float | None:
@@ -244,13 +250,13 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         return self._call_with_config(answer, input, config, **kwargs)
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> ReasoningResult:
-        """Answer one question in a worker thread; cancelling the task stops the search within one step."""
+        """Answer one question, together with others asked meanwhile; cancelling the task takes it out at once."""
         call = _Call()
 
         async def answer(
             value: Any, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
         ) -> ReasoningResult:
-            return await call.in_thread(config, self._answer, value, config, call)
+            return await self._answer_scheduled(value, config, call)
 
         return await self._acall_with_config(answer, input, config, **kwargs)
 
@@ -270,18 +276,15 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
     async def astream(  # type: ignore[override]
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[ReasoningStep | ReasoningResult]:
-        """``stream`` from a worker thread."""
+        """``stream``, together with other questions asked meanwhile. Closing the iterator takes this one out."""
         call = _Call()
 
         async def steps(
             values: AsyncIterator[Any], run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
         ) -> AsyncIterator[Any]:
-            running = self._steps(await anext(values), config, call)
-            try:
-                while (step := await call.in_thread(config, next, running, None)) is not None:
+            async with aclosing(self._scheduled(await anext(values), config, call)) as running:
+                async for step in running:
                     yield step
-            finally:
-                call.cancelled.set()
 
         async def only() -> AsyncIterator[Any]:
             yield input
@@ -315,13 +318,22 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[ReasoningResult]:
-        """``batch`` in a worker thread."""
+        """``batch``, together with other questions asked meanwhile."""
         call = _Call()
 
         async def answer(
             values: list[Any], run_manager: list[AsyncCallbackManagerForChainRun], config: list[RunnableConfig]
         ) -> list[Exception | ReasoningResult]:
-            return await call.in_thread(config[0], self._answer_many, values, config, call)
+            gate = asyncio.Semaphore(config[0].get("max_concurrency") or _BATCH_SIZE)
+
+            async def one(value: Any, own: RunnableConfig) -> Exception | ReasoningResult:
+                async with gate:
+                    try:
+                        return await self._answer_scheduled(value, own, call)
+                    except Exception as error:
+                        return error
+
+            return await asyncio.gather(*map(one, values, config))
 
         return await self._abatch_with_config(answer, inputs, config, return_exceptions=return_exceptions, **kwargs)
 
@@ -406,12 +418,43 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
                 outcome: Outcome = end.value
                 yield engine.result(outcome)
                 return
-            _announce(step, config)
+            announce(step, config)
             yield step
 
     def _answer(self, value: Any, config: RunnableConfig, call: _Call) -> ReasoningResult:
         *_, result = self._steps(value, config, call)
         return cast(ReasoningResult, result)
+
+    async def _scheduled(
+        self, value: Any, config: RunnableConfig, call: _Call
+    ) -> AsyncGenerator[ReasoningStep | ReasoningResult]:
+        """``_steps`` of a question that rides with others."""
+        engine, job = await call.in_thread(config, self._job, value, config, call)
+        from latent_tool.scheduler import get_scheduler
+
+        loop = asyncio.get_running_loop()
+        news: asyncio.Queue[ReasoningStep | Future[Outcome]] = asyncio.Queue()
+
+        def tell(item: ReasoningStep | Future[Outcome]) -> None:
+            with suppress(RuntimeError):  # the loop was closed: nobody listens any more
+                loop.call_soon_threadsafe(news.put_nowait, item)
+
+        future = get_scheduler(engine).submit(job, tell)
+        future.add_done_callback(tell)
+        try:
+            while isinstance(item := await news.get(), ReasoningStep):
+                await announce_async(item, config)
+                yield item
+            outcome = item.result()
+        finally:
+            future.cancel()
+        yield await run_in_executor(config, engine.result, outcome)
+
+    async def _answer_scheduled(self, value: Any, config: RunnableConfig, call: _Call) -> ReasoningResult:
+        async with aclosing(self._scheduled(value, config, call)) as running:
+            async for each in running:
+                last = each
+        return cast(ReasoningResult, last)
 
     def _answer_many(
         self, values: Sequence[Any], configs: Sequence[RunnableConfig], call: _Call
@@ -450,15 +493,32 @@ def _first_given(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _announce(step: ReasoningStep, config: RunnableConfig) -> None:
+def announce(step: ReasoningStep, config: RunnableConfig) -> None:
     """Send a step to the callbacks of the run and, inside a LangGraph run, to its stream writer."""
     data = step.model_dump(mode="json")
     dispatch_custom_event("latent_step", data, config=ensure_config(config))
+    _write_to_graph(data)
+
+
+async def announce_async(step: ReasoningStep, config: RunnableConfig) -> None:
+    """``announce`` inside an event loop."""
+    data = step.model_dump(mode="json")
+    await adispatch_custom_event("latent_step", data, config=ensure_config(config))
+    _write_to_graph(data)
+
+
+def _write_to_graph(data: dict[str, Any]) -> None:
+    writer = graph_writer()
+    if writer is not None:
+        writer({"latent_step": data})
+
+
+def graph_writer() -> Callable[[Any], None] | None:
+    """The stream writer of the LangGraph run this is called in."""
     langgraph = sys.modules.get("langgraph.config")  # loaded whenever a graph is running
     if langgraph is None:
-        return
+        return None
     try:
-        writer = langgraph.get_stream_writer()
+        return cast(Callable[[Any], None], langgraph.get_stream_writer())
     except (RuntimeError, KeyError):  # not inside a graph
-        return
-    writer({"latent_step": data})
+        return None

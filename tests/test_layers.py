@@ -22,12 +22,14 @@ LAYERS = [
     {"method"},
     {"models"},
     {"engine"},
+    {"scheduler"},
     {"calibration"},
     {"overlay"},
     {"report"},
     {"terminal"},
     {"messages"},
     {"reasoner"},
+    {"remote"},
     {"tool"},
     {"chat_model"},
     {"router"},
@@ -41,7 +43,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 ONLY_IN = {
     "transformers": {"models"},
     "torch": {"method", "models", "engine"},
-    "langchain_core": {"messages", "reasoner", "tool", "chat_model", "router"},
+    "langchain_core": {"messages", "reasoner", "remote", "tool", "chat_model", "router"},
 }
 
 

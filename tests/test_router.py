@@ -15,7 +15,7 @@ from PIL import Image
 from test_reasoner import Recorder, options
 
 from latent_tool import Budget, ChatLatentReasoner, ConfidenceRouter, LatentReasoner, ReasoningRequest, ReasoningResult
-from latent_tool.engine import Engine
+from latent_tool.engine import InStep, Job
 from latent_tool.errors import ContextLengthError, ImageNotFoundError, InputError, RungError, SettingsError
 from latent_tool.schema import ReasoningStep
 
@@ -212,14 +212,14 @@ def test_a_latent_chat_model_keeps_its_confidence(request_: dict[str, Any]) -> N
 async def test_only_the_unsure_ones_go_on_together(
     request_: dict[str, Any], picture: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes = []
-    together = Engine.answer_many
+    asked: list[tuple[int, str]] = []
+    join = InStep.join
 
-    def counted(self: Engine, jobs: Any) -> Any:
-        sizes.append([job.question for job in jobs])
-        return together(self, jobs)
+    def noted(self: InStep, job: Job, *arguments: Any) -> Any:
+        asked.append((job.budget.iterations, job.question))
+        return join(self, job, *arguments)
 
-    monkeypatch.setattr(Engine, "answer_many", counted)
+    monkeypatch.setattr(InStep, "join", noted)
     small = small_reasoner(iterations=0)
     router = ConfidenceRouter(rungs=[small, small.with_budget({"iterations": 1}), says("c", None)], thresholds=0.9)
     sure = {"image": picture, "question": CIRCLE}
@@ -232,8 +232,8 @@ async def test_only_the_unsure_ones_go_on_together(
             if run_async
             else router.batch(given, return_exceptions=True)
         )
-        assert sizes == [[CIRCLE, CIRCLE, SQUARE], [CIRCLE, SQUARE]]
-        sizes.clear()
+        assert sorted(asked) == [(0, CIRCLE), (0, CIRCLE), (0, SQUARE), (1, CIRCLE), (1, SQUARE)]
+        asked.clear()
         assert [type(each) for each in answers[3:]] == [ImageNotFoundError, InputError]
         assert [each.answer for each in answers[:3]] == ["red", "c", "c"]
         assert [len(each.route) for each in answers[:3]] == [1, 3, 3]
