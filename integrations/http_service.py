@@ -36,7 +36,7 @@ from latent_tool.errors import (
     OverloadedError,
     SettingsError,
 )
-from latent_tool.images import load_image
+from latent_tool.images import load_images
 from latent_tool.reasoner import LatentReasoner
 from latent_tool.schema import ReasoningRequest, ReasoningResult, ReasoningStep
 from latent_tool.settings import Budget, ImagePolicy, Positive, Settings
@@ -123,7 +123,7 @@ def create_app(
     Args:
         reasoner: who answers: a ``LatentReasoner``, a ``ConfidenceRouter`` or any Runnable that takes a
             ``ReasoningRequest`` and gives a ``ReasoningResult``.
-        policy: which images may be opened, in place of the reasoner's own; ``None``: ``ImagePolicy.untrusted()``.
+        policy: which images may be opened, in place of the reasoner's own; ``None``: ``ImagePolicy.server()``.
         token: what clients must send as ``Authorization: Bearer ...``; ``None`` lets everyone in.
         limits: what clients may ask for.
         hosts: without a token, the host names by which the service may be called, so that no web page can reach it
@@ -133,7 +133,7 @@ def create_app(
 
     Raises ``SettingsError`` for an empty token, or a reasoner whose own budget is above the limits.
     """
-    policy = ImagePolicy.untrusted() if policy is None else policy
+    policy = ImagePolicy.server() if policy is None else policy
     limits = ServiceLimits() if limits is None else limits
     secret = token.get_secret_value() if isinstance(token, SecretStr) else token
     if secret is not None and not secret.strip():
@@ -261,7 +261,7 @@ class _Desk:
             return request, []
         deadline = None  # the reasoner's own deadline begins when it is asked
         opened = await _while_connected(
-            http, asyncio.to_thread(lambda: [load_image(each, self.policy, deadline=deadline) for each in images])
+            http, asyncio.to_thread(lambda: load_images(images, self.policy, deadline=deadline))
         )
         changes = {"image": None, "images": [each.image for each in opened]}
         return request.model_copy(update=changes), [warning for each in opened for warning in each.warnings]

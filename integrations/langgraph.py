@@ -1,7 +1,8 @@
-"""Confidence gates for LangGraph graphs and LangChain agents.
+"""Asking in LangGraph graphs, and confidence gates for them and for LangChain agents.
 
-``confidence_edge`` decides where a graph goes on, ``ConfidenceMiddleware`` gates the tool calls of an agent. Both read
-results that are already there: as ``ReasoningResult``, or as the plain JSON types that a checkpointer kept.
+``reasoning_node`` answers the question in a graph's state, ``confidence_edge`` decides where the graph goes on,
+``ConfidenceMiddleware`` gates the tool calls of an agent. The gates read results that are already there: as
+``ReasoningResult``, or as the plain JSON types that a checkpointer kept.
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import ToolMessage
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.runnables.config import run_in_executor
 from pydantic import ValidationError
 
 from latent_tool.errors import InputError, MissingExtraError, SettingsError
-from latent_tool.images import load_image
-from latent_tool.messages import newest_images
+from latent_tool.images import load_images
+from latent_tool.messages import newest_images, request_from_messages
+from latent_tool.reasoner import LatentReasoner
 from latent_tool.router import ConfidenceRouter
 from latent_tool.schema import ReasoningRequest, ReasoningResult, RouteStep
 from latent_tool.settings import BudgetLevel, ImagePolicy
-from latent_tool.tool import describe
+from latent_tool.tool_spec import describe
 
 try:
     from langchain.agents.middleware import AgentMiddleware
@@ -29,9 +31,56 @@ try:
 except ImportError as error:
     raise MissingExtraError("The LangGraph integration", "langgraph") from error
 
-__all__ = ["ConfidenceMiddleware", "confidence_edge"]
+__all__ = ["ConfidenceMiddleware", "confidence_edge", "reasoning_node"]
 
 Reply = ToolMessage | Command[Any]
+
+
+def reasoning_node(
+    reasoner: Runnable[Any, ReasoningResult] | None = None,
+    *,
+    question: str = "question",
+    image: str = "image",
+    messages: str = "messages",
+    key: str = "result",
+    image_policy: ImagePolicy | None = None,
+) -> Runnable[Any, dict[str, Any]]:
+    """A node that asks about the image in the state and puts the result, as plain JSON types, under ``key``.
+
+        graph.add_node("look", reasoning_node())
+
+    With a question in the state, it is asked about the state's image or images; without, the last message is asked
+    about the images of the conversation. Steps of the search go to the graph's stream writer.
+
+    Args:
+        reasoner: who answers: a ``LatentReasoner`` (the default) or a ``ConfidenceRouter``.
+        question, image, messages: where the state holds these.
+        key: where the result goes; ``confidence_edge`` reads it.
+        image_policy: which images may be opened, whatever the reasoner's own policy: by default no files and no URLs.
+
+    Asking raises the errors of ``latent_tool.errors``.
+    """
+    asked = reasoner or LatentReasoner()
+    policy = image_policy or ImagePolicy.untrusted()
+
+    def request(state: Any) -> ReasoningRequest:
+        text = _read(state, question)
+        if text is None:
+            found = request_from_messages(_read(state, messages) or [], image=_read(state, image))
+        else:
+            shown = _read(state, image)
+            found = ReasoningRequest.parse({"images": shown if isinstance(shown, list) else [shown], "question": text})
+        opened = [each.image for each in load_images(found.image_references, policy)]
+        return found.model_copy(update={"image": None, "images": opened})
+
+    def look(state: Any, config: RunnableConfig) -> dict[str, Any]:
+        return {key: asked.invoke(request(state), config).model_dump(mode="json")}
+
+    async def look_async(state: Any, config: RunnableConfig) -> dict[str, Any]:
+        result = await asked.ainvoke(await run_in_executor(config, request, state), config)
+        return {key: result.model_dump(mode="json")}
+
+    return RunnableLambda(look, look_async, name="reasoning_node")
 
 
 def confidence_edge(
@@ -52,8 +101,7 @@ def confidence_edge(
     _require_share(threshold)
 
     def gate(state: Any) -> str:
-        value = state.get(key) if isinstance(state, Mapping) else getattr(state, key, None)
-        result = _parse(value)
+        result = _parse(_read(state, key))
         if result is None:
             raise InputError(
                 f"The state holds no result under {key!r}.",
@@ -185,7 +233,7 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def _opened(self, request: ReasoningRequest) -> ReasoningRequest:
         """The request with its images opened under this middleware's policy, not the fallback's."""
-        opened = [load_image(each, self.image_policy).image for each in request.image_references]
+        opened = [each.image for each in load_images(request.image_references, self.image_policy)]
         return request.model_copy(update={"images": opened})
 
     def _step(self, number: int, name: str, result: ReasoningResult) -> RouteStep:
@@ -210,6 +258,10 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
         if isinstance(message.content, list):
             content = [{"type": "text", "text": content}, *message.content[1:]]
         return message.model_copy(update={"content": content, "artifact": result.model_dump(mode="json")})
+
+
+def _read(state: Any, key: str) -> Any:
+    return state.get(key) if isinstance(state, Mapping) else getattr(state, key, None)
 
 
 def _parse(value: Any) -> ReasoningResult | None:

@@ -182,6 +182,7 @@ class ChatLatentReasoner(BaseChatModel):
             "confidence_source": result.confidence_source,
             "accepted": result.accepted,
             "abstained": result.abstained,
+            "min_confidence": result.min_confidence,
             **plain,
             "logprobs": {
                 "content": [

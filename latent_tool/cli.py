@@ -13,8 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from latent_tool.commands.calibrate import calibrate
+from latent_tool.commands.evaluate import evaluate
+from latent_tool.commands.mcp import mcp
 from latent_tool.commands.play import play
 from latent_tool.commands.serve import serve
+from latent_tool.commands.study import study
 from latent_tool.errors import InputError, LatentToolError, ModelError
 from latent_tool.files import require_writable, write_whole
 
@@ -34,6 +38,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+app.command("eval")(evaluate)
 
 UNSURE = 3
 
@@ -95,7 +101,14 @@ def ask(
     latents: Annotated[int | None, typer.Option(help="Latent thought tokens; 0 is the plain model.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
     min_confidence: Annotated[
-        float | None, typer.Option(metavar="C", help="Exit with code 3 below this confidence, 0 to 1.")
+        str | None,
+        typer.Option(
+            metavar="C", help="Exit with code 3 below this confidence, 0 to 1, or below the calibration's: calibrated."
+        ),
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Makes the confidence a probability; 'embedded' for the embedded model's."),
     ] = None,
     grounding: Annotated[
         bool, typer.Option("--grounding", help="Measure how each token depends on the image.")
@@ -144,7 +157,8 @@ def ask(
         budget=chosen,
         settings=settings,
         seed=seed,
-        min_confidence=min_confidence,
+        min_confidence=_confidence_wanted(min_confidence),
+        calibration=calibration,
         grounding=grounding,
         controls=controls,
     )
@@ -161,8 +175,11 @@ def ask(
         raise typer.Exit(UNSURE)
 
 
-app.command()(play)
 app.command()(serve)
+app.command()(calibrate)
+app.command()(study)
+app.command()(play)
+app.command()(mcp)
 
 
 @app.command()
@@ -203,6 +220,16 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print the table
     )
 
 
+def _confidence_wanted(text: str | None) -> float | str | None:
+    """``--min-confidence``: a number, or the calibration's own threshold."""
+    if text is None or text == "calibrated":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter("is neither a number nor 'calibrated'", param_hint="--min-confidence") from None
+
+
 def _pictures(references: list[str]) -> list[Image]:
     """The pictures, opened as the reasoner opened them."""
     from latent_tool.images import load_image
@@ -223,7 +250,9 @@ def _write_overlays(result: ReasoningResult, references: list[str], path: Path) 
 def _write_report(result: ReasoningResult, references: list[str], question: str, path: Path) -> None:
     from latent_tool.report import write_report
 
-    names = ["data URI" if reference.startswith("data:") else Path(reference).name for reference in references]
+    names = [
+        "data URI" if reference.strip()[:5].lower() == "data:" else Path(reference).name for reference in references
+    ]
     write_report(path, result, _pictures(references), question=question, names=names)
 
 

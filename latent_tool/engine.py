@@ -17,7 +17,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from latent_tool.errors import CancelledError, ContextLengthError, DeadlineError, SettingsError
+from latent_tool.errors import CancelledError, ContextLengthError, DeadlineError, NotEnoughMemoryError, SettingsError
 from latent_tool.method import search as method
 from latent_tool.method.grounding import add_noise, visual_dependency
 from latent_tool.method.reward import read_reward
@@ -29,8 +29,11 @@ from latent_tool.models.requests import (
     Prefill,
     Reason,
     Request,
+    Sample,
     Score,
+    TokenEntropies,
     TokenLogProbabilities,
+    never,
     together,
 )
 from latent_tool.models.vlm import Inputs, Prefix, VisionLanguageModel
@@ -49,9 +52,20 @@ from latent_tool.schema import (
     TraceRow,
     Usage,
 )
-from latent_tool.settings import Budget, GenerationSettings, NoiseSettings, SearchSettings
+from latent_tool.settings import Budget, GenerationSettings, NoiseSettings, SamplingSettings, SearchSettings
 
-__all__ = ["Engine", "InStep", "Job", "Member", "Outcome", "clear_engines", "get_engine"]
+__all__ = [
+    "Engine",
+    "Examined",
+    "InStep",
+    "Job",
+    "Member",
+    "Outcome",
+    "Sampled",
+    "clear_engines",
+    "get_engine",
+    "use_threads",
+]
 
 # Tokens of the answer that the search leaves time for when there is a deadline.
 _RESERVED_TOKENS = 16
@@ -105,6 +119,34 @@ class Outcome:
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Examined:
+    """How much an answer depends on the image.
+
+    ``grounding``: visual dependency of its tokens, ``None`` if there are none; ``masked_entropy_gain``: by how many
+    nats the answer's tokens, in the mean, are less certain with the image masked (processed pixels 0).
+    """
+
+    grounding: Grounding | None
+    masked_entropy_gain: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Several drawn answers to one question, and what they cost together."""
+
+    job: Job
+    decoded: tuple[Decoded, ...]
+    answers: tuple[ExtractedAnswer, ...]
+    usage: Usage
+
+    @property
+    def probabilities(self) -> list[float]:
+        """Joint probability of every answer's tokens given the reasoning before them, in [0, 1]."""
+        return [_joint(decoded, answer) or 0.0 for decoded, answer in zip(self.decoded, self.answers, strict=True)]
+
+
 class _Clock:
     """Measures phases, counts forward passes, and knows when the job must stop."""
 
@@ -144,8 +186,10 @@ class _Clock:
 T = TypeVar("T")
 # What a question does: it yields steps for the caller and requests for the model, and is sent the replies.
 Work = Generator[ReasoningStep | Request, Any, T]
-# The order in which requests of several questions are served: whoever is behind catches up first.
-_ORDER = (Prefill, Reason, Score, Attend, Decode, TokenLogProbabilities)
+# The order in which requests of several questions are served: whoever is behind catches up first ...
+_ORDER = (Prefill, Reason, Score, Attend, Decode, Sample, TokenLogProbabilities, TokenEntropies)
+# ... but nobody is passed over more often than this.
+_PATIENCE = 16
 
 
 @dataclass(eq=False)
@@ -153,10 +197,12 @@ class Member:
     """A question in an ``InStep``: what it asks of the model next, or its result once it has left."""
 
     job: Job
-    work: Work[Outcome]
+    work: Work[Any]
+    pause: Callable[[], bool] = never
     on_step: Callable[[ReasoningStep], None] | None = None
     request: Request | None = None
-    result: Outcome | Exception | None = None
+    waited: int = 0  # steps in which others were served
+    result: Any = None  # what the work returns, or the exception it ended with
 
     def advance(self, reply: Any) -> None:
         """Send a reply (or raise it, if it is an exception) and go on to the next request, or to the result."""
@@ -167,7 +213,7 @@ class Member:
                 if self.on_step is not None:
                     self.on_step(item)
                 item = self.work.send(None)
-            self.request = item
+            self.request = replace(item, pause=self.pause) if isinstance(item, Decode) else item
         except StopIteration as end:
             self.result = end.value
         except Exception as error:
@@ -178,32 +224,58 @@ class InStep:
     """Questions that are answered in step, their forward passes in one batch; a question may join at any time.
 
     For one thread at a time.
+
+    Args:
+        engine: who answers.
+        awaited: whether others wait to join; then a long decoding is paused.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, awaited: Callable[[], bool] = never) -> None:
         self.engine = engine
         self.members: list[Member] = []
+        self._awaited = awaited
 
-    def join(self, job: Job, on_step: Callable[[ReasoningStep], None] | None = None) -> Member:
-        """Take in a question, which goes as far as it gets without the model."""
-        member = Member(job, self.engine._work(job), on_step)
+    def join(
+        self,
+        job: Job,
+        on_step: Callable[[ReasoningStep], None] | None = None,
+        work: Work[Any] | None = None,
+    ) -> Member:
+        """Take in a question, or other work about it, which goes as far as it gets without the model."""
+        member = Member(job, work or self.engine._work(job), self._others_wait, on_step)
         member.advance(None)
         self.members.append(member)
         return member
 
-    def step(self) -> list[Member]:
-        """Serve every question once at least; returns those that have their result, which are members no more.
+    def _others_wait(self) -> bool:
+        """Whether a decoding should make way for a while."""
+        return self._awaited() or any(
+            member.result is None and not isinstance(member.request, Decode) for member in self.members
+        )
 
-        What stands at the beginning goes first, so that a question that has joined catches up with the others.
+    def step(self) -> list[Member]:
+        """Serve some requests in one batch; returns the questions that have their result, which are members no more.
+
+        Whoever is behind catches up first, which makes batches large; nobody is passed over more than ``_PATIENCE``
+        times, and answers are decoded some tokens at a time while others search.
         """
         for member in self.members:
             if member.request is not None and member.job.cancelled is not None and member.job.cancelled.is_set():
                 member.advance(CancelledError("The question was cancelled."))
-        for kind in _ORDER:
-            chosen = [(member, member.request) for member in self.members if type(member.request) is kind]
-            if chosen:
-                replies = together(self.engine.vlm, [request for _, request in chosen if request is not None])
-                for (member, _), reply in zip(chosen, replies, strict=True):
+        asking = [member for member in self.members if member.request is not None]
+        if asking:
+            oldest = max(asking, key=lambda member: member.waited)
+            behind = min(asking, key=lambda member: _ORDER.index(type(member.request)))
+            kind = type((oldest if oldest.waited >= _PATIENCE else behind).request)
+            chosen = [member for member in asking if type(member.request) is kind]
+            replies = together(self.engine.vlm, [member.request for member in chosen if member.request is not None])
+            for member in asking:
+                member.waited += 1
+            for member, reply in zip(chosen, replies, strict=True):
+                member.waited = 0
+                if isinstance(member.request, Decode) and getattr(reply, "finish_reason", None) == "paused":
+                    member.request = replace(member.request, begun=reply)
+                else:
                     member.advance(reply)
         done = [member for member in self.members if member.result is not None]
         self.members = [member for member in self.members if member.result is None]
@@ -262,11 +334,22 @@ class Engine:
         Each is answered as if it were asked alone, up to near-ties of rewards. An error of one takes its place in the
         list and leaves the others alone.
         """
+        return self._in_step([(job, self._work(job)) for job in jobs])
+
+    def sample_many(self, jobs: Sequence[Job], sampling: SamplingSettings) -> list[Sampled | Exception]:
+        """Draw several answers to each of several questions from the plain model, in one batch.
+
+        Of a job's settings only those of the prompt count. Errors as in ``answer_many``.
+        """
+        return self._in_step([(job, self._sample(job, sampling)) for job in jobs])
+
+    def _in_step(self, works: Sequence[tuple[Job, Work[T]]]) -> list[T | Exception]:
+        """Do several works in step; results in their order."""
         batch = InStep(self)
-        members = [batch.join(job) for job in jobs]
+        members = [batch.join(job, work=work) for job, work in works]
         while batch.members:
             batch.step()
-        return [member.result for member in members if member.result is not None]
+        return [member.result for member in members]
 
     # ------------------------------------------------------------------ the whole way of one question
 
@@ -275,17 +358,20 @@ class Engine:
         clock = _Clock(job, self.clock)
         clock.require_time("the image was read")
         yield ReasoningStep(phase="prefill", iterations=job.budget.iterations)
-        inputs = self.vlm.prepare(
-            job.images,
-            job.question,
-            system=job.system,
-            position=job.settings.latent_position,
-            thinking_markers=job.settings.thinking_markers,
-            images_first=job.images_first,
-        )
+        try:
+            inputs = self.vlm.prepare(
+                job.images,
+                job.question,
+                system=job.system,
+                position=job.settings.latent_position,
+                thinking_markers=job.settings.thinking_markers,
+                images_first=job.images_first,
+            )
+        except MemoryError:
+            raise NotEnoughMemoryError("The images do not fit into memory.", "Use smaller images.") from None
         budget, warnings = self._fit_context(inputs, job)
         clock.require_time("the image was read")
-        prefix: Prefix = yield Prefill(inputs)
+        prefix: Prefix = yield Prefill(inputs, lambda: clock.require_time("the image was read"))
         clock.calls += 1
         clock.phase_done("prefill")
         clock.require_time("anything was scored")
@@ -295,6 +381,8 @@ class Engine:
         found: method.Outcome | None = None
         if job.settings.latents:
             start = yield from self._initial_latents(prefix, job, clock)
+            if job.settings.init_noise:
+                start = self._noised_start(start, job)
             found = yield from self._search(prefix, start, job, budget, clock)
             latents, patches = found.best.latents, found.best.patches
         clock.phase_done("search")
@@ -338,6 +426,38 @@ class Engine:
             usage,
             (*job.warnings, *inputs.warnings, *warnings),
         )
+
+    def _sample(self, job: Job, sampling: SamplingSettings) -> Work[Sampled]:
+        """Everything that drawing several answers to one question takes."""
+        clock = _Clock(job, self.clock)
+        clock.require_time("the image was read")
+        inputs = self.vlm.prepare(
+            job.images,
+            job.question,
+            system=job.system,
+            position=job.settings.latent_position,
+            thinking_markers=job.settings.thinking_markers,
+            images_first=job.images_first,
+        )
+        budget, _ = self._fit_context(inputs, job)
+        prefix: Prefix = yield Prefill(inputs)
+        clock.phase_done("prefill")
+        clock.require_time("anything was decoded")
+        drawn: list[Decoded] = yield Sample(
+            prefix, budget.max_new_tokens, sampling, job.seed, clock.expired, job.generation
+        )
+        clock.phase_done("decode")
+        usage = Usage(
+            candidates=0,
+            decoder_calls=1 + max((len(each.tokens) for each in drawn), default=0),
+            prompt_tokens=inputs.length,
+            image_cells=len(inputs.cells),
+            latent_tokens=0,
+            patch_tokens=0,
+            generated_tokens=sum(len(each.tokens) for each in drawn),
+            seconds=clock.seconds,
+        )
+        return Sampled(job, tuple(drawn), tuple(self._extract(prefix, each) for each in drawn), usage)
 
     def rescore(self, outcome: Outcome) -> float:
         """Score the outcome's state again, from the images on: what a reported reward must be reproducible with."""
@@ -386,6 +506,13 @@ class Engine:
                 return self.vlm.embed(tokens).float()
         return self.vlm.embed([self._init_token(settings.init_token)]).float().expand(count, -1).clone()
 
+    def _noised_start(self, start: Tensor, job: Job) -> Tensor:
+        """The initial latents moved once by noise, from a stream of its own."""
+        unit = self.vlm.embedding_rms() if job.settings.scale == "embedding_rms" else 1.0
+        generator = torch.Generator().manual_seed((job.seed + 2**62) % 2**63)
+        noise = torch.randn(start.shape, generator=generator).to(start)
+        return start + job.settings.init_noise * unit * noise
+
     def _init_token(self, wanted: str | None) -> int:
         tokenizer = self.vlm.tokenizer
         if wanted is not None:
@@ -423,7 +550,7 @@ class Engine:
                 return found
             reply = None
             if isinstance(step, method.Score):
-                reply = yield Score(prefix, step.latents, step.patches)
+                reply = yield Score(prefix, step.latents, step.patches, step.answer_only, step.attention)
                 clock.calls += 1
             elif isinstance(step, method.Attend):
                 reply = yield Attend(prefix, step.latents, step.patches)
@@ -485,12 +612,7 @@ class Engine:
         grounding = controls = None
         noised: Prefix | None = None
         if job.grounding is not None and decoded.tokens and not clock.expired():
-            rows = []
-            for draw in range(noise.draws):
-                noised = yield from self._noised(prefix.inputs, noise, draw, clock)
-                rows.append((yield TokenLogProbabilities(noised, latents, patches, decoded.tokens)))
-                clock.calls += 1
-            dependency = visual_dependency(decoded.log_probabilities, torch.stack(rows))
+            noised, dependency = yield from self._dependency(prefix.inputs, latents, patches, decoded, noise, clock)
             grounding = self._grounding(decoded, answer, dependency, noise)
         if job.controls and not clock.expired():
             if noised is None:
@@ -502,6 +624,95 @@ class Engine:
                 image_noised=self._control(prefix, blurred, answer.text),
             )
         return grounding, controls
+
+    def _dependency(
+        self,
+        inputs: Inputs,
+        latents: Tensor | None,
+        patches: tuple[int, ...],
+        decoded: Decoded,
+        noise: NoiseSettings,
+        clock: _Clock,
+    ) -> Work[tuple[Prefix, Tensor]]:
+        """The last noised prefix, and the visual dependency ``(n,)`` of the decoded tokens over all draws."""
+        rows = []
+        for draw in range(noise.draws):
+            noised = yield from self._noised(inputs, noise, draw, clock)
+            rows.append((yield TokenLogProbabilities(noised, latents, patches, decoded.tokens)))
+            clock.calls += 1
+        return noised, visual_dependency(decoded.log_probabilities, torch.stack(rows))
+
+    def examine_many(self, outcomes: Sequence[Outcome], noise: NoiseSettings) -> list[Examined | Exception]:
+        """How much answers that were found before depend on their images; errors as in ``answer_many``."""
+        return self._in_step([(outcome.job, self._examination(outcome, noise)) for outcome in outcomes])
+
+    def _examination(self, outcome: Outcome, noise: NoiseSettings) -> Work[Examined]:
+        """Visual dependency and masked entropy of an answer."""
+        began = self.clock()
+        inputs, state, decoded = outcome.inputs, (outcome.latents, outcome.patches), outcome.decoded
+        if not decoded.tokens:
+            return Examined(None, None, 0.0)
+        _, dependency = yield from self._dependency(inputs, *state, decoded, noise, _Clock(outcome.job, self.clock))
+        grounding = self._grounding(decoded, outcome.answer, dependency, noise)
+        tensors = {
+            key: torch.zeros_like(value) if key.startswith("pixel_values") else value
+            for key, value in inputs.tensors.items()
+        }
+        masked: Prefix = yield Prefill(replace(inputs, tensors=tensors))
+        entropies: Tensor = yield TokenEntropies(masked, *state, decoded.tokens)
+        gains = (entropies - decoded.entropies)[outcome.answer.start : outcome.answer.stop]
+        gain = float(gains.mean()) if len(gains) else None
+        return Examined(grounding, gain, self.clock() - began)
+
+    def dependency_many(
+        self, sampled: Sequence[Sampled], noise: NoiseSettings, think: bool = True
+    ) -> list[tuple[Grounding | None, ...] | Exception]:
+        """How much the tokens of drawn answers, reasoning included, depend on the image; errors as in ``answer_many``.
+
+        Args:
+            think: as in the sampling settings that the answers were drawn with.
+        """
+        return self._in_step([(each.job, self._sampled_dependency(each, noise, think)) for each in sampled])
+
+    def _sampled_dependency(
+        self, sampled: Sampled, noise: NoiseSettings, think: bool
+    ) -> Work[tuple[Grounding | None, ...]]:
+        job = sampled.job
+        inputs = self.vlm.prepare(
+            job.images,
+            job.question,
+            system=job.system,
+            position=job.settings.latent_position,
+            thinking_markers=job.settings.thinking_markers,
+            images_first=job.images_first,
+        )
+        opening = inputs.markers.opening if think else ()
+        rows: list[list[Tensor]] = [[] for _ in sampled.decoded]
+        for draw in range(noise.draws):
+            noised = yield from self._noised(inputs, noise, draw, _Clock(job, self.clock))
+            for row, decoded in zip(rows, sampled.decoded, strict=True):
+                forced: Tensor = yield TokenLogProbabilities(noised, None, (), (*opening, *decoded.tokens))
+                row.append(forced[len(opening) :])
+        found: list[Grounding | None] = []
+        for row, decoded, answer in zip(rows, sampled.decoded, sampled.answers, strict=True):
+            dependency = visual_dependency(decoded.log_probabilities, torch.stack(row))
+            found.append(self._grounding(decoded, answer, dependency, noise) if decoded.tokens else None)
+        return tuple(found)
+
+    def attention_many(self, outcomes: Sequence[Outcome]) -> list[list[float] | Exception]:
+        """Attention of the decoded state's latents to every image cell, mean over latents, heads and layers.
+
+        Empty for the plain model; errors as in ``answer_many``.
+        """
+        return self._in_step([(outcome.job, self._attention(outcome)) for outcome in outcomes])
+
+    def _attention(self, outcome: Outcome) -> Work[list[float]]:
+        if outcome.latents is None:
+            return []
+        prefix: Prefix = yield Prefill(outcome.inputs)
+        attention: Tensor = yield Attend(prefix, outcome.latents, outcome.patches)
+        weights: list[float] = attention.mean(0).tolist()
+        return weights
 
     def _control(self, prefix: Prefix, decoded: Decoded, answer: str) -> ControlAnswer:
         found = self._extract(prefix, decoded)
@@ -657,6 +868,11 @@ def _patches(outcome: Outcome) -> list[Patch]:
             )
         )
     return patches
+
+
+def use_threads(number: int) -> None:
+    """Let torch compute with so many threads from now on, in the whole process."""
+    torch.set_num_threads(number)
 
 
 _engines: dict[ModelSpec, Engine] = {}

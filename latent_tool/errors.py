@@ -4,6 +4,10 @@
     ├── InputError                 the request is wrong: the caller can mend it
     │   ├── SettingsError          a budget, setting or option is out of its range
     │   ├── QuestionError          the question is empty, too long or not text
+    │   ├── DatasetError           rows of a data set or of a run cannot be used
+    │   ├── CalibrationError       a calibration cannot be made, read or used
+    │   │   ├── CalibrationMismatchError   it was made for another configuration
+    │   │   └── TooFewItemsError           there are not enough labelled items
     │   └── ImageError             the image cannot be used
     │       ├── ImageNotFoundError     nothing is there
     │       ├── ImageNotAllowedError   the image policy forbids this source
@@ -33,8 +37,11 @@ from __future__ import annotations
 
 __all__ = [
     "AccessError",
+    "CalibrationError",
+    "CalibrationMismatchError",
     "CancelledError",
     "ContextLengthError",
+    "DatasetError",
     "DeadlineError",
     "ImageDecodeError",
     "ImageError",
@@ -56,6 +63,7 @@ __all__ = [
     "ServiceError",
     "ServiceUnavailableError",
     "SettingsError",
+    "TooFewItemsError",
 ]
 
 
@@ -88,6 +96,35 @@ class SettingsError(InputError):
 
 class QuestionError(InputError):
     """The question is empty, too long or not text."""
+
+
+class DatasetError(InputError):
+    """Rows of a data set, or of the file of a run, cannot be used.
+
+    Args:
+        message: what is wrong, in one sentence.
+        hint: what to do about it.
+        problems: one line for every row that cannot be used, naming the row.
+    """
+
+    def __init__(self, message: str, hint: str = "", problems: tuple[str, ...] = ()) -> None:
+        super().__init__(message, hint)
+        self.problems = problems
+
+    def __reduce__(self) -> tuple[type[DatasetError], tuple[str, str, tuple[str, ...]]]:
+        return type(self), (self.message, self.hint, self.problems)
+
+
+class CalibrationError(InputError):
+    """A calibration cannot be made, read or used."""
+
+
+class CalibrationMismatchError(CalibrationError):
+    """The calibration was made for another model, prompt, budget, score or other settings."""
+
+
+class TooFewItemsError(CalibrationError):
+    """There are not enough labelled items to calibrate on; the message says how many are needed."""
 
 
 class ImageError(InputError):

@@ -318,7 +318,9 @@ def _png(data: bytes) -> Header:
     raise _too_many_parts("PNG")
 
 
-_JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)
+# Whatever comes before a marker, then the marker itself; possessive, or many bytes 0xff would take quadratic time.
+_JPEG_MARKER = re.compile(rb"(?:[^\xff]++|\xff++[\x00\xd0-\xd7])*+(\xff++[^\x00\xff\xd0-\xd7])", re.DOTALL)
+_JPEG_FILL = re.compile(rb"\xff{16,}")  # may stand before a marker; Pillow reads long runs again and again
 _JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
@@ -326,7 +328,7 @@ def _jpeg(data: bytes) -> Header:
     kept, place, scans, orientation = [b"\xff\xd8"], 2, 0, 1
     size: tuple[int, int] | None = None
     for _ in range(MAX_PARTS // 10):
-        marker = _JPEG_MARKER.search(data, place)
+        marker = _JPEG_MARKER.match(data, place)
         code = data[marker.end() - 1] if marker else 0xD9
         if marker is None or code == 0xD9:
             break
@@ -341,15 +343,15 @@ def _jpeg(data: bytes) -> Header:
             orientation = _exif_orientation(body)
         if code == 0xDA:
             scans += 1
-            after = _JPEG_MARKER.search(data, place)
-            place = after.start() if after else len(data)
+            after = _JPEG_MARKER.match(data, place)
+            place = after.start(1) if after else len(data)
         if code in _JPEG_SIZES:
             if size is not None:
                 raise _damaged("JPEG")
             height, width = struct.unpack_from(">HH", body, 1)
             size = width, height
         if not 0xE1 <= code <= 0xFE or code == 0xEE:  # of the application data, Adobe's says how colours are stored
-            kept.append(data[marker.end() - 2 : place])
+            kept.append(_JPEG_FILL.sub(b"\xff", data[marker.end() - 2 : place]))
     else:
         raise _too_many_parts("JPEG")
     if scans > MAX_SCANS:

@@ -98,8 +98,8 @@ class _Place(NamedTuple):
     rest: str
 
 
-_URL = re.compile(r"(https?)://([^/?#\\]+)([^#\\]*)(?:#.*)?", re.IGNORECASE | re.DOTALL)
-_AUTHORITY = re.compile(r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?", re.IGNORECASE)
+_URL = re.compile(r"(https?)://([^/?#\\]+)([^#\\]*)(?:#.*)?", re.IGNORECASE | re.DOTALL | re.ASCII)
+_AUTHORITY = re.compile(r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?", re.IGNORECASE | re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029\ud800-\udfff]")
 
 
@@ -144,6 +144,7 @@ _REFUSED = tuple(
     for network in (
         "0.0.0.0/8",
         "100.64.0.0/10",
+        "168.63.129.16/32",  # Azure's platform, from inside its machines
         "192.0.0.0/24",
         "192.88.99.0/24",  # 6to4 relays
         "240.0.0.0/4",

@@ -15,12 +15,20 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 from langchain_core.prompt_values import PromptValue
 
 from latent_tool.errors import InputError, QuestionError
+from latent_tool.redact import redact
 from latent_tool.schema import ReasoningRequest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["as_request", "image_block", "messages_from_request", "newest_images", "request_from_messages"]
+__all__ = [
+    "as_request",
+    "image_block",
+    "messages_from_request",
+    "newest_images",
+    "request_from_messages",
+    "shown_input",
+]
 
 # Content blocks that hold an image although LangChain does not normalise them.
 _FOREIGN_IMAGES = ("image", "image_url", "input_image", "media")
@@ -38,6 +46,19 @@ def as_request(value: Any) -> ReasoningRequest:
     if isinstance(value, list) and value and all(isinstance(each, BaseMessage) for each in value):
         return request_from_messages(value)
     return ReasoningRequest.parse(value)
+
+
+def shown_input(value: Any) -> Any:
+    """What a run records of its input: everything but the images and the credentials in URLs."""
+    if isinstance(value, ReasoningRequest):
+        return value.shown()
+    if isinstance(value, PromptValue):
+        return shown_input(value.to_messages())
+    if isinstance(value, BaseMessage):
+        return {"type": value.type, "content": redact(value.content)}
+    if isinstance(value, list):
+        return [shown_input(each) for each in value]
+    return redact(value)
 
 
 def request_from_messages(messages: Sequence[BaseMessage], image: Any = None) -> ReasoningRequest:
@@ -65,7 +86,7 @@ def request_from_messages(messages: Sequence[BaseMessage], image: Any = None) ->
             "Put an image content block into a message, for example {'type': 'image', 'base64': ..., "
             "'mime_type': 'image/png'}.",
         )
-    return ReasoningRequest(images=images, question=question, system="\n".join(system) or None)
+    return ReasoningRequest.parse({"images": images, "question": question, "system": "\n".join(system) or None})
 
 
 def _as_line(message: BaseMessage) -> str:

@@ -29,13 +29,15 @@ from langchain_core.callbacks import (
 from langchain_core.runnables import RunnableConfig, RunnableSerializable, ensure_config
 from langchain_core.runnables.config import run_in_executor
 from langchain_core.runnables.utils import ConfigurableFieldSpec
-from pydantic import ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from latent_tool.errors import CancelledError, SettingsError
-from latent_tool.messages import as_request
+from latent_tool.calibration import SCORES, Calibration, configuration, is_folder
+from latent_tool.errors import CalibrationError, CalibrationMismatchError, CancelledError, SettingsError
+from latent_tool.messages import as_request, shown_input
 from latent_tool.schema import ReasoningRequest, ReasoningResult, ReasoningStep
 from latent_tool.settings import (
+    PREFIX_CACHE_BYTES,
     Budget,
     GenerationSettings,
     ImagePolicy,
@@ -56,6 +58,8 @@ OPTIONS_KEY = "latent_reasoner"
 _BATCH_SIZE = 16
 
 T = TypeVar("T")
+Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Threshold = float | Literal["calibrated"] | None
 
 
 class CallOptions(Settings):
@@ -68,7 +72,9 @@ class CallOptions(Settings):
 
     budget: Budget | None = Field(None, description="A Budget, its fields, or quick, standard or thorough.")
     seed: int | None = Field(None, ge=0, lt=2**63, description="Seed of the search.")
-    min_confidence: float | None = Field(None, ge=0, le=1, description="Abstain below this confidence.")
+    min_confidence: Unit | Literal["calibrated"] | None = Field(
+        None, description="Abstain below this confidence, or below the calibration's own threshold."
+    )
     cancelled: SkipJsonSchema[threading.Event | None] = Field(
         None, description="Set it from another thread to stop the call within one step of the search."
     )
@@ -151,7 +157,8 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         SettingsError: a field is out of its range or not known.
 
     Calls raise the errors of ``latent_tool.errors``: ``InputError`` for a request that is wrong, ``ModelError`` for a
-    model that cannot be used, ``DeadlineError`` when nothing was scored in time, ``CancelledError`` when stopped.
+    model that cannot be used, ``DeadlineError`` when nothing was scored in time, ``CancelledError`` when stopped,
+    ``OverloadedError`` when too many concurrent calls wait already.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -167,6 +174,11 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
     quantization_config: Any = Field(None, description="Passed to from_pretrained, for example a BitsAndBytesConfig.")
     allow_pickle: bool = Field(False, description="Also load pickled weights, which can run code.")
     trust_remote_code: bool = Field(False, description="Run code from the checkpoint's repository.")
+    prefix_cache_bytes: int = Field(
+        PREFIX_CACHE_BYTES,
+        ge=0,
+        description="Memory for prefixes of images that may be asked about again; 0: none is kept.",
+    )
     budget: Budget = Field(Budget(), description="How much work per question: a Budget, its fields, or a level's name.")
     settings: SearchSettings = Field(SearchSettings(), description="How the search works.")
     generation: GenerationSettings = Field(
@@ -174,9 +186,16 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
     )
     images_first: bool = Field(True, description="Images before the question, or after it.")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Seed of the search.")
-    min_confidence: float | None = Field(None, ge=0, le=1, description="Abstain below this confidence; None: never.")
+    min_confidence: Unit | Literal["calibrated"] | None = Field(
+        None, description="Abstain below this confidence, or below the calibration's own threshold; None: never."
+    )
     confidence: Literal["answer_probability", "reward"] = Field(
-        "answer_probability", description="Where the confidence comes from."
+        "answer_probability", description="Where the confidence comes from, unless a calibration says."
+    )
+    calibration: Calibration | None = Field(
+        None,
+        description="Makes the confidence a probability: a Calibration, its file, or 'embedded' for that of the "
+        "embedded model. Only for the very configuration it was made for.",
     )
     grounding: bool | NoiseSettings = Field(False, description="Measure the visual dependency of every token.")
     controls: bool = Field(False, description="Also answer without latents, and with the image noised.")
@@ -193,6 +212,11 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
     def _coerce_budget(cls, value: Any) -> Budget:
         return Budget.coerce(value)
 
+    @field_validator("calibration", mode="before")
+    @classmethod
+    def _load_calibration(cls, value: Any) -> Calibration | None:
+        return None if value is None else Calibration.load(value)
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.device is not None and self.device_map is not None:
@@ -201,6 +225,19 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
             raise ValueError("without latents there is no reward; use confidence='answer_probability'")
         if self.confidence == "reward" and self.settings.reward == "neg_log_probability":
             raise ValueError("the reward neg_log_probability has no upper bound, so it is no confidence")
+        if self.min_confidence == "calibrated":
+            self._require_threshold()
+        if self.calibration is not None:
+            if self.calibration.score not in SCORES or (
+                self.confidence == "reward" and self.calibration.score != "reward"
+            ):
+                raise CalibrationMismatchError(
+                    f"The calibration is one of the score {self.calibration.score!r}, which is not measured here.",
+                    f"Calibrate one of: {', '.join(SCORES)}.",
+                )
+            if self.model == "embedded":
+                known = self.calibration.configuration
+                self._require_calibrated(self.budget, None if known is None else known.get("system"))
         return self
 
     def with_budget(self, budget: Budget | Literal["quick", "standard", "thorough"] | Mapping[str, Any]) -> Self:
@@ -221,10 +258,11 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
     def lc_attributes(self) -> dict[str, Any]:
         """The settings as plain JSON, from which the constructor makes them again."""
         values = {
-            name: getattr(self, name) for name in ("budget", "settings", "generation", "grounding", "image_policy")
+            name: getattr(self, name)
+            for name in ("budget", "settings", "generation", "grounding", "image_policy", "calibration")
         }
         return {
-            name: value.model_dump(mode="json", exclude_defaults=True) if isinstance(value, Settings) else value
+            name: value.model_dump(mode="json", exclude_defaults=True) if isinstance(value, BaseModel) else value
             for name, value in values.items()
         }
 
@@ -245,9 +283,9 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         call = _Call()
 
         def answer(value: Any, run_manager: CallbackManagerForChainRun, config: RunnableConfig) -> ReasoningResult:
-            return self._answer(value, config, call)
+            return self._answer(input, config, call)
 
-        return self._call_with_config(answer, input, config, **kwargs)
+        return self._call_with_config(answer, shown_input(input), config, **kwargs)
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> ReasoningResult:
         """Answer one question, together with others asked meanwhile; cancelling the task takes it out at once."""
@@ -256,9 +294,9 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         async def answer(
             value: Any, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
         ) -> ReasoningResult:
-            return await self._answer_scheduled(value, config, call)
+            return await self._answer_scheduled(input, config, call)
 
-        return await self._acall_with_config(answer, input, config, **kwargs)
+        return await self._acall_with_config(answer, shown_input(input), config, **kwargs)
 
     def stream(  # type: ignore[override]  # steps come before the result, which is what the type parameter names
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
@@ -269,9 +307,9 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         def steps(
             values: Iterator[Any], run_manager: CallbackManagerForChainRun, config: RunnableConfig
         ) -> Iterator[Any]:
-            yield from self._steps(next(values), config, call)
+            yield from self._steps(input, config, call)
 
-        yield from self._transform_stream_with_config(iter([input]), steps, config, **kwargs)
+        yield from self._transform_stream_with_config(iter([shown_input(input)]), steps, config, **kwargs)
 
     async def astream(  # type: ignore[override]
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
@@ -282,12 +320,12 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         async def steps(
             values: AsyncIterator[Any], run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
         ) -> AsyncIterator[Any]:
-            async with aclosing(self._scheduled(await anext(values), config, call)) as running:
+            async with aclosing(self._scheduled(input, config, call)) as running:
                 async for step in running:
                     yield step
 
         async def only() -> AsyncIterator[Any]:
-            yield input
+            yield shown_input(input)
 
         async for step in self._atransform_stream_with_config(only(), steps, config, **kwargs):
             yield step
@@ -306,9 +344,11 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         def answer(
             values: list[Any], run_manager: list[CallbackManagerForChainRun], config: list[RunnableConfig]
         ) -> list[Exception | ReasoningResult]:
-            return self._answer_many(values, config, call)
+            return self._answer_many(inputs, config, call)
 
-        return self._batch_with_config(answer, inputs, config, return_exceptions=return_exceptions, **kwargs)
+        return self._batch_with_config(
+            answer, shown_input(inputs), config, return_exceptions=return_exceptions, **kwargs
+        )
 
     async def abatch(
         self,
@@ -333,9 +373,42 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
                     except Exception as error:
                         return error
 
-            return await asyncio.gather(*map(one, values, config))
+            return await asyncio.gather(*map(one, inputs, config))
 
-        return await self._abatch_with_config(answer, inputs, config, return_exceptions=return_exceptions, **kwargs)
+        return await self._abatch_with_config(
+            answer, shown_input(inputs), config, return_exceptions=return_exceptions, **kwargs
+        )
+
+    # ------------------------------------------------------------------ calibration
+
+    def configuration(self, budget: Budget | None = None, system: str | None = None) -> dict[str, Any]:
+        """What a calibration of this reasoner's confidence belongs to; see ``latent_tool.calibration``."""
+        score = self.confidence if self.calibration is None else self.calibration.score
+        return configuration(
+            score=score,
+            model=self.model,
+            revision=self.revision,
+            dtype=self.dtype,
+            quantization_config=self.quantization_config,
+            system=system,
+            images_first=self.images_first,
+            settings=self.settings,
+            budget=self.budget if budget is None else budget,
+            generation=self.generation,
+            noise=self._noise() if score == "visual_dependency" else None,
+        )
+
+    def _require_calibrated(self, budget: Budget, system: str | None) -> None:
+        """Raise ``CalibrationMismatchError`` if there is a calibration, but not one for this."""
+        if self.calibration is not None:
+            self.calibration.require(self.configuration(budget, system))
+
+    def _require_threshold(self) -> None:
+        if self.calibration is None:
+            raise CalibrationError(
+                "min_confidence='calibrated' needs a calibration.", "Give one with calibration=, or use a number."
+            )
+        self.calibration.require_threshold()
 
     # ------------------------------------------------------------------ the work
 
@@ -357,12 +430,13 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
                 quantization_config=self.quantization_config,
                 allow_pickle=self.allow_pickle,
                 trust_remote_code=self.trust_remote_code,
+                prefix_cache_bytes=self.prefix_cache_bytes,
             )
         )
 
-    def _job(self, value: Any, config: RunnableConfig, call: _Call) -> tuple[Engine, Job]:
-        """The engine and what it is asked: request, then options of the call, then the reasoner's own fields."""
-        from latent_tool.images import load_image
+    def _job(self, value: Any, config: RunnableConfig, call: _Call) -> tuple[Engine, Job, Threshold]:
+        """The engine, what it is asked and from when on to accept: request, options of the call, own fields."""
+        from latent_tool.images import load_images
 
         request, options = as_request(value), CallOptions.of(config)
         cancelled = _Abort(call.cancelled, options.cancelled)
@@ -371,18 +445,22 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         budget = self.budget if options.budget is None else options.budget
         if request.budget is not None:
             budget = Budget.coerce(request.budget)
+        wanted: Threshold = _first_given(request.min_confidence, options.min_confidence, self.min_confidence)
+        if wanted == "calibrated":
+            self._require_threshold()
+        if self.calibration is not None:
+            if not is_folder(self.model):
+                call.engine(self)
+            self._require_calibrated(budget, request.system)
         began = time.monotonic()
         queued = began - call.began
-        loaded = [
-            load_image(reference, self.image_policy, deadline=call.deadline(budget))
-            for reference in request.image_references
-        ]
+        loaded = load_images(request.image_references, self.image_policy, deadline=call.deadline(budget))
         image_seconds = time.monotonic() - began
         engine = call.engine(self)
 
         from latent_tool.engine import Job  # loads torch, which counts as loading the model
 
-        return engine, Job(
+        job = Job(
             images=tuple(each.image for each in loaded),
             question=request.question,
             system=request.system,
@@ -392,7 +470,7 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
             budget=budget,
             seed=_first_given(request.seed, options.seed, self.seed),
             confidence=self.confidence,
-            min_confidence=_first_given(request.min_confidence, options.min_confidence, self.min_confidence),
+            min_confidence=None if isinstance(wanted, str) or self.calibration is not None else wanted,
             grounding=self._noise(),
             controls=self.controls,
             deadline=call.deadline(budget),
@@ -401,6 +479,12 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
             queue_seconds=queued,
             warnings=tuple(warning for each in loaded for warning in each.warnings),
         )
+        return engine, job, wanted
+
+    def _result(self, engine: Engine, outcome: Outcome, wanted: Threshold) -> ReasoningResult:
+        """The outcome as a result; with a calibration, its confidence is a probability."""
+        result = engine.result(outcome)
+        return result if self.calibration is None else self.calibration.apply(result, wanted)
 
     def _noise(self) -> NoiseSettings | None:
         if isinstance(self.grounding, NoiseSettings):
@@ -409,14 +493,14 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
 
     def _steps(self, value: Any, config: RunnableConfig, call: _Call) -> Iterator[ReasoningStep | ReasoningResult]:
         """Every step of one question, then its result; steps also go out as events."""
-        engine, job = self._job(value, config, call)
+        engine, job, wanted = self._job(value, config, call)
         run = engine.run(job)
         while True:
             try:
                 step = next(run)
             except StopIteration as end:
                 outcome: Outcome = end.value
-                yield engine.result(outcome)
+                yield self._result(engine, outcome, wanted)
                 return
             announce(step, config)
             yield step
@@ -429,7 +513,7 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         self, value: Any, config: RunnableConfig, call: _Call
     ) -> AsyncGenerator[ReasoningStep | ReasoningResult]:
         """``_steps`` of a question that rides with others."""
-        engine, job = await call.in_thread(config, self._job, value, config, call)
+        engine, job, wanted = await call.in_thread(config, self._job, value, config, call)
         from latent_tool.scheduler import get_scheduler
 
         loop = asyncio.get_running_loop()
@@ -448,7 +532,7 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
             outcome = item.result()
         finally:
             future.cancel()
-        yield await run_in_executor(config, engine.result, outcome)
+        yield await run_in_executor(config, self._result, engine, outcome, wanted)
 
     async def _answer_scheduled(self, value: Any, config: RunnableConfig, call: _Call) -> ReasoningResult:
         async with aclosing(self._scheduled(value, config, call)) as running:
@@ -470,21 +554,24 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
     def _answer_group(
         self, values: Sequence[Any], configs: Sequence[RunnableConfig], call: _Call
     ) -> list[Exception | ReasoningResult]:
-        prepared: list[Exception | Job] = []
+        prepared: list[Exception | tuple[Job, Threshold]] = []
         engine: Engine | None = None
         for value, config in zip(values, configs, strict=True):
             try:
-                engine, job = self._job(value, config, call)
-                prepared.append(job)
+                engine, job, wanted = self._job(value, config, call)
+                prepared.append((job, wanted))
             except Exception as error:
                 prepared.append(error)
         if engine is None:
             return [each for each in prepared if isinstance(each, Exception)]
-        outcomes = iter(engine.answer_many([each for each in prepared if not isinstance(each, Exception)]))
+        outcomes = iter(engine.answer_many([each[0] for each in prepared if not isinstance(each, Exception)]))
         answers: list[Exception | ReasoningResult] = []
         for each in prepared:
-            found = each if isinstance(each, Exception) else next(outcomes)
-            answers.append(found if isinstance(found, Exception) else engine.result(found))
+            if isinstance(each, Exception):
+                answers.append(each)
+                continue
+            found = next(outcomes)
+            answers.append(found if isinstance(found, Exception) else self._result(engine, found, each[1]))
         return answers
 
 

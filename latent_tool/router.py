@@ -35,15 +35,15 @@ from langchain_core.runnables.utils import ConfigurableFieldSpec, get_unique_con
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from latent_tool.errors import CancelledError, InputError, LatentToolError, ModelError, RungError
-from latent_tool.images import load_image
-from latent_tool.messages import as_request, messages_from_request
+from latent_tool.images import load_images
+from latent_tool.messages import as_request, messages_from_request, shown_input
 from latent_tool.reasoner import OPTIONS_KEY, CallOptions, LatentReasoner
 from latent_tool.schema import ReasoningRequest, ReasoningResult, ReasoningStep, RouteStep
 from latent_tool.settings import ImagePolicy, settings_error
 
 __all__ = ["ConfidenceRouter"]
 
-Threshold = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Threshold = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | Literal["calibrated"]
 Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -65,9 +65,12 @@ class _Question:
         changes: dict[str, Any] = {"min_confidence": None}
         return self.request.model_copy(update=changes if rung == 0 else {**changes, "budget": None})
 
-    def config_for(self, rung: int) -> RunnableConfig:
-        """The config of a rung: a child of this run, with the options of the call that concern it."""
-        changes: dict[str, Any] = {"min_confidence": None}
+    def config_for(self, rung: int, calibrated: bool) -> RunnableConfig:
+        """The config of a rung: a child of this run, with the options of the call that concern it.
+
+        ``calibrated``: whether the rung is to judge its answer by its own calibration.
+        """
+        changes: dict[str, Any] = {"min_confidence": "calibrated" if calibrated else None}
         options = self.options.but(**(changes if rung == 0 else {**changes, "budget": None}))
         callbacks: BaseCallbackManager = self.run_manager.get_child(f"rung:{rung}")
         return patch_config(self.config, callbacks=callbacks, configurable={OPTIONS_KEY: options})
@@ -92,9 +95,10 @@ class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
     ``ReasoningRequest``. It answers with a ``ReasoningResult``, a message or a text.
 
     An answer is accepted when its confidence reaches the rung's threshold. An answer without a confidence, such as a
-    chat model's, cannot be compared and is accepted unless it is empty. When no rung is left the result is that of the
-    most confident rung, with ``accepted=False`` and ``abstained=True``. ``result.route`` tells what was tried, why it
-    was not accepted, and what it cost.
+    chat model's, cannot be compared and is accepted unless it is empty. With the threshold ``"calibrated"`` the
+    calibration of the rung's own reasoner decides, and a confidence that is not calibrated is not accepted. When no
+    rung is left the result is that of the most confident rung, with ``accepted=False`` and ``abstained=True``.
+    ``result.route`` tells what was tried, why it was not accepted, and what it cost.
 
     A request's own ``min_confidence`` stands for all thresholds; its ``budget`` holds for the first rung. The same goes
     for the options of a call (see ``LatentReasoner``). The caller's request is never changed. ``batch`` asks a rung all
@@ -110,7 +114,9 @@ class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
 
     rungs: list[Runnable[Any, Any]] = Field(min_length=1, description="Who is asked, in this order.")
     thresholds: Threshold | list[Threshold | None] = Field(
-        0.8, description="Confidence an answer must reach, one for all rungs or one for each; None accepts any."
+        0.8,
+        description="Confidence an answer must reach, one for all rungs or one for each; None accepts any, "
+        "'calibrated' is the threshold of the rung's own calibration.",
     )
     costs: list[Cost] | None = Field(None, description="Cost of asking each rung, in units of your own; None: 1 each.")
     max_cost: Cost | None = Field(None, description="A rung that would take a question beyond this is skipped.")
@@ -152,6 +158,13 @@ class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
             value = getattr(self, name)
             if isinstance(value, list) and len(value) != len(self.rungs):
                 raise ValueError(f"there are {len(self.rungs)} rungs but {len(value)} {name}")
+        thresholds = self.thresholds if isinstance(self.thresholds, list) else [self.thresholds] * len(self.rungs)
+        for number, (rung, threshold) in enumerate(zip(self.rungs, thresholds, strict=True)):
+            reasoner = _first_step(rung)
+            if threshold == "calibrated" and isinstance(reasoner, LatentReasoner):
+                if reasoner.calibration is None:
+                    raise ValueError(f"rung {number} has no calibration; give its reasoner one with calibration=")
+                reasoner.calibration.require_threshold()
         return self
 
     # ------------------------------------------------------------------ what LangChain asks of a Runnable
@@ -172,12 +185,12 @@ class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         """Route one question."""
 
         def route(value: Any, run_manager: CallbackManagerForChainRun, config: RunnableConfig) -> ReasoningResult:
-            question = _question(value, config, run_manager)
+            question = _question(input, config, run_manager)
             for _ in self._drive([question]):
                 pass
             return _ended(question)
 
-        return self._call_with_config(route, input, config, **kwargs)
+        return self._call_with_config(route, shown_input(input), config, **kwargs)
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> ReasoningResult:
         """``invoke`` through the rungs' async methods."""
@@ -185,12 +198,12 @@ class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         async def route(
             value: Any, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
         ) -> ReasoningResult:
-            question = _question(value, config, run_manager)
+            question = _question(input, config, run_manager)
             async for _ in self._adrive([question]):
                 pass
             return _ended(question)
 
-        return await self._acall_with_config(route, input, config, **kwargs)
+        return await self._acall_with_config(route, shown_input(input), config, **kwargs)
 
     def batch(
         self,
@@ -205,12 +218,14 @@ class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         def route(
             values: list[Any], run_manager: list[CallbackManagerForChainRun], config: list[RunnableConfig]
         ) -> list[Exception | ReasoningResult]:
-            questions = [_try_question(*each) for each in zip(values, config, run_manager, strict=True)]
+            questions = [_try_question(*each) for each in zip(inputs, config, run_manager, strict=True)]
             for _ in self._drive([each for each in questions if isinstance(each, _Question)]):
                 pass
             return [_end_of(each) for each in questions]
 
-        return self._batch_with_config(route, inputs, config, return_exceptions=return_exceptions, **kwargs)
+        return self._batch_with_config(
+            route, shown_input(inputs), config, return_exceptions=return_exceptions, **kwargs
+        )
 
     async def abatch(
         self,
@@ -225,12 +240,14 @@ class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         async def route(
             values: list[Any], run_manager: list[AsyncCallbackManagerForChainRun], config: list[RunnableConfig]
         ) -> list[Exception | ReasoningResult]:
-            questions = [_try_question(*each) for each in zip(values, config, run_manager, strict=True)]
+            questions = [_try_question(*each) for each in zip(inputs, config, run_manager, strict=True)]
             async for _ in self._adrive([each for each in questions if isinstance(each, _Question)]):
                 pass
             return [_end_of(each) for each in questions]
 
-        return await self._abatch_with_config(route, inputs, config, return_exceptions=return_exceptions, **kwargs)
+        return await self._abatch_with_config(
+            route, shown_input(inputs), config, return_exceptions=return_exceptions, **kwargs
+        )
 
     def stream(  # type: ignore[override]  # steps come before the result, which is what the type parameter names
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
@@ -240,11 +257,11 @@ class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         def route(
             values: Iterator[Any], run_manager: CallbackManagerForChainRun, config: RunnableConfig
         ) -> Iterator[Any]:
-            question = _question(next(values), config, run_manager)
+            question = _question(input, config, run_manager)
             yield from self._drive([question], self.stream_steps)
             yield _ended(question)
 
-        yield from self._transform_stream_with_config(iter([input]), route, config, **kwargs)
+        yield from self._transform_stream_with_config(iter([shown_input(input)]), route, config, **kwargs)
 
     async def astream(  # type: ignore[override]
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
@@ -254,13 +271,13 @@ class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         async def route(
             values: AsyncIterator[Any], run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
         ) -> AsyncIterator[Any]:
-            question = _question(await anext(values), config, run_manager)
+            question = _question(input, config, run_manager)
             async for step in self._adrive([question], self.stream_steps):
                 yield step
             yield _ended(question)
 
         async def only() -> AsyncIterator[Any]:
-            yield input
+            yield shown_input(input)
 
         async for step in self._atransform_stream_with_config(only(), route, config, **kwargs):
             yield step
@@ -271,7 +288,7 @@ class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         """Ask the rungs until every question has its end, yielding the steps of single questions if wanted."""
         for turn in self._climb(questions):
             rung = self.rungs[turn.rung]
-            inputs, configs = self._inputs(turn), [each.config_for(turn.rung) for each in turn.questions]
+            inputs, configs = self._inputs(turn), self._configs(turn)
             if len(inputs) == 1:
                 try:
                     if steps and _streams_steps(rung):
@@ -291,7 +308,7 @@ class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         for turn in self._climb(questions):
             rung = self.rungs[turn.rung]
             inputs = await run_in_executor(turn.questions[0].config, self._inputs, turn)
-            configs = [each.config_for(turn.rung) for each in turn.questions]
+            configs = self._configs(turn)
             if len(inputs) == 1:
                 try:
                     if steps and _streams_steps(rung):
@@ -306,6 +323,9 @@ class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
             elif inputs:
                 turn.answers = await rung.abatch(inputs, configs, return_exceptions=True)
 
+    def _configs(self, turn: _Turn) -> list[RunnableConfig]:
+        return [each.config_for(turn.rung, self._threshold(each, turn.rung) == "calibrated") for each in turn.questions]
+
     def _inputs(self, turn: _Turn) -> list[Any]:
         """What the rung is given; a question whose images cannot be opened ends here and leaves the turn."""
         first = _first_step(self.rungs[turn.rung])
@@ -314,7 +334,7 @@ class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
             request = question.request_for(turn.rung)
             try:
                 if isinstance(first, BaseLanguageModel):
-                    opened = [load_image(each, self.image_policy).image for each in request.image_references]
+                    opened = [each.image for each in load_images(request.image_references, self.image_policy)]
                     inputs.append(messages_from_request(request, opened))
                 elif isinstance(first, BasePromptTemplate):
                     inputs.append(dict(request))
@@ -364,10 +384,13 @@ class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
             question.error = _typed(result, rung, name)
             if self.on_error == "raise" or _is_the_callers(result):
                 question.end = question.error
-            reason = f"{type(result).__name__}: {result}"
+            reason = type(result).__name__
+            if isinstance(result, LatentToolError):  # what others' errors say may hold addresses and keys
+                reason += f": {result}"
             question.route.append(RouteStep(**tried, decision="failed", reason=reason))
             return
         accepted, reason = _decide(result, threshold)
+        at = result.min_confidence if threshold == "calibrated" else threshold
         question.route.append(
             RouteStep(
                 **tried,
@@ -376,14 +399,14 @@ class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
                 answer=result.answer,
                 confidence=result.confidence,
                 confidence_source=result.confidence_source,
-                threshold=threshold,
+                threshold=at,
             )
         )
         if accepted:
-            decided = {"accepted": True, "abstained": False, "min_confidence": threshold, "route": question.route}
+            decided = {"accepted": True, "abstained": False, "min_confidence": at, "route": question.route}
             question.end = result.model_copy(update=decided)
         elif question.best is None or (result.confidence or 0) > (question.best.confidence or 0):
-            question.best = result.model_copy(update={"min_confidence": threshold})
+            question.best = result.model_copy(update={"min_confidence": at})
 
     def _abstained(self, question: _Question) -> ReasoningResult | Exception:
         """The end of a question that no rung answered well enough: its error if none answered at all."""
@@ -397,7 +420,7 @@ class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
             decided["answer"] = self.abstain
         return best.model_copy(update=decided)
 
-    def _threshold(self, question: _Question, rung: int) -> float | None:
+    def _threshold(self, question: _Question, rung: int) -> float | Literal["calibrated"] | None:
         for own in (question.request.min_confidence, question.options.min_confidence):
             if own is not None:
                 return own
@@ -467,12 +490,14 @@ def _as_result(answer: Any, rung: int, name: str) -> ReasoningResult | Exception
         return answer
     if isinstance(answer, BaseMessage):
         metadata = answer.response_metadata
-        scored = metadata.get("model_provider") == "latent_tool" and metadata.get("confidence") is not None
+        own = metadata.get("model_provider") == "latent_tool"
+        scored = own and metadata.get("confidence") is not None
         return ReasoningResult(
             answer=answer.text.strip(),
             raw_text=answer.text,
             confidence=metadata["confidence"] if scored else None,
             confidence_source=metadata["confidence_source"] if scored else "unscored",
+            **{name: metadata.get(name) if own else None for name in ("accepted", "abstained", "min_confidence")},
             model=metadata.get("model_name") or name,
         )
     if isinstance(answer, str):
@@ -485,7 +510,7 @@ def _as_result(answer: Any, rung: int, name: str) -> ReasoningResult | Exception
     )
 
 
-def _decide(result: ReasoningResult, threshold: float | None) -> tuple[bool, str]:
+def _decide(result: ReasoningResult, threshold: float | Literal["calibrated"] | None) -> tuple[bool, str]:
     """Whether a result is accepted, and why, in words."""
     if not result.answer.strip():
         return False, "the answer is empty"
@@ -495,6 +520,14 @@ def _decide(result: ReasoningResult, threshold: float | None) -> tuple[bool, str
         return True, "the answer has no confidence to compare"
     if threshold is None:
         return True, "any confidence is accepted here"
+    if threshold == "calibrated":
+        if result.confidence_source != "calibrated" or result.accepted is None or result.min_confidence is None:
+            return False, "the confidence is not calibrated"
+        compared = "reaches" if result.accepted else "is below"
+        return (
+            result.accepted,
+            f"the confidence {result.confidence:.3f} {compared} {result.min_confidence:g}, calibrated",
+        )
     if result.confidence >= threshold:
         return True, f"the confidence {result.confidence:.3f} reaches {threshold:g}"
     return False, f"the confidence {result.confidence:.3f} is below {threshold:g}"

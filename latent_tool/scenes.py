@@ -189,6 +189,7 @@ def generate(
     kind: SceneKind | None = None,
     max_questions: int = 9,
     assets: Assets = _NO_ASSETS,
+    objects: int | None = None,
 ) -> Scene:
     """The scene of ``(seed, split)``; the same arguments give the same scene on every machine and at any time.
 
@@ -198,9 +199,11 @@ def generate(
         kind: fixes what is drawn; ``None`` lets the seed decide.
         max_questions: at most so many questions are asked.
         assets: photographs and fonts; other assets give another picture.
+        objects: fixes how many shapes, digits or bars are drawn, as far as there is room; ``None`` lets the seed
+            decide.
 
     Raises:
-        SettingsError: an unknown split or kind, or a seed outside its range.
+        SettingsError: an unknown split or kind, a seed outside its range, or ``objects`` outside 0 to 9.
     """
     if split not in get_args(Split):
         raise SettingsError(f"There is no split {split!r}.", f"Use one of {', '.join(get_args(Split))}.")
@@ -208,15 +211,17 @@ def generate(
         raise SettingsError(f"There is no scene kind {kind!r}.", f"Use one of {', '.join(get_args(SceneKind))}.")
     if not 0 <= seed < SEEDS_PER_SPLIT:
         raise SettingsError(f"Seed {seed} is out of range.", f"Use 0 <= seed < {SEEDS_PER_SPLIT}.")
+    if objects is not None and not 0 <= objects <= 9:
+        raise SettingsError(f"A scene cannot have {objects} objects.", "Use 0 to 9.")
     rng = random.Random(_STREAM[split] + seed)
     drawn = rng.random()
     if kind is None:
         kind = "text" if drawn < 0.17 else "bars" if drawn < 0.30 else "shapes"
     build = {"shapes": _shapes_scene, "text": _text_scene, "bars": _bars_scene}[kind]
-    image, objects, questions = build(_Context(rng, split, assets))
+    image, things, questions = build(_Context(rng, split, assets, objects))
     rng.shuffle(questions)
     polished = tuple(_polish(rng, question) for question in questions[:max_questions])
-    return Scene(image, kind, tuple(objects), polished, seed, split)
+    return Scene(image, kind, tuple(things), polished, seed, split)
 
 
 def plural(word: str) -> str:
@@ -285,6 +290,7 @@ class _Context:
     rng: random.Random
     split: Split
     assets: Assets
+    objects: int | None = None
     size: tuple[int, int] = (96, 96)
     background: tuple[Color, ...] = field(default_factory=tuple)
 
@@ -486,6 +492,7 @@ def _shapes_scene(context: _Context) -> tuple[Image.Image, list[SceneObject], li
         number = rng.choices((6, 7, 8, 9), (2, 3, 3, 3))[0]
     else:
         number = rng.choices(range(10), (0.25, 1.4, 1.7, 1.6, 1.3, 1.0, 0.8, 0.6, 0.5, 0.5))[0]
+    number = number if context.objects is None else context.objects
     colors = _visible(context, 150)
     shapes: Sequence[str] = SHAPES
     if max(width, height) / min(width, height) > _MAX_ASPECT_WITH_SQUARES:
@@ -572,7 +579,7 @@ class _ShapeQuestions:
             self.larger: 1.5,
             self.extreme: 1.5,
             self.more: 1.0,
-            self.same: 0.8,
+            self.same: 1.4,
             self.describe: 0.35,
         }
         questions: list[Question] = []
@@ -659,6 +666,8 @@ class _ShapeQuestions:
             f"{{what kind of|which|what type of}} {{shape|figure}} is the {color} {{one|THING}}?",
             f"what is {color} in {{the|this}} IMAGE?",
             f"which THING is {color}?",
+            f"one of the THINGs is {color}: {{which shape is it|what is it}}?",
+            f"{{which|what}} THING {{was drawn|is drawn|is painted}} in {color}?",
         )
         reasoning = f"{color} {self._location(thing)} {thing.name}"
         return Question("shape", text, thing.name, reasoning, (thing.box,))
@@ -667,6 +676,7 @@ class _ShapeQuestions:
         rng, draw = self.rng, self.rng.random()
         things: list[SceneObject]
         noun: str
+        among: tuple[str, ...] = ()
         if draw < 0.25 or not self.objects:
             noun, things = "THINGs", self.objects
 
@@ -676,6 +686,11 @@ class _ShapeQuestions:
         elif draw < 0.5:
             color = rng.choice(list(self.by_color) if rng.random() < 0.85 else list(COLORS))
             noun, things = f"{color} THINGs", self.by_color.get(color, [])
+            among = (
+                f"{{of|among|out of}} {{the|all the|all}} THINGs, how many are {color}?",
+                f"how many THINGs {{have the COLOR {color}|were drawn in {color}}}?",
+                f"how many {color} ones {{are there|do you see}}?",
+            )
 
             def note(thing: SceneObject) -> str:
                 return thing.name
@@ -683,6 +698,10 @@ class _ShapeQuestions:
         elif draw < 0.8:
             shape = rng.choice(list(self.by_shape) if rng.random() < 0.85 else list(SHAPES))
             noun, things = plural(shape), self.by_shape.get(shape, [])
+            among = (
+                f"{{of|among|out of}} {{the|all the|all}} THINGs, how many are {plural(shape)}?",
+                f"how many {{of these|of those}} THINGs are {plural(shape)}?",
+            )
 
             def note(thing: SceneObject) -> str:
                 return thing.color
@@ -704,6 +723,10 @@ class _ShapeQuestions:
             f"{{give|tell me|find}} the number of {noun}.",
             f"how many {noun} are there {{altogether|in total}}?",
             f"number of {noun}?",
+            f"how many {noun} {{were drawn|are drawn|appear|exist|can be counted}}{{| in the IMAGE| here}}?",
+            f"{{say|find out|work out}} how many {noun} {{there are|you see|the IMAGE has}}.",
+            f"{{looking over|going through}} {{the|this}} IMAGE, how many {noun} do you find?",
+            *among,
         )
         listing = " ".join(f"{note(t)} {k}" for k, t in enumerate(self._top_down(things), start=1))
         boxes = tuple(thing.box for thing in things)
@@ -736,6 +759,10 @@ class _ShapeQuestions:
             f"does {{the|this}} IMAGE {{contain|show|have|include}} {_article(named)}?",
             f"is {_article(named)} {{present|visible|shown|in the IMAGE}}?",
             f"is there any {named}{{| in the IMAGE}}?",
+            f"{{can|could}} you {{find|spot}} {_article(named)}{{| in the IMAGE| anywhere}}?",
+            f"is {_article(named)} {{drawn|to be seen|among the THINGs|one of the THINGs}}{{| here}}?",
+            f"is any {{THING|of the THINGs}} {_article(named)}?",
+            f"{_article(named)}: {{is it there|does the IMAGE have one|do you see one}}?",
             f"are there any {named.rsplit(' ', 1)[0] + ' ' if ' ' in named else ''}{plural(named.rsplit(' ', 1)[-1])}?",
         )
         return Question("exist", text, "yes" if present else "no", reasoning, boxes)
@@ -781,6 +808,9 @@ class _ShapeQuestions:
                 f"{{name|tell me|find}} the THING {words} the {name}.",
                 f"which THING is located {words} the {name}?",
                 f"what THING is {words} the {name}{{| in the IMAGE}}?",
+                f"{{find|take|start from}} the {name}. {{what|which THING}} is {words} it?",
+                f"{words} the {name}, {{what|which THING}} {{is there|do you see|can be seen}}?",
+                f"{{of|among}} the THINGs, which {{one |}}is {words} the {name}?",
             )
             steps = f"{anchor.label} {self._tenth(anchor, axis)} {found.label} {self._tenth(found, axis)}"
             return Question("spatial", text, found.label, steps, (anchor.box, found.box))
@@ -802,6 +832,9 @@ class _ShapeQuestions:
                 f"does the {first} {{lie|stand|appear}} {words} the {second}?",
                 f"is it true that the {first} is {words} the {second}?",
                 f"the {first} is {words} the {second}, {{yes or no|right|is that right|true or not}}?",
+                f"{{do|can}} you see the {first} {words} the {second}?",
+                f"{{compare|look at}} the {first} and the {second}: is the {first} {words} the {second}?",
+                f"is {words} the {second} where the {first} is?",
             )
             steps = f"{one.label} {self._tenth(one, axis)} {other.label} {self._tenth(other, axis)}"
             return Question("relation", text, "yes" if gap > 0 else "no", steps, (one.box, other.box))
@@ -896,7 +929,12 @@ class _ShapeQuestions:
             before = "nearest" not in words or self.rng.random() < 0.5
             word = _expand(self.rng, words)
             if " " in word or not before:
-                text = self._say(f"which THING is {word}?", f"what THING is {word}?", f"what is {word}?")
+                text = self._say(
+                    f"which THING is {word}?",
+                    f"what THING is {word}?",
+                    f"what is {word}?",
+                    f"{{among|of|out of}} {{the|all the|all}} THINGs, {{which|what}} is {word}?",
+                )
                 return Question("extreme", text, winner.label, steps, boxes)
             if draw < 0.5:
                 text = self._say(
@@ -904,6 +942,9 @@ class _ShapeQuestions:
                     f"which THING is {{|the }}{word}?",
                     f"{{name|tell me|find|identify}} the {word} THING.",
                     f"what is the {word} THING in {{the|this}} IMAGE?",
+                    f"{{among|out of}} {{the|all the|all}} THINGs, {{which|what}} is {{|the }}{word}{{| one}}?",
+                    f"{{say|show me|point out}} {{which THING is|what is}} the {word}{{| one}}.",
+                    f"the {word} THING is {{what|which one|called what}}?",
                 )
                 return Question("extreme", text, winner.label, steps, boxes)
             if draw < 0.75:
@@ -946,6 +987,8 @@ class _ShapeQuestions:
             return Question("more", text, "yes" if len(first) < len(second) else "no", steps, boxes)
         text = self._say(
             f"are there more {nouns(one)} than {nouns(other)}{{| in the IMAGE}}?",
+            f"{{do|can}} you {{see|find|count}} more {nouns(one)} than {nouns(other)}?",
+            f"{{comparing|counting}} {nouns(one)} and {nouns(other)}, are there more {nouns(one)}?",
             f"does the IMAGE {{have|show|contain}} more {nouns(one)} than {nouns(other)}?",
             f"is the number of {nouns(one)} {{larger|greater|higher}} than the number of {nouns(other)}?",
         )
@@ -1013,11 +1056,13 @@ def _text_scene(context: _Context) -> tuple[Image.Image, list[SceneObject], list
     numeric = rng.random() < 0.65
     if not numeric:
         text = rng.choice(LETTERS)
+    elif context.objects:
+        text = str(rng.randint(10 ** (context.objects - 1), 10**context.objects - 1))
     elif context.hard:
         text = str(rng.randint(100, 9999))
     else:
         text = str(rng.choice((rng.randint(0, 9), rng.randint(10, 99), rng.randint(10, 99), rng.randint(100, 999))))
-    points = rng.uniform(17, 27) if context.hard else rng.uniform(22, {1: 66, 2: 52, 3: 42}[len(text)])
+    points = rng.uniform(17, 27) if context.hard else rng.uniform(22, {1: 66, 2: 52, 3: 42}.get(len(text), 30))
     path = rng.choice((None, None, *context.assets.fonts)) if context.assets.fonts else None
     font = _font(path, max(9, round(points * unit)))
     draw = ImageDraw.Draw(image)
@@ -1097,11 +1142,21 @@ def _text_questions(context: _Context, text: str, color: str, numeric: bool, box
     if value != bound:
         above = rng.random() < 0.7
         word = "{larger|bigger|greater|more}" if above else "{smaller|less}"
-        compare_text = say(f"is the number {word} than {bound}?", f"is {{this|it}} {word} than {bound}?")
+        compare_text = say(
+            f"is the number {word} than {bound}?",
+            f"is {{this|it}} {word} than {bound}?",
+            f"is {{the|this}} {{printed|written|shown}} number {word} than {bound}?",
+            f"{{do|can}} you see a number {word} than {bound}?",
+        )
         questions.append(Question("number", compare_text, "yes" if (value > bound) == above else "no", seen, boxes))
     parity = rng.choice(("even", "odd"))
     holds = (value % 2 == 0) == (parity == "even")
-    parity_text = say(f"is the number {parity}?", f"is this an {parity} number?")
+    parity_text = say(
+        f"is the number {parity}?",
+        f"is this {_article(parity)} number?",
+        f"is {{it|the printed number|the number shown}} {parity}?",
+        f"{{is|does}} the IMAGE {{showing|show}} an {parity} number?",
+    )
     questions.append(Question("number", parity_text, "yes" if holds else "no", seen, boxes))
     digits_text = say(
         "how many digits does the number have?",
@@ -1127,6 +1182,7 @@ def _bars_scene(context: _Context) -> tuple[Image.Image, list[SceneObject], list
     (width, height), unit = context.size, context.unit
     draw = ImageDraw.Draw(image)
     number = rng.randint(6, 7) if context.hard else rng.randint(2, 5)
+    number = min(context.objects, 7) if context.objects and context.objects > 1 else number
     colors = rng.sample(_visible(context, 150), number)
     step = 0.04 if context.hard else 0.065
     lengths = [k * step for k in rng.sample(range(math.ceil(0.14 / step), math.floor(1.0 / step) + 1), number)]
@@ -1214,7 +1270,7 @@ def bar_questions(
             f"what COLOR is the {word} bar?",
             f"what is the {{COLOR of the |}}{word} bar?",
             f"{{name|tell me|find|identify}} the {word} bar.",
-            f"which COLOR {{has the {word} bar|does the {word} bar have}}?",
+            f"which COLOR has the {word} bar?",
             f"which bar in the chart is {{|the }}{word}?",
         )
         questions.append(Question("bar", text, name, overview, (bars[name].box,)))

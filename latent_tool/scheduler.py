@@ -123,7 +123,7 @@ class Scheduler:
     # ------------------------------------------------------------------ the worker thread
 
     def _work(self) -> None:
-        batch = InStep(self.engine)
+        batch = InStep(self.engine, lambda: bool(self._queue) and self._active < self.max_active)
         futures: dict[Member, Future[Outcome]] = {}
         try:
             while self._admit(batch, futures):

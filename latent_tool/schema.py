@@ -5,15 +5,18 @@ This module knows nothing of torch, of models or of LangChain; tensors stay in t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import import_module
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationError, WithJsonSchema, model_validator
 
 from latent_tool.errors import InputError
+from latent_tool.redact import redact
 from latent_tool.settings import Budget, NoiseSettings, SearchSettings, explain_validation
 
 __all__ = [
+    "MAX_TEXT",
     "ControlAnswer",
     "Controls",
     "GeneratedToken",
@@ -29,6 +32,9 @@ __all__ = [
     "TraceRow",
     "Usage",
 ]
+
+# Characters of a question or a system text at most; how many tokens fit is the model's own limit.
+MAX_TEXT = 100_000
 
 Box = tuple[float, float, float, float]
 ConfidenceSource = Literal["calibrated", "answer_probability", "reward", "unscored"]
@@ -60,12 +66,14 @@ class ReasoningRequest(BaseModel):
     Raises ``InputError`` when neither or both of ``image`` and ``images`` are given, or a field is not known.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True)
 
     image: ImageReference | None = Field(None, description="The image the question is about.")
     images: list[ImageReference] | None = Field(None, description="Several images, in the order the question means.")
-    question: str = Field(description="What to answer about the image.")
-    system: str | None = Field(None, description="System text put before the question, if the model's template can.")
+    question: str = Field(max_length=MAX_TEXT, description="What to answer about the image.")
+    system: str | None = Field(
+        None, max_length=MAX_TEXT, description="System text put before the question, if the model's template can."
+    )
     budget: Budget | Literal["quick", "standard", "thorough"] | None = Field(
         None, description="How much work at most: a budget or the name of a level. None: the reasoner's own."
     )
@@ -87,6 +95,16 @@ class ReasoningRequest(BaseModel):
                 "Pass a dict with 'image' (or 'images') and 'question'; optional: system, budget, seed, "
                 "min_confidence.",
             ) from None
+
+    def shown(self) -> dict[str, Any]:
+        """The fields that were given, for logs and traces: images by kind and size only, no credentials."""
+        given = {name: getattr(self, name) for name in type(self).model_fields if getattr(self, name) is not None}
+        if isinstance(self.budget, Budget):
+            given["budget"] = self.budget.model_dump(mode="json")
+        return cast(dict[str, Any], redact(given))
+
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        yield from self.shown().items()
 
     @model_validator(mode="after")
     def _one_way_to_give_images(self) -> Self:

@@ -15,14 +15,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from latent_tool.errors import SettingsError
+from latent_tool.errors import InputError, SettingsError
 
 __all__ = [
+    "PREFIX_CACHE_BYTES",
     "Budget",
     "BudgetLevel",
     "GenerationSettings",
     "ImagePolicy",
     "NoiseSettings",
+    "SamplingSettings",
     "SearchSettings",
     "explain_validation",
     "settings_error",
@@ -32,6 +34,9 @@ BudgetLevel = Literal["quick", "standard", "thorough"]
 ImageFormat = Literal["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+# Prefixes of images that are kept: 256 MiB hold hundreds of the embedded model, a few of a large one.
+PREFIX_CACHE_BYTES = 256 * 2**20
 
 
 def explain_validation(error: ValidationError) -> str:
@@ -43,11 +48,11 @@ def explain_validation(error: ValidationError) -> str:
     return "; ".join(parts)
 
 
-def settings_error(owner: type[BaseModel], error: ValidationError) -> SettingsError:
+def settings_error(owner: type[BaseModel], error: ValidationError) -> InputError:
     """What to raise when an object of class ``owner`` could not be made: the inner error where a part was wrong."""
     for item in error.errors(include_url=False, include_input=False):
         inner = item.get("ctx", {}).get("error")
-        if isinstance(inner, SettingsError):
+        if isinstance(inner, InputError):
             return inner
     return SettingsError(
         f"{owner.__name__} is not valid: {explain_validation(error)}.",
@@ -58,7 +63,7 @@ def settings_error(owner: type[BaseModel], error: ValidationError) -> SettingsEr
 class Settings(BaseModel):
     """Base of all settings: frozen, no unknown keys, and a ``SettingsError`` instead of pydantic's own error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -95,7 +100,7 @@ class Budget(Settings):
     @classmethod
     def level(cls, name: BudgetLevel) -> Budget:
         """The budget behind a name: ``"quick"``, ``"standard"`` or ``"thorough"``."""
-        if name not in _LEVELS:
+        if not isinstance(name, str) or name not in _LEVELS:
             raise SettingsError(f"There is no budget level {name!r}.", f"Use one of: {', '.join(_LEVELS)}.")
         return _LEVELS[name]
 
@@ -171,7 +176,16 @@ class SearchSettings(Settings):
     )
     top_k: int = Field(10, ge=3, description="Tokens that the top-k rewards look at.")
 
-    samples: int = Field(8, ge=1, le=4096, description="Noise samples per round, scored in one batch.")
+    init_noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.0, description="Deviation of noise added once to where the latents start, in units of `scale`; a control."
+    )
+
+    samples: int = Field(
+        8,
+        ge=0,
+        le=4096,
+        description="Noise samples per round, scored in one batch; 0: the latents stay.",
+    )
     antithetic: bool = Field(True, description="Draw noise in pairs (e, -e); needs an even number of samples.")
     baseline: Literal["leave_one_out", "none"] = Field("leave_one_out", description="Subtracted from each reward.")
     normalise: bool = Field(True, description="Divide the advantages by their standard deviation.")
@@ -182,7 +196,7 @@ class SearchSettings(Settings):
     sigma: Positive = Field(0.3, description="Standard deviation of the noise on the latents, in units of `scale`.")
     sigma_decay: Positive = Field(1.0, le=1.0, description="Factor on sigma after every round.")
     eta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        0.09, description="Step size of the gradient ascent, in units of `scale` squared."
+        0.09, description="Step size of the gradient ascent, in units of `scale` squared; 0: draws without a step."
     )
 
     patches_per_latent: int = Field(4, ge=0, le=256, description="Cells m a latent proposes per round; 0: no patches.")
@@ -197,7 +211,7 @@ class SearchSettings(Settings):
     def _consistent(self) -> Self:
         if self.antithetic and self.samples % 2:
             raise ValueError("antithetic noise needs an even number of samples; set antithetic=False or change samples")
-        if self.baseline == "leave_one_out" and self.samples < (4 if self.antithetic else 2):
+        if self.baseline == "leave_one_out" and 0 < self.samples < (4 if self.antithetic else 2):
             raise ValueError(
                 "a leave-one-out baseline needs at least 2 samples (4 when antithetic); set baseline='none'"
             )
@@ -247,6 +261,19 @@ class GenerationSettings(Settings):
         return value
 
 
+class SamplingSettings(Settings):
+    """How several answers to one question are drawn; their agreement is a measure of confidence."""
+
+    samples: int = Field(10, ge=1, le=1024, description="Answers drawn, in one batch that shares the prefix.")
+    temperature: Positive = Field(0.7, description="What the logits are divided by.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Only the most probable tokens that hold this share of the probability are drawn."
+    )
+    think: bool = Field(
+        True, description="Let the model reason first, in words, where it has thinking markers; the reasoning is drawn."
+    )
+
+
 class NoiseSettings(Settings):
     """How the image is noised to measure visual dependency.
 
@@ -271,7 +298,8 @@ class ImagePolicy(Settings):
     """Which images may be opened, and how large they may be.
 
     Pillow images, bytes and data URIs are always accepted, within the limits; files and downloads only as allowed here.
-    ``local()`` is for code and the command line, ``untrusted()`` for whatever strangers can reach.
+    ``local()`` is for code and the command line, ``untrusted()`` for an agent's tool, and ``server()`` for whatever
+    strangers can reach over a network.
     """
 
     files: Literal["any", "folders", "none"] = Field(
@@ -299,12 +327,18 @@ class ImagePolicy(Settings):
     max_pixels: int = Field(40_000_000, ge=1, le=10**9, description="Width times height at most.")
     max_side: int = Field(20_000, ge=1, le=10**6, description="Width or height at most, in pixels.")
     max_frames: int = Field(10_000, ge=1, le=10**6, description="Frames at most; only the first is ever decoded.")
+    max_images: int = Field(64, ge=1, le=10**4, description="Images of one request at most.")
+    max_total_pixels: int = Field(
+        160_000_000, ge=1, le=10**10, description="Pixels of all images of one request together at most."
+    )
     formats: tuple[ImageFormat, ...] = Field(
         ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"), min_length=1, description="Formats that may be opened."
     )
 
     isolate: bool = Field(
-        False, description="Decode bytes in a process of its own, which may crash or run out of memory; costs ~0.2 s."
+        False,
+        description="Decode bytes in a process of their own, which may crash, hang or run out of memory. Costs about "
+        "0.2 s once and a few milliseconds per image; large images take about twice the time.",
     )
     decode_s: Positive = Field(20.0, description="Seconds that process may take.")
     decode_memory: int = Field(
@@ -334,11 +368,16 @@ class ImagePolicy(Settings):
             changes["files"] = "folders"
         return cls(**changes)
 
+    @classmethod
+    def server(cls, **changes: Any) -> ImagePolicy:
+        """``untrusted()``, and what is sent is decoded in a process of its own."""
+        return cls.untrusted(**{"isolate": True, **changes})
+
 
 def _exact_host(text: str) -> str:
     """An entry of ``hosts`` in lower case; refuses what could be read in two ways."""
-    host, port = text.lower(), None
-    if match := re.fullmatch(r"(.*[^:]):(\d{1,5})|(\[.*\]):(\d{1,5})", host):
+    host, port = text.lower() if text.isascii() else text, None
+    if match := re.fullmatch(r"(.*[^:]):([0-9]{1,5})|(\[.*\]):([0-9]{1,5})", host):
         host, port = match[1] or match[3], int(match[2] or match[4])
     name = re.fullmatch(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*", host)
     number = re.fullmatch(r"(0x[0-9a-f]*|[0-9]+)", host.rpartition(".")[2])

@@ -90,7 +90,8 @@ def what_to_do(result: ReasoningResult) -> str | None:
     """What to do about an answer that should not be relied on; ``None`` when there is nothing to say."""
     remedy = "Allow more work (--budget thorough), use a larger model (--model), or ask someone."
     if result.accepted is False:
-        return f"The confidence is below {result.min_confidence:g}: do not rely on this answer. {remedy}"
+        short = "not known" if result.min_confidence is None else f"below {result.min_confidence:g}"
+        return f"The confidence is {short}: do not rely on this answer. {remedy}"
     likely = result.confidence_source in ("calibrated", "answer_probability")
     if result.accepted is None and likely and result.confidence is not None and result.confidence < UNSURE:
         return f"By its own measure the model is more likely wrong than right. {remedy}"

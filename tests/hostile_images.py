@@ -187,6 +187,11 @@ def jpeg_cases() -> Iterator[tuple[str, bytes, bool]]:
         yield f"jpeg: frame kind {code:x}", good[: frame + 1] + bytes((code,)) + good[frame + 2 :], False
     yield "jpeg: 12 bits", good[: frame + 4] + b"\x0c" + good[frame + 5 :], True
     yield "jpeg: 8 MB of fill bytes", good[:2] + b"\xff" * 8_000_000 + good[2:], False
+    yield "jpeg: 20 MB of 0xff and no end", good[:2] + b"\xff" * 19_000_000, True
+    yield "jpeg: 20 MB of 0xff behind the scan", good[:-2] + b"\xff" * 19_000_000, False
+    yield "jpeg: 20 MB of 0xff in the scan", good[:-2] + b"\xff" * 19_000_000 + b"\0\xff\xd9", False
+    yield "jpeg: 20 MB of stuffed bytes", good[:-2] + b"\xff\0" * 9_500_000, False
+    yield "jpeg: 20 MB of restart markers", good[:-2] + b"\xff\xd0" * 9_500_000, False
     yield "jpeg: quantisation missing", good.replace(b"\xff\xdb", b"\xff\xfe"), False
     yield "jpeg: codes missing", good.replace(b"\xff\xc4", b"\xff\xfe"), False
     yield "jpeg: restart interval 1", good[:scan] + segment(0xDD, b"\0\1") + good[scan:], False

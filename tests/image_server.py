@@ -154,6 +154,22 @@ class _Handler(socketserver.BaseRequestHandler):
         self.request.sendall(head(Content_Length=10_000_000_000, Content_Type="image/png"))
         self.endless(bytes(100_000))
 
+    def do_ten_gigabytes_as_chunks(self, rest: str) -> None:
+        self.request.sendall(head(Transfer_Encoding="chunked"))
+        self.request.sendall(b"%x\r\n" % 10_000_000_000)
+        self.endless(bytes(100_000))
+
+    def do_ten_gigabytes_packed(self, rest: str) -> None:
+        """Zeros, packed a thousand to one."""
+        self.request.sendall(head(Content_Encoding="gzip"))
+        pack = zlib.compressobj(9, wbits=31)
+        for _ in range(10_000):
+            self.request.sendall(pack.compress(bytes(1_000_000)))
+
+    def do_ten_gigabytes_told_as_100(self, rest: str) -> None:
+        self.request.sendall(head(Content_Length=100))
+        self.endless(PNG[:50] + bytes(100_000))
+
     def do_endless_chunks(self, rest: str) -> None:
         self.request.sendall(head(Transfer_Encoding="chunked"))
         self.endless(b"10000\r\n" + bytes(0x10000) + b"\r\n")

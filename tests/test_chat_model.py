@@ -6,12 +6,12 @@ import math
 from typing import Any
 
 import pytest
-from agents import CIRCLE, SQUARE, shows, small_reasoner
 from langchain_core.load import dumpd, load
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from PIL import Image
+from scripted_agents import CIRCLE, SQUARE, shows, small_reasoner
 from test_reasoner import Recorder, options
 
 from latent_tool import ChatLatentReasoner, LatentReasoner

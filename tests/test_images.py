@@ -383,8 +383,7 @@ def test_deadline() -> None:
 # Files -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def make_tree(tmp_path: Path) -> None:
     """A folder ``open`` that is allowed, ``closed`` and ``open-too`` that are not, and many ways between them."""
     for folder in ("open/inner", "closed", "open-too"):
         (tmp_path / folder).mkdir(parents=True)
@@ -408,6 +407,11 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (inside / "zero.png").symlink_to("/dev/zero")
     os.mkfifo(inside / "pipe.png")
     (tmp_path / "link-to-open").symlink_to(inside)
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    make_tree(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from pathlib import Path
+from typing import Any, TypedDict
 
 import pytest
-from agents import CIRCLE, calls, scripted, shows, small_reasoner
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import END, START, StateGraph
 from PIL import Image
+from scripted_agents import CIRCLE, calls, scripted, shows, small_reasoner
 
-from latent_tool import LatentReasoningTool, ReasoningResult
-from latent_tool.errors import InputError, SettingsError
-from latent_tool.integrations.langgraph import ConfidenceMiddleware, confidence_edge
+from latent_tool import ImagePolicy, LatentReasoningTool, ReasoningResult
+from latent_tool.errors import ImageNotAllowedError, InputError, SettingsError
+from latent_tool.integrations.langgraph import ConfidenceMiddleware, confidence_edge, reasoning_node
+from latent_tool.messages import image_block
 
 pytestmark = pytest.mark.disable_socket
 
@@ -45,6 +48,58 @@ def test_an_edge_without_a_result_or_a_decision() -> None:
             confidence_edge("go", "stop", threshold=threshold)
         with pytest.raises(SettingsError):
             ConfidenceMiddleware(threshold=threshold)
+
+
+class Looking(TypedDict, total=False):
+    """State of a graph that looks, and then answers or asks a person."""
+
+    question: str
+    image: Any
+    messages: list[Any]
+    result: Any
+    said: str
+
+
+def looking(threshold: float, **node: Any) -> Any:
+    graph = StateGraph(Looking)
+    graph.add_node("look", reasoning_node(small_reasoner(), **node))
+    graph.add_node("report", lambda state: {"said": state["result"]["answer"]})
+    graph.add_node("ask_a_person", lambda state: {"said": "Who knows?"})
+    graph.add_edge(START, "look")
+    graph.add_conditional_edges("look", confidence_edge("report", "ask_a_person", threshold=threshold))
+    graph.add_edge("report", END)
+    graph.add_edge("ask_a_person", END)
+    return graph.compile(checkpointer=InMemorySaver())
+
+
+@pytest.mark.parametrize("run_async", [False, True])
+@pytest.mark.parametrize(("threshold", "said"), [(0.5, "red"), (1.0, "Who knows?")])
+def test_a_graph_looks_and_goes_on_by_the_confidence(
+    picture: Image.Image, threshold: float, said: str, run_async: bool
+) -> None:
+    block = image_block(picture)
+    for state in (
+        {"question": CIRCLE, "image": block},
+        {"question": CIRCLE, "image": [block]},
+        {"messages": [shows(picture, text=CIRCLE)]},
+    ):
+        graph, config = looking(threshold), {"configurable": {"thread_id": "1"}}
+        end = asyncio.run(graph.ainvoke(state, config)) if run_async else graph.invoke(state, config)
+        assert end["said"] == said
+        assert ReasoningResult.model_validate(graph.get_state(config).values["result"]).answer == "red"
+
+
+def test_a_node_tells_its_steps_and_opens_what_is_allowed(picture: Image.Image, tmp_path: Path) -> None:
+    picture.save(tmp_path / "a.png")
+    state, config = {"question": CIRCLE, "image": str(tmp_path / "a.png")}, {"configurable": {"thread_id": "1"}}
+    with pytest.raises(ImageNotAllowedError):
+        looking(0.5).invoke(state, config)
+    allowed = looking(0.5, image_policy=ImagePolicy.untrusted(folders=(tmp_path,)))
+    steps = [each["latent_step"]["phase"] for each in allowed.stream(state, config, stream_mode="custom")]
+    assert steps[0] == "prefill" and steps[-1] == "decode"
+    for wrong in ({"question": CIRCLE}, {"image": "x"}, {}):
+        with pytest.raises(InputError):
+            looking(0.5).invoke(wrong, config)
 
 
 def agent_reply(middleware: ConfidenceMiddleware, picture: Image.Image, run_async: bool = False) -> ToolMessage:

@@ -229,3 +229,22 @@ def test_proposals() -> None:
     assert propose(attention, (1,), 2, "top", 9) == [(2,), (0, 3)]
     assert propose(attention, (), 2, "new", 1) == [(1,), (0,)]
     assert propose(attention, (0, 1, 2, 3), 2, "new", 9) == [(), ()]
+
+
+def test_without_samples_the_latents_stay_and_patches_may_come() -> None:
+    model = toy(seed=3)
+    how = CALM.but(samples=0)
+    outcome = solve(model, how, Budget(iterations=5, max_patches=6), start=torch.full_like(model.target, 0.1))
+    assert all(torch.equal(latents, torch.full_like(model.target, 0.1)) for latents, _ in model.scored)
+    assert outcome.best.patches and outcome.best.reward > outcome.initial_reward
+
+
+def test_without_a_step_draws_are_around_the_start_and_the_best_one_is_kept() -> None:
+    model = toy(seed=3)
+    how = CALM.but(eta=0, patches_per_latent=0, samples=6, antithetic=False, baseline="none")
+    outcome = solve(model, how, Budget(iterations=4))
+    assert outcome.candidates == len(model.scored) == 1 + 4 * 6
+    rewards = [model.reward(latents, cells, how) for latents, cells in model.scored]
+    assert outcome.best.reward == pytest.approx(max(rewards), abs=1e-6)
+    drawn = torch.stack([latents for latents, _ in model.scored[1:]])
+    assert float(drawn.pow(2).mean().sqrt()) == pytest.approx(how.sigma, rel=0.3)  # start at 0, never moved

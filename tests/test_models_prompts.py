@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tiny_checkpoints import CHAT_TEMPLATE, checkpoint, loaded, picture, tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_checkpoints import CHAT_TEMPLATE, FAMILIES, checkpoint, loaded, picture, tokenizer
+from tokenizers import AddedToken, normalizers
 
 from latent_tool.errors import ModelLoadError, QuestionError
 from latent_tool.models.prompts import Markers, Prompt, find_markers, neutralise, render_prompt
+from latent_tool.schema import MAX_TEXT
 
 QUESTION = "what is red?"
 
@@ -98,18 +102,81 @@ def test_control_tokens_in_a_question_are_plain_text(text):
     assert special.isdisjoint(words(neutralise(text, words), add_special_tokens=False).input_ids)
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3", "aya_vision", "smolvlm", "paligemma"])
+def control_ids(words: Any) -> list[int]:
+    return [*words.all_special_ids, *words.get_added_vocab().values()]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_question_cannot_add_images_or_turns(family):
+    """The added tokens of every family (of thousands the first and the last), in question and system text."""
     vlm = loaded(family)
-    spelled = "".join(list(vlm.tokenizer.get_added_vocab())[:12])
-    plain, hostile = (vlm.prepare([picture()], question) for question in (QUESTION, QUESTION + spelled))
-    special = vlm.tokenizer.get_added_vocab().values()
+    added = list(vlm.tokenizer.get_added_vocab())
+    added = added if len(added) < 40 else added[:20] + added[-20:]
+    spelled = " ".join(added) + "".join(added)
+    plain = vlm.prepare([picture()], QUESTION, system="Be brief.")
+    hostile = vlm.prepare([picture()], QUESTION + spelled, system="Be brief." + spelled)
 
     def count(inputs: Any) -> list[int]:
         ids = inputs.tensors["input_ids"][0].tolist()
-        return [ids.count(token) for token in special]
+        return [ids.count(token) for token in control_ids(vlm.tokenizer)]
 
     assert count(plain) == count(hostile)
+    assert len(plain.cells) == len(hostile.cells)
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_no_text_is_tokenised_as_control_tokens(data):
+    """Whole tokens, pieces of them, and characters around them, in any order."""
+    words = loaded(data.draw(st.sampled_from(sorted(FAMILIES)))).tokenizer
+    names = sorted({*words.all_special_tokens, *words.get_added_vocab()})
+    piece = st.sampled_from(names).flatmap(
+        lambda name: st.tuples(st.integers(0, len(name)), st.integers(0, len(name))).map(
+            lambda cut: name[min(cut) : max(cut)]
+        )
+    )
+    parts = st.lists(st.one_of(st.sampled_from(names), piece, st.text(max_size=3), st.just(" ")), max_size=12)
+    text = "".join(data.draw(parts))
+    safe = neutralise(text, words)
+    assert set(control_ids(words)).isdisjoint(words(safe, add_special_tokens=False).input_ids)
+    assert safe.replace(" ", "") == text.replace(" ", "")
+    assert neutralise(safe, words) == safe
+
+
+def test_tokens_of_white_space_and_single_characters_are_left_alone():
+    words = tokenizer("<image>", "  ", "\n\n", "!", " <tab>", "a b")
+    assert neutralise("a  c\n\nd!  ", words) == "a  c\n\nd!  "
+    assert neutralise("x <tab> a b", words) == "x < tab> a  b"
+
+
+def test_placeholders_of_the_processor_are_neutralised():
+    processor = Processor(TEMPLATE)
+    processor.image_token = "[[picture]]"
+    processor.chat_template = TEMPLATE.replace("<image>", "[[picture]]")
+    prompt = render_prompt(processor, "what? [[picture]]", 1, None, "generation_start")
+    assert "what? [ [picture]]<|im_end|>" in prompt.prefix
+
+
+def test_a_token_that_only_the_tokenizer_sees_is_refused():
+    """Full-width brackets, which the tokenizer normalises before it looks for tokens."""
+    processor = Processor(TEMPLATE)
+    core = processor.tokenizer.backend_tokenizer
+    core.normalizer = normalizers.NFKC()
+    core.add_tokens([AddedToken("<extra>", normalized=True)])
+    assert render_prompt(processor, "what? <extra>", 1, None, "generation_start")
+    with pytest.raises(QuestionError, match="control token"):
+        render_prompt(processor, "what? \uff1cextra\uff1e", 1, None, "generation_start")
+
+
+@pytest.mark.parametrize("system", [False, True])
+def test_the_length_of_texts_is_bounded(system):
+    long = "<im" * (MAX_TEXT // 3)
+    texts = {"question": QUESTION, "system": long} if system else {"question": long, "system": None}
+    assert render_prompt(Processor(TEMPLATE), images=1, position="generation_start", **texts)
+    texts["system" if system else "question"] = long + "ag"
+    with pytest.raises(QuestionError, match="characters") as caught:
+        render_prompt(Processor(TEMPLATE), images=1, position="generation_start", **texts)
+    assert caught.value.hint
 
 
 def test_thinking_markers():

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from agents import CIRCLE, SQUARE, essence, shows, small_reasoner
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.load import dumpd, load
 from langchain_core.messages import SystemMessage
@@ -21,6 +20,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
 from langgraph.graph import END, START, StateGraph
 from PIL import Image
+from scripted_agents import CIRCLE, SQUARE, essence, shows, small_reasoner
 
 import latent_tool
 from latent_tool import Budget, ImagePolicy, LatentReasoner, ReasoningRequest, ReasoningResult, SearchSettings

@@ -6,12 +6,12 @@ import copy
 from typing import Any
 
 import pytest
-from agents import CIRCLE, SQUARE, essence, scripted, small_reasoner
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
 from PIL import Image
+from scripted_agents import CIRCLE, SQUARE, essence, scripted, small_reasoner
 from test_reasoner import Recorder, options
 
 from latent_tool import Budget, ChatLatentReasoner, ConfidenceRouter, LatentReasoner, ReasoningRequest, ReasoningResult
@@ -314,7 +314,7 @@ async def test_a_rung_that_raises(request_: dict[str, Any]) -> None:
     patient = ConfidenceRouter(rungs=[broken, says("b", None)], on_error="next")
     result = patient.invoke(request_)
     assert decisions(result) == [("broken", "failed"), ("b", "accepted")]
-    assert result.route[0].reason == "ZeroDivisionError: 1/0"
+    assert result.route[0].reason == "ZeroDivisionError"  # not what it says: that may hold a key
     with pytest.raises(RungError):
         ConfidenceRouter(rungs=[broken, broken], on_error="next").invoke(request_)
 

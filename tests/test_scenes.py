@@ -16,7 +16,7 @@ from latent_tool.scenes import COLORS, QUESTION_TYPES, SHAPES, UNSEEN_COMBINATIO
 
 THINGS = ("shape", "object", "thing", "figure", "item")
 _NOUNS = {name: name for name in SHAPES} | {("crosses" if s == "cross" else s + "s"): s for s in SHAPES}
-_NOUNS |= dict.fromkeys((*THINGS, *(t + "s" for t in THINGS), "one"), "")
+_NOUNS |= dict.fromkeys((*THINGS, *(t + "s" for t in THINGS), "one", "ones"), "")
 _REFERENCE = re.compile(rf"\b(?:({'|'.join(COLORS)}) )?({'|'.join(sorted(_NOUNS, key=len, reverse=True))})\b")
 _COLOR = re.compile(rf"\b({'|'.join(COLORS)})\b")
 
@@ -75,6 +75,9 @@ def derive(scene: Scene, kind: str, text: str, answer: str) -> str:
     if kind == "shape":
         return one(matching(scene, (_COLOR.findall(low)[0], ""))).name
     if kind == "count":
+        color, shape = _COLOR.findall(low), [name for name in SHAPES if scenes.plural(name) in low]
+        if re.search(r"how many (are|of|[a-z]+ (have|were))", low) and (color or shape):  # how many of those are stars?
+            return str(sum(o.color == color[0] if color else o.name in shape for o in scene.objects))
         return str(len(matching(scene, named[0]) if named else scene.objects))
     if kind == "exist":
         return yes_no(bool(matching(scene, named[0])) != (" not " in low))
@@ -93,11 +96,19 @@ def derive(scene: Scene, kind: str, text: str, answer: str) -> str:
         return one(
             [o for o in scene.objects if o is not anchor and (o.center[axis] - anchor.center[axis]) * sign > 0]
         ).label
-    first, second = (matching(scene, reference) for reference in named[:2])
+    if kind == "more" and low.startswith(("comparing", "counting")):
+        first = matching(scene, named[2])
+        second = matching(scene, next(reference for reference in named[:2] if reference != named[2]))
+    else:
+        first, second = (matching(scene, reference) for reference in named[:2])
     if kind == "more":
         return yes_no(len(first) < len(second) if "fewer" in low else len(first) > len(second))
     a, b = one(first), one(second)
     if kind == "relation":
+        if " where " in low:  # is under the ring where the star is?
+            a, b = b, a
+        elif low.startswith(("compare", "look at")):  # both are named before the question
+            a, b = (one(matching(scene, reference)) for reference in named[2:4])
         axis, sign = direction(low)
         return yes_no((a.center[axis] - b.center[axis]) * sign > 0)
     if kind == "larger":
@@ -284,6 +295,17 @@ def test_hard_scenes_are_harder() -> None:
         return float(np.median([o.area / (s.image.width * s.image.height) for s in many for o in s.objects]))
 
     assert size(hard) < 0.6 * size(easy)
+
+
+def test_the_number_of_objects_can_be_fixed() -> None:
+    for seed in range(12):
+        assert len(generate(seed, "train", "shapes", objects=3).objects) <= 3
+        assert len(generate(seed, "train", "bars", objects=6).objects) == 6
+        drawn = generate(seed, "train", "text", objects=4).objects
+        assert len(drawn) == 4 or drawn[0].name.isalpha()
+    assert max(len(generate(seed, "train", "shapes", objects=9).objects) for seed in range(12)) == 9
+    with pytest.raises(SettingsError, match="10 objects"):
+        generate(0, objects=10)
 
 
 def test_wordings_and_canvases_vary(world: list[Scene]) -> None:

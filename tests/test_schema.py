@@ -10,7 +10,7 @@ import pytest
 
 import latent_tool
 from latent_tool.errors import InputError, SettingsError
-from latent_tool.schema import ReasoningRequest, ReasoningResult
+from latent_tool.schema import MAX_TEXT, ReasoningRequest, ReasoningResult
 from latent_tool.settings import Budget, ImagePolicy, NoiseSettings, SearchSettings
 
 GOLDEN = Path(__file__).with_name("result_schema.json")
@@ -43,6 +43,8 @@ def test_results_survive_json() -> None:
         ({"images": [], "question": "what?"}, "images"),
         ({"image": "a.png"}, "question"),
         ({"image": "a.png", "question": 3}, "question"),
+        ({"image": "a.png", "question": "x" * (MAX_TEXT + 1)}, "question"),
+        ({"image": "a.png", "question": "what?", "system": "x" * (MAX_TEXT + 1)}, "system"),
         ({"image": "a.png", "question": "what?", "budget": "huge"}, "budget"),
         ({"image": "a.png", "question": "what?", "budget": {"iterations": -1}}, "iterations"),
         ({"image": "a.png", "question": "what?", "seed": -1}, "seed"),
@@ -76,7 +78,7 @@ def test_wrong_requests_are_input_errors_that_name_the_field(request_: Any, name
         (lambda: SearchSettings(top_k=2), "top_k"),
         (lambda: SearchSettings(sigma=0), "sigma"),
         (lambda: SearchSettings(thinking_markers=("<a>", "")), "thinking_markers"),
-        (lambda: SearchSettings.paper(samples=0), "samples"),
+        (lambda: SearchSettings.paper(samples=-1), "samples"),
         (lambda: NoiseSettings(strength=1.5), "strength"),
         (lambda: ImagePolicy(max_pixels=float("nan")), "max_pixels"),  # type: ignore[arg-type]
     ],

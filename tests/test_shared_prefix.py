@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from pictures import draw_shapes
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from latent_tool.engine import Engine, Job, Outcome
 from latent_tool.errors import CancelledError, QuestionError
@@ -115,7 +118,7 @@ def test_no_copy_of_the_prefix_is_made(engine: Engine, prefixes: list[Prefix]) -
     request = states(prefixes[2], engine, 1)
     before = [layer.keys.data_ptr() for layer in prefixes[2].cache.layers]
     batch = SuffixBatch(engine.vlm, [prefixes[2]] * 5)
-    batch.extend([row for row in request.latents], [[0]] * 5)
+    batch.extend([request.latents], [-1])
     assert [layer.keys.data_ptr() for layer in prefixes[2].cache.layers] == before
     assert all(layer.keys.shape[2] == request.latents.shape[1] for layer in batch.cache.layers)
 
@@ -201,3 +204,31 @@ def test_a_model_on_which_sharing_is_not_exact_falls_back(
     monkeypatch.undo()
     expected = engine.vlm.score(prefixes[0], request.latents, request.patches)
     torch.testing.assert_close(found.answer, expected.answer, **CLOSE)
+
+
+class _NoLookAtNumbers(TorchDispatchMode):
+    """Refuses what would make a GPU's host wait for its numbers."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(function)
+        waits = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
+        assert not any(name.startswith(f"aten.{each}.") for each in waits), name
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_host_never_waits_inside_a_step(
+    engine: Engine, prefixes: list[Prefix], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No number is read while states of several questions are scored, with and without known cells."""
+    requests = [states(prefix, engine, seed) for seed, prefix in enumerate(prefixes)]
+    requests[1] = replace(requests[1], attention=True, answer_only=True)
+    engine.vlm.score_many(requests)
+
+    def refuse(*_arguments: object) -> None:
+        raise AssertionError("numbers were read")
+
+    for name in ("tolist", "cpu", "numpy"):
+        monkeypatch.setattr(torch.Tensor, name, refuse, raising=False)
+    with _NoLookAtNumbers():
+        engine.vlm.score_many(requests)
+        engine.vlm.score_many(requests[1:2])

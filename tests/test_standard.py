@@ -7,13 +7,13 @@ from typing import Any
 
 import httpx
 import pytest
-from agents import small_reasoner
 from langchain_core.language_models import BaseChatModel
 from langchain_core.load import dumpd
 from langchain_core.tools import BaseTool
 from langchain_tests.integration_tests import ChatModelIntegrationTests, ToolsIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests, ToolsUnitTests
 from pictures import draw_shapes
+from scripted_agents import small_reasoner
 
 from latent_tool import ChatLatentReasoner, LatentReasoningTool
 from latent_tool.messages import image_block

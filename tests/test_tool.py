@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agents import CIRCLE, SQUARE, calls, scripted, shows, small_reasoner
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from pictures import draw_shapes
 from PIL import Image
+from scripted_agents import CIRCLE, SQUARE, calls, scripted, shows, small_reasoner
 
 from latent_tool import Budget, ConfidenceRouter, ImagePolicy, LatentReasoningTool, Patch, ReasoningResult
 from latent_tool.errors import ModelNotFoundError, SettingsError
 from latent_tool.messages import image_block
-from latent_tool.tool import describe
+from latent_tool.tool_spec import describe
 
 pytestmark = pytest.mark.disable_socket
 

@@ -64,19 +64,16 @@ square, triangle, rectangle, star, cross, diamond, ring).
 - Anything else: photographs, people, words, scenes with depth. On photographs it is unsure rather than silent (see
   below).
 - Whether it is looking at a square or a rectangle on canvases longer than about 4:3: pictures are stretched.
-- Questions without an answer: asked for the colour of a star where there is none, it names a colour.
-- Questions about other things (who painted this? what is written on the sign?): it answers with words of its own
-  world, and its confidence does not warn; a question must be one of the kinds above for the confidence to mean
-  anything.
+- Questions without an answer, or about other things (the colour of a star where there is none; who painted this?): it
+  answers with words of its own world, with less confidence than usual (see below).
 - Several pictures at once, conversations of several turns, languages other than English.
 """
 
 _MADE = """
 ## How it was made
 
-`python -m training` in the repository makes it from random weights, with fixed seeds. The run behind the shipped
-weights was stopped and resumed twice, and settings of its later steps were changed before those steps were reached; the
-recipe holds the settings it ended with, and has not been run again from end to end.
+`python -m training` in the repository makes it from random weights, with fixed seeds; the shipped weights come from one
+run of it from end to end.
 
 1. **Vision warm-up**: {vision_steps} steps of {vision_images} generated pictures, with the name, colour and place of
    what lies in each image cell as labels.
@@ -92,8 +89,10 @@ recipe holds the settings it ended with, and has not been run again from end to 
   training-free for this checkpoint.
 - Nothing about latents was trained: no optimised embedding and no filler thought was ever shown. A share of the
   reasoning was given as mixtures of token embeddings.
-- {photo:.0%} of the pictures were photographs with questions and answers of some other picture, so that it learns to
-  be unsure there.
+- {photo:.0%} of the pictures were photographs with questions and answers of some other picture, and {foreign:.0%} of
+  the others came with one or two questions that have no answer, so that it learns to be unsure there.
+- {crowded:.0%} of the pictures had six to nine shapes, four digits or six or seven bars, though never as small as on
+  hard scenes.
 """
 
 
@@ -129,6 +128,8 @@ def render(metrics: dict[str, Any], recipe: Recipe) -> str:
             train_photos=len(TRAINING_PHOTOGRAPHS),
             copies=recipe.copies_share,
             photo=recipe.photograph_share,
+            foreign=recipe.unanswerable_share,
+            crowded=recipe.crowded_share,
         )
     )
     parts.append(_targets(metrics))
@@ -194,7 +195,7 @@ def _type_cell(row: dict[str, Any] | None) -> str:
 
 def _behaviour(metrics: dict[str, Any]) -> str:
     first, leverage = metrics["reasoning_first"], metrics["leverage"]
-    looks, photos = metrics["attention_auroc"], metrics["photographs"]
+    looks, photos, foreign = metrics["attention_auroc"], metrics["photographs"], metrics["foreign"]
     low = min(looks["types"], key=looks["types"].__getitem__)
     kinds = ", ".join(f"{kind} {value:.2f}" for kind, value in looks["types"].items())
     scene = metrics["sets"]["held_out"]
@@ -212,7 +213,9 @@ def _behaviour(metrics: dict[str, Any]) -> str:
 - **Photographs** ({len(TEST_PHOTOGRAPHS)} samples of scikit-image that training did not use, {photos["questions"]}
   questions): median confidence {_n(photos["median_confidence"])}, on held-out scenes
   {_n(photos["median_confidence_scenes"])}; the confidence tells scenes from photographs with an AUROC of
-  {_n(photos["auroc_scene_from_photograph"])}.
+  {_n(photos["auroc"])}.
+- **Questions about other things** (sentences that training did not use, {foreign["questions"]} questions): median
+  confidence {_n(foreign["median_confidence"])}, AUROC {_n(foreign["auroc"])}.
 - **A gray picture** instead of the right one: {_n(scene["blank_image"])} of held-out questions.
 - Loads in {metrics["load_seconds"]:.2f} s (tokenizer, processor and weights; after the libraries are imported).
 """

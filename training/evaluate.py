@@ -103,6 +103,43 @@ def photograph_items(number: int) -> list[Item]:
     return [Item(pictures[k % len(pictures)], item.type, item.text, "") for k, item in enumerate(texts)]
 
 
+# Sentences that training never used, about things that no picture of this world shows.
+FOREIGN = (
+    "Who is the artist?",
+    "What is the weather in this scene?",
+    "Is the lady smiling?",
+    "What does the billboard advertise?",
+    "Which team won the match?",
+    "Has the kettle boiled yet?",
+    "What language is spoken here?",
+    "How heavy is the suitcase?",
+    "What breed is the puppy?",
+    "Where was this photograph taken?",
+    "Is the traffic light working?",
+    "What is the total on the bill?",
+    "Who wrote the letter on the desk?",
+    "What are the tourists looking at?",
+    "Which ingredient is missing?",
+    "Is the guitar in tune?",
+    "What year was the bridge built?",
+    "How many passengers fit in the van?",
+    "What is the doctor holding?",
+    "Does the soup taste salty?",
+    "What model of camera took this?",
+    "Why are the students laughing?",
+    "Is the elevator going up?",
+    "What is the dosage on the bottle?",
+)
+
+
+def foreign_items(number: int) -> list[Item]:
+    """Held-out pictures with questions about other things; there is no right answer."""
+    items: list[Item] = []
+    for seed in range(3 * FRESH_SEEDS, 3 * FRESH_SEEDS + number):
+        items.append(Item(generate(seed, "held_out").image, "foreign", FOREIGN[seed % len(FOREIGN)], ""))
+    return items
+
+
 # --- the model -------------------------------------------------------------------------------------------------
 
 
@@ -367,14 +404,20 @@ def _measured(
     photos = photograph_items(size(330))
     shown = [r.probability for r in crew.replies(photos)]
     known = [r.probability for r in replies["held_out"][0]]
-    result["photographs"] = {
-        "questions": len(photos),
-        "median_confidence": float(np.median(shown)),
-        "median_confidence_scenes": float(np.median(known)),
-        "auroc_scene_from_photograph": auroc(known + shown, [True] * len(known) + [False] * len(shown)),
-    }
+    result["photographs"] = _out_of_world(shown, known) | {"median_confidence_scenes": float(np.median(known))}
     log(f"photographs: {result['photographs']}")
+    result["foreign"] = _out_of_world([r.probability for r in crew.replies(foreign_items(size(240)))], known)
+    log(f"questions about other things: {result['foreign']}")
     return result
+
+
+def _out_of_world(shown: list[float], known: list[float]) -> dict[str, Any]:
+    """How far confidences outside the model's world lie below those of held-out scenes."""
+    return {
+        "questions": len(shown),
+        "median_confidence": float(np.median(shown)),
+        "auroc": auroc(known + shown, [True] * len(known) + [False] * len(shown)),
+    }
 
 
 def _share(items: Sequence[Item], replies: Sequence[Reply]) -> float:

@@ -31,6 +31,7 @@ def image_features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tens
     batch, _, side, _ = pixels.shape
     count = side // patch
     weight = tower.embeddings.patch_embedding.weight
+    pixels = pixels.to(weight.dtype)
     cells = pixels.view(batch, 3, count, patch, count, patch).permute(0, 2, 4, 1, 3, 5).reshape(batch, count**2, -1)
     hidden = F.linear(cells, weight.view(weight.shape[0], -1), tower.embeddings.patch_embedding.bias)
     hidden = hidden + tower.embeddings.position_embedding.weight
@@ -88,12 +89,14 @@ def decode(
     rows = text // row_length
     hidden = torch.cat([prefix, embeddings], dim=1)  # (B, P + T, d)
     positions = torch.cat([torch.arange(length).expand(size, -1), length + batch.positions], dim=1)
-    cos, sin = _rotary(positions, head)
+    cos, sin = (part.to(hidden.dtype) for part in _rotary(positions, head))
     owner = batch.question.view(size, rows, row_length)
     step = torch.arange(row_length)
     visible = (owner[..., :, None] == owner[..., None, :]) & (step[:, None] >= step[None, :])
-    row_mask = torch.zeros(visible.shape).masked_fill_(~visible, _MASKED)[:, None]  # (B, 1, R, L, L)
-    causal = torch.zeros(length, length).masked_fill_(torch.ones(length, length, dtype=torch.bool).triu(1), _MASKED)
+    row_mask = hidden.new_zeros(visible.shape).masked_fill_(~visible, _MASKED)[:, None]  # (B, 1, R, L, L)
+    causal = hidden.new_zeros(length, length).masked_fill_(
+        torch.ones(length, length, dtype=torch.bool).triu(1), _MASKED
+    )
     seen: list[Tensor] = []
     last = len(decoder.layers) - 1
     for index, layer in enumerate(decoder.layers):
@@ -128,7 +131,7 @@ def embed(model: LlavaForConditionalGeneration, features: Tensor, batch: Batch) 
     text = F.embedding(batch.ids, table)
     soft = batch.mixture[..., 0] < 1
     if soft.any():
-        shares, others = batch.mixture[soft], F.embedding(batch.mixed[soft], table)  # (M, 3), (M, 2, d)
+        shares, others = batch.mixture[soft].to(table.dtype), F.embedding(batch.mixed[soft], table)  # (M, 3), (M, 2, d)
         text = text.index_put((soft,), shares[:, :1] * text[soft] + (shares[:, 1:, None] * others).sum(1))
     copied = batch.cells >= 0
     if copied.any():
@@ -154,10 +157,10 @@ def with_own_tokens(
         before = torch.zeros_like(places)
         before[:, :-1] = places[:, 1:]
         hidden = decode(model, features, embeddings, batch, before, row_length).hidden
-        chances = F.linear(hidden, table).softmax(-1)
+        chances = F.linear(hidden, table).float().softmax(-1)
         best = chances.topk(10, dim=-1)
         shares = best.values / best.values.sum(-1, keepdim=True)
-        expected = (shares[..., None] * table[best.indices]).sum(1)
+        expected = (shares[..., None] * table[best.indices].float()).sum(1).to(table.dtype)
         sampled = table[torch.multinomial(chances, 1, generator=generator)[:, 0]]
         chosen = torch.where((batch.own[places] == 1)[:, None], expected, sampled)
     return embeddings.index_put((places,), chosen)

@@ -19,7 +19,7 @@ class Recipe:
     vision_layers: int = 4
     vision_mlp: int = 576
     text_layers: int = 4
-    text_mlp: int = 384
+    text_mlp: int = 512
     vocabulary: int = 800
 
     processes: int = 2
@@ -29,25 +29,28 @@ class Recipe:
     vision_batch: int = 32  # images per process and step
     vision_matrix_rate: float = 0.012
 
-    language_steps: int = 1640
-    language_decay: int = 700  # the last so many steps, in which the rates fall to zero
-    language_batch: int = 20
+    language_steps: int = 3200
+    language_decay: int = 1300  # the last so many steps, in which the rates fall to zero
+    language_batch: int = 24
     language_matrix_rate: float = 0.0068
     language_rate: float = 0.55  # scales the AdamW rates
 
-    late_from: int = 700  # language step from which printed characters, the slowest to learn, weigh more
-    late_text_share: float = 0.12  # further pictures of text
+    late_from: int = 500  # language step from which printed characters, the slowest to learn, weigh more
+    late_text_share: float = 0.15  # further pictures of text
     late_character_weight: float = 4.0  # of their cells in the dense loss
 
     rows: int = 4  # packed rows per image
     row_length: int = 40  # tokens per row
-    reasoning_share: float = 0.58
+    reasoning_share: float = 0.62
     copies_share: float = 0.25  # questions that carry copies of image cells
-    own_tokens_every: int = 3  # while the rates fall, every so many batches carry the model's own reasoning
+    own_tokens_every: int = 2  # while the rates fall, every so many batches carry the model's own reasoning
     easy_vqa_share: float = 0.08
     reword_share: float = 0.3  # questions with noise on their wording
     photograph_share: float = 0.03
     matplotlib_share: float = 0.025
+    crowded_share: float = 0.15  # pictures with at least six shapes, four digits or six bars
+    drop_easy: float = 0.3  # of the questions that are soon learnt
+    unanswerable_share: float = 0.25  # pictures with one or two questions that have no answer
     tiny: bool = False  # colour, shape and existence in simple pictures only
 
     save_every: int = 100  # steps between checkpoints
@@ -71,6 +74,9 @@ QUICK = Recipe(
     reword_share=0.0,
     photograph_share=0.0,
     matplotlib_share=0.0,
+    crowded_share=0.0,
+    drop_easy=0.0,
+    unanswerable_share=0.0,
     tiny=True,
     save_every=100,
 )

@@ -6,6 +6,7 @@ the same data as one that was not.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import socket
@@ -102,6 +103,8 @@ class Trainer:
         self.model = build_model(recipe, len(self.processor.tokenizer)).train()
         self.heads = DenseHeads(recipe.hidden, len(NAMES), len(COLOR_NAMES), CELLS_PER_SIDE)
         self.optimizer = Optimizer(self.model, self.heads, rank, world)
+        # forward and backward run on a bfloat16 copy where the processor multiplies such matrices faster
+        self.copy = copy.deepcopy(self.model).to(torch.bfloat16) if fast_bfloat16() else None
         self.stage, self.step = 0, 0
         self.sums: defaultdict[str, float] = defaultdict(float)
         self.started = time.time()
@@ -112,6 +115,7 @@ class Trainer:
                 raise SettingsError(f"{path} belongs to another recipe.", "Remove it, or use another folder (--run).")
             self.model.load_state_dict(saved["model"])
             self.model.tie_weights()
+            self.refresh_copy()
             self.heads.load_state_dict(saved["heads"])
             self.optimizer.load(saved["optimizer"])
             self.stage, self.step = saved["stage"], saved["step"]
@@ -146,7 +150,7 @@ class Trainer:
         """Dense labels alone."""
         pixels, classes, offsets = batch
         progress = step / self.recipe.vision_steps
-        features = image_features(self.model, pixels_to_input(pixels))
+        features = image_features(self.working, pixels_to_input(pixels))
         loss = self.dense_loss(features, classes, offsets)
         loss.backward()
         rate = min(1.0, (step + 1) / 40) * min(1.0, (1 - progress) / 0.6 + 0.05)
@@ -154,19 +158,19 @@ class Trainer:
 
     def language_step(self, step: int, batch: Batch) -> None:
         """Answers and reasoning, the dense labels, and where the words look."""
-        recipe, model = self.recipe, self.model
+        recipe, model = self.recipe, self.working
         features = image_features(model, pixels_to_input(batch.pixels))
         embeddings = embed(model, features, batch)
         generator = torch.Generator().manual_seed(step * self.world + self.rank)
         embeddings = with_own_tokens(model, features, embeddings, batch, recipe.row_length, generator)
         chosen = batch.labels != IGNORE
         decoded = decode(model, features, embeddings, batch, chosen, recipe.row_length, with_attention=True)
-        logits = F.linear(decoded.hidden, model.model.language_model.embed_tokens.weight)
+        logits = F.linear(decoded.hidden, model.model.language_model.embed_tokens.weight).float()
         labels, weights = batch.labels[chosen], batch.weights[chosen]
         each = F.cross_entropy(logits, labels, reduction="none")
         words = (each * weights).sum() / weights.sum()
         assert decoded.attention is not None
-        looks = looking_loss(decoded.attention, batch, chosen)
+        looks = looking_loss(decoded.attention.float(), batch, chosen)
         weight = recipe.late_character_weight if step >= recipe.late_from else 1.0
         loss = words + 0.1 * looks + 0.5 * self.dense_loss(features, batch.classes, batch.offsets, weight)
         loss.backward()
@@ -179,7 +183,7 @@ class Trainer:
 
     def dense_loss(self, features: Tensor, classes: Tensor, offsets: Tensor, character_weight: float = 1.0) -> Tensor:
         """Cross entropies of name, colour, centre, row and column of the cells ``(B, C, d)``, and their offset."""
-        name, color, center, row, column, offset = (head.flatten(0, 1) for head in self.heads(features))
+        name, color, center, row, column, offset = (head.flatten(0, 1) for head in self.heads(features.float()))
         names, colors, centers = (classes[:, k].flatten() for k in range(3))
         rare = torch.ones(len(NAMES))
         rare[NAME_INDEX["0"] :] = character_weight
@@ -204,10 +208,26 @@ class Trainer:
             )
         return loss
 
+    @property
+    def working(self) -> LlavaForConditionalGeneration:
+        """The model that is run forward and backward."""
+        return self.model if self.copy is None else self.copy
+
+    @torch.no_grad()
+    def refresh_copy(self) -> None:
+        if self.copy is not None:
+            for ours, theirs in zip(self.copy.parameters(), self.model.parameters(), strict=True):
+                ours.copy_(theirs)
+
     def update(self, matrix_rate: float, rate: float) -> None:
+        if self.copy is not None:
+            for ours, theirs in zip(self.copy.parameters(), self.model.parameters(), strict=True):
+                theirs.grad = None if ours.grad is None else ours.grad.float()
+                ours.grad = None
         self.optimizer.average_gradients()
         self.optimizer.step(matrix_rate, rate)
         self.optimizer.zero()
+        self.refresh_copy()
 
     def count(self, **values: Tensor) -> None:
         for name, value in values.items():
@@ -271,6 +291,11 @@ class Trainer:
                 right[kind] += (p, o) not in failed
         result = {kind: round(right[kind] / asked[kind], 3) for kind in sorted(asked)}
         return {"all": round(sum(right.values()) / sum(asked.values()), 4)} | result
+
+
+def fast_bfloat16() -> bool:
+    """Whether this processor has matrix units for bfloat16; without them it is many times slower than float32."""
+    return bool(torch.cpu._is_amx_tile_supported())
 
 
 def looking_loss(attention: Tensor, batch: Batch, chosen: Tensor) -> Tensor:

@@ -39,6 +39,32 @@ _FILLERS = (
     "also",
     "we want to know",
 )
+# fmt: off
+_FOREIGN_NOUNS = (
+    "man", "woman", "child", "person", "dog", "cat", "horse", "bird", "car", "bus", "train", "bicycle", "house",
+    "tree", "flower", "table", "chair", "sign", "street", "road", "river", "mountain", "sky", "cloud", "ball", "cup",
+    "plate", "food", "pizza", "apple", "banana", "shirt", "hat", "shoe", "phone", "computer", "book", "clock",
+    "window", "door", "wall", "floor", "boat", "plane", "animal", "building", "player", "face", "hand", "hair",
+    "label", "button", "page", "author", "company", "invoice", "receipt", "menu", "price", "date", "city", "country",
+    "flag", "map", "logo",
+)
+_FOREIGN_QUALITIES = (
+    "old", "happy", "open", "closed", "wet", "clean", "broken", "real", "tired", "expensive", "sunny", "empty",
+    "famous", "parked", "asleep", "hot", "ripe", "moving", "wooden", "dangerous",
+)
+_FOREIGN_TEMPLATES = (
+    "who is the {noun}?", "who painted this?", "who made the {noun}?", "what is the {noun} doing?",
+    "why is the {noun} {quality}?", "what is written on the {noun}?", "how old is the {noun}?",
+    "is the {noun} {quality}?", "what color is the {noun}?", "where is the {noun}?", "what brand is the {noun}?",
+    "how much does the {noun} cost?", "what is the name of the {noun}?", "does the {noun} look {quality}?",
+    "when was this taken?", "what time is it?", "which {noun} is {quality}?", "what is the {noun} made of?",
+    "what is behind the {noun}?", "how many {noun}s are {quality}?", "which city is this?",
+    "what is the capital of this {noun}?", "can you translate the {noun}?", "what kind of {noun} is this?",
+    "what does the {noun} say?", "is there a {noun} behind the {noun}?", "what season is it?",
+    "what is the weather like?", "tell me about the {noun}.", "explain the {noun}.", "what happened to the {noun}?",
+    "what will the {noun} do next?",
+)
+# fmt: on
 _SYLLABLES = ("ba", "ko", "mi", "ter", "sun", "vel", "ing", "pra", "lo", "ghe", "ost", "und", "fi", "wex", "ju", "ane")
 
 
@@ -64,3 +90,16 @@ def _filler(rng: random.Random) -> str:
     if rng.random() < 0.5:
         return rng.choice(_FILLERS)
     return "".join(rng.choice(_SYLLABLES) for _ in range(rng.randint(1, 3)))
+
+
+def foreign_question(rng: random.Random) -> str:
+    """A question about things that no picture of this world shows."""
+    text = rng.choice(_FOREIGN_TEMPLATES)
+    while "{noun}" in text:
+        noun = rng.choice(_FOREIGN_NOUNS) if rng.random() < 0.8 else _invented(rng)
+        text = text.replace("{noun}", noun, 1)
+    return text.replace("{quality}", rng.choice(_FOREIGN_QUALITIES))
+
+
+def _invented(rng: random.Random) -> str:
+    return "".join(rng.choice(_SYLLABLES) for _ in range(rng.randint(2, 3)))

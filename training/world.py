@@ -29,6 +29,7 @@ from latent_tool.scenes import (
     generate,
 )
 from training.settings import IMAGE_SIZE, Recipe
+from training.wording import foreign_question
 
 # Samples of scikit-image that ship inside its wheel. The second list is kept for the evaluation.
 TRAINING_PHOTOGRAPHS = (
@@ -86,7 +87,44 @@ def sample(number: int, recipe: Recipe, late: bool = False) -> Sample:
     if draw < recipe.easy_vqa_share + recipe.photograph_share + recipe.matplotlib_share:
         return _chart_sample(rng)
     kind: SceneKind | None = "text" if late and rng.random() < recipe.late_text_share else None
-    return from_scene(generate(number, "train", kind, max_questions=11, assets=assets()))
+    objects = None
+    if rng.random() < recipe.crowded_share:
+        kind = rng.choices(("shapes", "text", "bars"), (6, 2, 1))[0]
+        objects = 4 if kind == "text" else rng.randint(6, 9)
+    scene = generate(number, "train", kind, max_questions=14, assets=assets(), objects=objects)
+    return _mixed(from_scene(scene), rng, recipe)
+
+
+_EASY = ("color", "shape", "exist", "where")
+
+
+def _mixed(one: Sample, rng: random.Random, recipe: Recipe) -> Sample:
+    """Fewer of the questions that are soon learnt, and now and then some without an answer."""
+    questions = [q for q in one.questions if q.type not in _EASY or rng.random() >= recipe.drop_easy]
+    if rng.random() < recipe.unanswerable_share:
+        shapes = {thing.name for thing in one.objects or ()}
+        for _ in range(rng.randint(1, 2)):
+            questions.insert(rng.randint(0, len(questions)), _unanswerable(rng, shapes))
+    return replace(one, questions=tuple(questions))
+
+
+def _unanswerable(rng: random.Random, shapes: set[str]) -> Question:
+    """A question that the picture does not answer, with any answer: all one can learn is not to be sure."""
+    absent = [shape for shape in SHAPES if shape not in shapes]
+    if absent and rng.random() < 0.4:
+        text = rng.choice(("what color is the {}?", "what is the color of the {}?", "which color does the {} have?"))
+        return Question("unanswerable", text.format(rng.choice(absent)), rng.choice(list(COLORS)), "")
+    answers: tuple[str, ...] = tuple(COLORS)
+    text = foreign_question(rng)
+    if text.startswith(("is ", "does ", "can ", "do ", "are ")):
+        answers = ("yes", "no")
+    elif text.startswith("how many"):
+        answers = tuple("0123456789")
+    elif text.startswith("where"):
+        answers = ("top left", "top right", "bottom left", "bottom right", "center")
+    elif rng.random() < 0.8:
+        answers = (*COLORS, *SHAPES, *"0123456789", "yes", "no", "center", "bar")
+    return Question("unanswerable", text, rng.choice(answers), "")
 
 
 def tiny_scene(number: int, split: Split) -> Scene:

@@ -73,12 +73,12 @@ def create_playground(
 
     Args:
         reasoner: who answers.
-        policy: which images may be opened; ``None``: ``ImagePolicy.untrusted()``.
+        policy: which images may be opened; ``None``: ``ImagePolicy.server()``.
         limits: what a visitor may ask for.
 
     Raises ``SettingsError`` as ``create_app`` does.
     """
-    policy = ImagePolicy.untrusted() if policy is None else policy
+    policy = ImagePolicy.server() if policy is None else policy
     setup = _setup(reasoner, policy, limits)
 
     async def describe(_request: Request) -> Response:

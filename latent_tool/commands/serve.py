@@ -33,8 +33,8 @@ def serve(
     ] = None,
     max_megabytes: Annotated[float, typer.Option(min=0.001, max=100, help="Size of an image at most.")] = 20,
     isolate: Annotated[
-        bool, typer.Option("--isolate", help="Decode images in a process of their own, for strangers.")
-    ] = False,
+        bool, typer.Option("--isolate/--no-isolate", help="Decode images in processes of their own.")
+    ] = True,
     max_requests: Annotated[
         int, typer.Option(min=1, help="Requests in hand at most (each replica with --ray); more are refused: 503.")
     ] = 64,

@@ -31,12 +31,14 @@ __all__ = [
 class Logits(NamedTuple):
     """Next-token logits of ``N`` candidate states.
 
-    ``latents``: ``(N, L, vocabulary)``, at the latent positions. ``answer``: ``(N, vocabulary)``, at the position that
-    predicts the first answer token (the last latent itself when nothing stands between).
+    ``latents``: ``(N, L, vocabulary)``, at the latent positions (``(N, 0, vocabulary)`` if they were not asked for).
+    ``answer``: ``(N, vocabulary)``, at the position that predicts the first answer token (the last latent itself when
+    nothing stands between). ``attention``: ``(N, L, C)`` of the latents to the image cells, if it was read with them.
     """
 
     latents: Tensor
     answer: Tensor
+    attention: Tensor | None = None
 
 
 class Reading(NamedTuple):

@@ -43,10 +43,16 @@ class State:
 
 @dataclass(frozen=True)
 class Score:
-    """Asks for the logits of ``N`` states: latents ``(N, L, d)`` and, for each, the cells injected before them."""
+    """Asks for the logits of ``N`` states: latents ``(N, L, d)`` and, for each, the cells injected before them.
+
+    ``answer_only``: the logits at the latents are not read. ``attention``: the reply may bring the attention along,
+    which is asked for next; if it does not, an ``Attend`` follows.
+    """
 
     latents: Tensor
     patches: tuple[tuple[int, ...], ...]
+    answer_only: bool = False
+    attention: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,7 @@ class _Run:
     sampled: float | None = None
     candidates: int = 0
     discarded: int = 0
+    attention: Tensor | None = None  # of the state that was scored last, if it came with its logits
     started: float = field(default_factory=time.monotonic)
 
     def room(self) -> int:
@@ -141,14 +148,17 @@ class _Run:
         limit = self.budget.max_candidates
         return 2**62 if limit is None else limit - self.candidates
 
-    def score(self, latents: Tensor, patches: tuple[tuple[int, ...], ...]) -> Asking[list[State | None]]:
+    def score(
+        self, latents: Tensor, patches: tuple[tuple[int, ...], ...], attention: bool = False
+    ) -> Asking[list[State | None]]:
         """Score states in one batch; a state whose reward is not finite becomes ``None``."""
         if self.best is not None and (reason := self.stop()):
             raise _LimitReached(reason)
         if self.room() < len(patches):
             raise _LimitReached("max_candidates")
-        answer = yield Score(latents, patches)
+        answer = yield Score(latents, patches, self.settings.reward_position == "answer", attention)
         assert isinstance(answer, Logits)
+        self.attention = answer.attention
         reading = read_reward(answer, self.settings)
         self.candidates += len(patches)
         states: list[State | None] = []
@@ -169,6 +179,8 @@ class _Run:
         """One step of the policy gradient; the updated state becomes the current one unless it is not finite."""
         assert self.current is not None
         state, settings = self.current, self.settings
+        if not settings.samples:
+            return
         noise = draw_noise(settings, (state.latents.shape[0], state.latents.shape[1]), self.generator)
         noise = noise.to(state.latents)
         candidates = state.latents + self.sigma * self.unit * noise
@@ -177,13 +189,21 @@ class _Run:
             self.keep(each)
         rewards = torch.tensor([math.nan if each is None else each.reward for each in scored], dtype=torch.float64)
         self.sampled = float(rewards[rewards.isfinite()].mean()) if rewards.isfinite().any() else None
+        if not settings.eta:
+            return
         gradient = policy_gradient(noise, advantages(rewards, settings), self.sigma)
         # sigma and eta are in units of `unit`: the gradient is one per unit, the step back in the latents' own scale.
         updated = state.latents + settings.eta * self.unit * gradient
-        (moved,) = yield from self.score(updated[None], (state.patches,))
-        if moved is not None:
+        (moved,) = yield from self.score(updated[None], (state.patches,), attention=self.may_inject(state))
+        if moved is None:
+            self.attention = None
+        else:
             self.current = moved
             self.keep(moved)
+
+    def may_inject(self, state: State) -> bool:
+        """Whether a walk from this state could add a cell."""
+        return bool(self.settings.patches_per_latent) and len(state.patches) < self.budget.max_patches
 
     def walk(self) -> Asking[None]:
         """Let every latent, in order, propose cells for the current state; keep a proposal if the reward rises.
@@ -194,11 +214,14 @@ class _Run:
         """
         assert self.current is not None
         settings = self.settings
-        if not settings.patches_per_latent or len(self.current.patches) >= self.budget.max_patches:
+        if not self.may_inject(self.current):
             return
         if reason := self.stop():
             raise _LimitReached(reason)
-        attention = yield Attend(self.current.latents, self.current.patches)
+        if self.attention is not None:
+            (attention,) = self.attention
+        else:
+            attention = yield Attend(self.current.latents, self.current.patches)
         assert isinstance(attention, Tensor)
         attention = attention.float().cpu()
         latent = 0

@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel
 
-from latent_tool.settings import GenerationSettings
+from latent_tool.settings import GenerationSettings, SamplingSettings
 
-__all__ = ["Decoded", "ExtractedAnswer", "GenerationRules", "extract_answer", "generation_rules"]
+__all__ = ["Decoded", "ExtractedAnswer", "GenerationRules", "extract_answer", "generation_rules", "greedy", "sampler"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,27 @@ def generation_rules(
     strings = config.stop_strings
     stop_strings = (strings,) if isinstance(strings, str) else tuple(strings or ())
     return GenerationRules(processors, stop_tokens, stop_strings)
+
+
+def greedy(scores: Tensor) -> int:
+    """The most probable token of scores ``(vocabulary,)``."""
+    return int(scores.argmax())
+
+
+def sampler(sampling: SamplingSettings, seed: int, number: int) -> Callable[[Tensor], int]:
+    """Draws tokens from scores ``(vocabulary,)``; the draws depend on the seed and the answer's number alone."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
+
+    def choose(scores: Tensor) -> int:
+        chances = (scores.float() / sampling.temperature).softmax(-1).cpu()
+        if sampling.top_p < 1:
+            ordered, places = chances.sort(descending=True)
+            # A token stays if those before it do not hold the share already, so the first always does.
+            kept = ordered.cumsum(-1) - ordered < sampling.top_p
+            chances = torch.zeros_like(chances).scatter(0, places[kept], ordered[kept])
+        return int(torch.multinomial(chances, 1, generator=generator))
+
+    return choose
 
 
 @dataclass(frozen=True)

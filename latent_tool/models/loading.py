@@ -25,9 +25,16 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils.import_utils import is_torchvision_available
 
-from latent_tool.errors import LatentToolError, ModelLoadError, ModelNotFoundError, ModelNotSupportedError
+from latent_tool.errors import (
+    LatentToolError,
+    ModelLoadError,
+    ModelNotFoundError,
+    ModelNotSupportedError,
+    SettingsError,
+)
 from latent_tool.models.families import family as family_of
 from latent_tool.models.vlm import VisionLanguageModel
+from latent_tool.settings import PREFIX_CACHE_BYTES
 
 __all__ = ["EMBEDDED", "ModelSpec", "load", "load_weights"]
 
@@ -51,6 +58,8 @@ class ModelSpec:
         quantization_config: passed to ``from_pretrained``, for example a ``BitsAndBytesConfig``.
         allow_pickle: also load weights that are pickled, which can run code. Only for files you trust.
         trust_remote_code: run code from the checkpoint's repository. Only for repositories you trust.
+        prefix_cache_bytes: what the prefixes of images may take in memory, so that another question about the same
+            image does not compute them again; 0: nothing is kept.
     """
 
     model: str = EMBEDDED
@@ -64,6 +73,13 @@ class ModelSpec:
     quantization_config: Any = field(default=None, hash=False)
     allow_pickle: bool = False
     trust_remote_code: bool = False
+    prefix_cache_bytes: int = PREFIX_CACHE_BYTES
+
+    def __post_init__(self) -> None:
+        if self.prefix_cache_bytes < 0:
+            raise SettingsError(
+                f"prefix_cache_bytes is {self.prefix_cache_bytes}.", "Use a number of bytes, or 0 to keep nothing."
+            )
 
 
 @contextmanager
@@ -90,7 +106,7 @@ def load(spec: ModelSpec) -> VisionLanguageModel:
     """
     config = _load_config(spec)
     processor = _load_processor(spec, config)
-    return VisionLanguageModel(load_weights(spec), processor, spec.model)
+    return VisionLanguageModel(load_weights(spec), processor, spec.model, spec.prefix_cache_bytes)
 
 
 def load_weights(spec: ModelSpec) -> PreTrainedModel:

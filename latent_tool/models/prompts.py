@@ -9,10 +9,12 @@ empty, with ``user_turn`` it ends with the question and the tail is the rest. Ma
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from latent_tool.errors import ModelLoadError, QuestionError
+from latent_tool.schema import MAX_TEXT
 
 __all__ = ["Markers", "Prompt", "find_markers", "neutralise", "render_prompt"]
 
@@ -36,14 +38,45 @@ class Markers:
     closing: tuple[int, ...] = ()
 
 
-def neutralise(text: str, tokenizer: Any) -> str:
-    """The text with every spelling of a control token broken by a space, so that it is tokenised as plain text."""
-    names = {token for token in {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()} if len(token) > 1}
-    if not names:
-        return text
-    pattern = re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)))
-    while pattern.search(text):
-        text = pattern.sub(lambda match: match.group()[0] + " " + match.group()[1:], text)
+def neutralise(text: str, tokenizer: Any, others: Collection[str] = ()) -> str:
+    """The text with every spelling of a control token broken by a space, so that it is tokenised as plain text.
+
+    ``others``: further spellings that have a meaning, to a processor for example. White space is left alone: some
+    tokenizers have tokens of it.
+    """
+    names = {*_control_tokens(tokenizer), *(name for name in others if len(name.strip()) > 1)}
+    while found := [name for name in names if name in text]:
+        pattern = "|".join(re.escape(name) for name in sorted(found, key=len, reverse=True))
+        text = re.sub(pattern, _broken, text)
+    return text
+
+
+def _broken(match: re.Match[str]) -> str:
+    """A spelling with a space after its first visible character."""
+    text = match.group()
+    place = len(text) - len(text.lstrip()) + 1
+    return f"{text[:place]} {text[place:]}"
+
+
+def _control_tokens(tokenizer: Any) -> set[str]:
+    return {token for token in {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()} if len(token.strip()) > 1}
+
+
+def _plain(text: str, what: str, processor: Any) -> str:
+    """Text of a stranger, made safe. Raises ``QuestionError`` when it is too long or cannot be made safe."""
+    tokenizer = processor.tokenizer
+    if len(text) > MAX_TEXT:
+        raise QuestionError(
+            f"The {what} has {len(text):,} characters; at most {MAX_TEXT:,} are allowed.", "Shorten it."
+        )
+    placeholders = [value for name, value in vars(processor).items() if "token" in name and isinstance(value, str)]
+    text = neutralise(text, tokenizer, placeholders)
+    # A tokenizer that normalises its input may see tokens that are not spelled in it. What it adds to any text (and for
+    # characters that it does not know) is no harm.
+    harmless = {tokenizer.unk_token_id, *tokenizer("a", add_special_tokens=False).input_ids}
+    control = set(tokenizer.convert_tokens_to_ids(list(_control_tokens(tokenizer)))) - harmless
+    if not control.isdisjoint(tokenizer(text, add_special_tokens=False, verbose=False).input_ids):
+        raise QuestionError(f"The {what} spells a control token of the model.", "Put it into other words.")
     return text
 
 
@@ -78,12 +111,13 @@ def render_prompt(
     A template that knows no system turn gets the system text before the question, with a warning. Without a template
     the question follows the images directly; unless ``needs_template`` is false, with a warning too.
 
-    Raises ``QuestionError`` for an empty question and ``ModelLoadError`` if the template loses question or images.
+    Raises ``QuestionError`` for a question that is empty or too long and ``ModelLoadError`` if the template loses
+    question or images.
     """
     if not question.strip():
         raise QuestionError("The question is empty.", "Ask something about the image.")
-    question = neutralise(question, processor.tokenizer)
-    system = neutralise(system, processor.tokenizer).strip() if system else ""
+    question = _plain(question, "question", processor)
+    system = _plain(system, "system text", processor).strip() if system else ""
     together = f"{system}\n\n{question}" if system else question
     placeholder = getattr(processor, "image_token", None)
     if not getattr(processor, "chat_template", None):

@@ -5,20 +5,36 @@ Each request knows how to be served alone; ``together`` serves many of one kind 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+from latent_tool.errors import NotEnoughMemoryError
 from latent_tool.method.reward import Logits
 from latent_tool.models.decoding import Decoded
-from latent_tool.settings import GenerationSettings
+from latent_tool.settings import GenerationSettings, SamplingSettings
 
 if TYPE_CHECKING:
     from latent_tool.models.vlm import Inputs, Prefix, VisionLanguageModel
 
-__all__ = ["Attend", "Decode", "Prefill", "Reason", "Request", "Score", "TokenLogProbabilities", "never", "together"]
+__all__ = [
+    "Attend",
+    "Decode",
+    "Prefill",
+    "Reason",
+    "Request",
+    "Sample",
+    "Score",
+    "TokenEntropies",
+    "TokenLogProbabilities",
+    "never",
+    "out_of_memory",
+    "together",
+]
 
 
 def never() -> bool:
@@ -28,24 +44,31 @@ def never() -> bool:
 
 @dataclass(frozen=True)
 class Prefill:
-    """Run the prefix through the model: a ``Prefix``."""
+    """Run the prefix through the model: a ``Prefix``. ``check`` is called before every layer and may raise."""
 
     inputs: Inputs
+    check: Callable[[], object] | None = None
 
     def alone(self, vlm: VisionLanguageModel) -> Prefix:
-        return vlm.prefill(self.inputs)
+        return vlm.prefill(self.inputs, self.check)
 
 
 @dataclass(frozen=True)
 class Score:
-    """``Logits`` of ``N`` states: latents ``(N, L, d)``, one tuple of cells each."""
+    """``Logits`` of ``N`` states: latents ``(N, L, d)``, one tuple of cells each.
+
+    ``answer_only``: the logits at the latents are not needed. ``attention``: the attention is wanted, too, if it can be
+    read in the same pass.
+    """
 
     prefix: Prefix
     latents: Tensor
     patches: Sequence[Sequence[int]]
+    answer_only: bool = False
+    attention: bool = False
 
     def alone(self, vlm: VisionLanguageModel) -> Logits:
-        return vlm.score(self.prefix, self.latents, self.patches)
+        return vlm.score_many([self])[0]
 
 
 @dataclass(frozen=True)
@@ -74,7 +97,11 @@ class Reason:
 
 @dataclass(frozen=True)
 class Decode:
-    """An answer from a state, ``Decoded``; latents ``(L, d)``, or ``None`` for the plain model."""
+    """An answer from a state, ``Decoded``; latents ``(L, d)``, or ``None`` for the plain model.
+
+    ``pause`` is asked after some tokens; ``True`` ends this request with ``finish_reason="paused"``, and another one
+    that has ``begun`` with its reply goes on from there.
+    """
 
     prefix: Prefix
     latents: Tensor | None
@@ -82,9 +109,29 @@ class Decode:
     max_new_tokens: int
     stop: Callable[[], bool] = never
     generation: GenerationSettings | None = None
+    pause: Callable[[], bool] = never
+    begun: Decoded | None = None
 
     def alone(self, vlm: VisionLanguageModel) -> Decoded:
-        return vlm.decode(self.prefix, self.latents, self.patches, self.max_new_tokens, self.stop, self.generation)
+        (decoded,) = vlm.decode_many([self])
+        if isinstance(decoded, Exception):
+            raise decoded
+        return decoded
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Several drawn answers of the plain model, a list of ``Decoded``."""
+
+    prefix: Prefix
+    max_new_tokens: int
+    sampling: SamplingSettings
+    seed: int = 0
+    stop: Callable[[], bool] = never
+    generation: GenerationSettings | None = None
+
+    def alone(self, vlm: VisionLanguageModel) -> list[Decoded]:
+        return vlm.sample(self)
 
 
 @dataclass(frozen=True)
@@ -100,31 +147,74 @@ class TokenLogProbabilities:
         return vlm.token_log_probabilities(self.prefix, self.latents, self.patches, self.tokens)
 
 
-Request = Prefill | Score | Attend | Reason | Decode | TokenLogProbabilities
+@dataclass(frozen=True)
+class TokenEntropies:
+    """Teacher-forced entropies ``(n,)`` of the distributions that tokens after a state were drawn from, in nats."""
+
+    prefix: Prefix
+    latents: Tensor | None
+    patches: Sequence[int]
+    tokens: Sequence[int]
+
+    def alone(self, vlm: VisionLanguageModel) -> Tensor:
+        return vlm.token_entropies(self.prefix, self.latents, self.patches, self.tokens)
+
+
+Request = Prefill | Score | Attend | Reason | Decode | Sample | TokenLogProbabilities | TokenEntropies
 
 
 def together(vlm: VisionLanguageModel, requests: Sequence[Request]) -> list[Any]:
     """Serve requests of one kind, in one batch where that is possible; an exception takes the place of its reply.
 
-    When a batch fails as a whole (for lack of memory, say), its requests are served one by one.
+    A batch that fails as a whole (for lack of memory, say) is halved and tried again, down to single states. What does
+    not fit into memory alone gets a ``NotEnoughMemoryError``.
     """
     batched: dict[type[Request], Callable[[Any], list[Any]]] = {
         Score: vlm.score_many,
         Attend: vlm.attend_many,
         Reason: vlm.reason_many,
         Decode: vlm.decode_many,
+        Sample: vlm.sample_many,
     }
     many = batched.get(type(requests[0]))
-    if many is not None and len(requests) > 1:
-        try:
-            return many(requests)
-        except Exception:  # whoever is at fault fails again below, on its own
-            pass
-    return [_alone(vlm, request) for request in requests]
+    if many is None or len(requests) == 1:
+        return [_alone(vlm, request) for request in requests]
+    try:
+        return many(requests)
+    except Exception:  # whoever is at fault fails again below, on its own
+        pass
+    half = len(requests) // 2
+    return together(vlm, requests[:half]) + together(vlm, requests[half:])
 
 
 def _alone(vlm: VisionLanguageModel, request: Request) -> Any:
     try:
         return request.alone(vlm)
     except Exception as error:
-        return error
+        if not out_of_memory(error):
+            return error
+    # Outside the handler, whose traceback holds on to the tensors of the attempt.
+    if isinstance(request, Score) and len(request.patches) > 1:
+        half = len(request.patches) // 2
+        parts = [
+            _alone(vlm, Score(request.prefix, request.latents[rows], request.patches[rows]))
+            for rows in (slice(None, half), slice(half, None))
+        ]
+        failed = [part for part in parts if isinstance(part, Exception)]
+        if failed:
+            return failed[0]
+        return Logits(torch.cat([part.latents for part in parts]), torch.cat([part.answer for part in parts]))
+    return NotEnoughMemoryError(
+        "The question does not fit into the device's memory.",
+        "Use a smaller image, a smaller model or a smaller dtype, or ask fewer questions at a time.",
+    )
+
+
+_NO_MEMORY = re.compile(r"out of memory|can(no|')t allocate memory|not enough memory|ALLOC_FAILED", re.IGNORECASE)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; the CPU's allocator raises a bare ``RuntimeError``."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None

@@ -1,12 +1,12 @@
 """Many continuations of few prefixes in one forward pass, without a copy of any prefix.
 
 The rows of a ``SuffixBatch`` each continue a prefix. Everything but attention runs as one batch. In attention, the
-queries of all rows of a prefix go against its one set of keys and values, the queries of every row against the row's
-own suffix, and the two parts are merged by their log-sum-exps:
+queries of all rows of a prefix go against its one set of keys and values, which gives an output and a log-sum-exp; the
+queries of every row then go against the row's own suffix, where the prefix is one more column, with its log-sum-exp as
+score and its output as value. That is exactly the softmax over both. Rows of different lengths are padded and masked.
 
-    out = w_p out_p + w_s out_s,   w_p = exp(lse_p - lse),   w_s = exp(lse_s - lse),   lse = ln(exp lse_p + exp lse_s)
-
-which is exactly the softmax over both. Rows of different lengths are padded on the left and masked.
+The keys and values of the injected cells, which come right after the prefix, depend on nothing that follows them. What
+one pass computed of them is kept with the prefix (``Stems``), and later passes begin after them.
 
 This fits decoders whose layers all are plain or sliding-window attention through transformers' attention interface
 (``install``, ``layers_fit``); the model compares one pass with the plain path before it relies on it.
@@ -30,21 +30,102 @@ from transformers.masking_utils import sdpa_mask
 if TYPE_CHECKING:
     from latent_tool.models.vlm import Prefix, VisionLanguageModel
 
-__all__ = ["SuffixBatch", "Tap", "install", "installed", "layers_fit"]
+__all__ = ["Computed", "Stem", "Stems", "SuffixBatch", "common_length", "install", "installed", "layers_fit"]
 
 _NAME = "latent_tool_shared_prefix"
 _active = threading.local()
 
-# Attention scores of the prefix part that are held at once, as float32 numbers.
+# Attention scores of the prefix part that are held at once, as float32 numbers, where no fused kernel is used.
 _CHUNK = 4_000_000
 
 
-class _SuffixLayer(DynamicLayer):  # type: ignore[misc]
-    """Keys and values of the suffix alone; counts the (longest) prefix as seen."""
+@dataclass(frozen=True)
+class Stem:
+    """Keys and values of injected cells right after a prefix, ``(layers, 2, Hkv, V, D)``."""
 
-    def __init__(self, prefix_length: int) -> None:
+    cells: tuple[int, ...]
+    states: Tensor
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A row of a pass that began after a stem, and the cells that it added: column ``[first, first + added)``."""
+
+    layers: Sequence[tuple[Tensor, Tensor]]
+    row: int
+    first: int
+    cells: tuple[int, ...]
+    before: Stem | None
+
+    def stem(self) -> Stem:
+        columns = slice(self.first, self.first + len(self.cells) - (len(self.before.cells) if self.before else 0))
+        states = torch.stack([torch.stack(each)[:, self.row, :, columns] for each in self.layers])
+        return Stem(self.cells, states if self.before is None else torch.cat([self.before.states, states], dim=3))
+
+
+class Stems:
+    """The stems of one prefix: the few that were used last, and those of the last pass that computed new ones."""
+
+    KEPT = 4
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stems: tuple[Stem, ...] = ()
+        self._computed: tuple[Computed, ...] = ()
+
+    def find(self, cells: tuple[int, ...]) -> Stem | None:
+        """What is known of the cells: a stem of the longest possible run of them from the first one on."""
+        if not cells:
+            return None
+        with self._lock:
+            every: tuple[Stem | Computed, ...] = (*self._stems, *self._computed)
+            best, length = None, 0
+            for each in every:
+                common = common_length((each.cells, cells))
+                if common > length:
+                    best, length = each, common
+            if best is None:
+                return None
+            stem = best if isinstance(best, Stem) else best.stem()
+            self._stems = (stem, *(each for each in self._stems if each is not stem))[: self.KEPT]
+        if length == len(stem.cells):
+            return stem
+        return Stem(stem.cells[:length], stem.states[:, :, :, :length])
+
+    def add(self, computed: Sequence[Computed]) -> None:
+        """Remember what a pass computed, in place of the pass before."""
+        with self._lock:
+            self._computed = tuple(computed)
+
+
+def common_length(sequences: Sequence[Sequence[int]]) -> int:
+    """Length of the beginning that all sequences have in common."""
+    shortest = min(map(len, sequences))
+    return next((at for at, row in enumerate(zip(*sequences, strict=False)) if len(set(row)) > 1), shortest)
+
+
+class _SuffixLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values of the suffix alone; counts the (longest) prefix as seen.
+
+    ``before``: keys and values ``(2, R, Hkv, V, D)`` the rows begin with; ``keep``: whether another pass follows.
+    """
+
+    def __init__(self, prefix_length: int, before: Tensor | None, keep: bool) -> None:
         super().__init__()
         self.prefix_length = prefix_length
+        self.keep = keep
+        if before is not None:
+            self.keys, self.values = before[0], before[1]
+            self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self.is_initialized:
+            key_states = torch.cat([self.keys, key_states], dim=-2)
+            value_states = torch.cat([self.values, value_states], dim=-2)
+        if self.keep:
+            self.keys, self.values = key_states, value_states
+            self.is_initialized = True
+        return key_states, value_states
 
     def get_seq_length(self) -> int:
         return self.prefix_length + int(super().get_seq_length())
@@ -62,49 +143,41 @@ class _Block:
     prefix: Prefix
 
 
-class Tap:
-    """Reads the attention of some positions of every row to the row's image cells, mean over layers and heads.
-
-    Args:
-        places: per row, positions counted from the row's first embedding.
-        pads: per row, how many positions of padding stand before it.
-    """
-
-    def __init__(self, places: Sequence[slice], pads: Sequence[int]) -> None:
-        self._places = [slice(place.start + pad, place.stop + pad) for place, pad in zip(places, pads, strict=True)]
-        self._sums: list[Tensor | None] = [None] * len(places)
-        self._layers = [0] * len(places)
-
-    def add(self, row: int, probabilities: Tensor) -> None:
-        """One layer's probabilities ``(H, S, C)`` of one row."""
-        mean = probabilities[:, self._places[row]].mean(0)
-        before = self._sums[row]
-        self._sums[row] = mean if before is None else before + mean
-        self._layers[row] += 1
-
-    def means(self) -> list[Tensor]:
-        """Per row ``(positions, C)``, float32."""
-        return [total / count for total, count in zip(self._sums, self._layers, strict=True) if total is not None]
-
-
 class SuffixBatch:
-    """Rows that continue prefixes, run together. Their first embeddings may differ in number, later ones may not.
+    """Rows that continue prefixes, run together.
 
     Args:
         vlm: the model.
         prefixes: the prefix of every row; rows of one prefix stand together.
+        stems: per row, what of its suffix is known; the embeddings that are run begin after it.
+        keep: whether the keys and values of the suffixes are needed after the first pass.
     """
 
-    def __init__(self, vlm: VisionLanguageModel, prefixes: Sequence[Prefix]) -> None:
+    def __init__(
+        self,
+        vlm: VisionLanguageModel,
+        prefixes: Sequence[Prefix],
+        stems: Sequence[Stem | None] | None = None,
+        keep: bool = True,
+    ) -> None:
         self.vlm = vlm
         self.prefixes = list(prefixes)
+        stems = [None] * len(prefixes) if stems is None else stems
         longest = max(prefix.length for prefix in prefixes)
+        before = _begin(stems)
         self.cache = DynamicCache()
-        self.cache.layers = [_SuffixLayer(longest) for _ in prefixes[0].cache.layers]
-        self.pads = torch.zeros(len(prefixes), dtype=torch.long, device=vlm.device)
-        self.starts = torch.tensor([prefix.next_position for prefix in prefixes], device=vlm.device)
-        self.seen = 0
-        self.tap: Tap | None = None
+        self.cache.layers = [
+            _SuffixLayer(longest, None if before is None else before[index], keep)
+            for index in range(len(prefixes[0].cache.layers))
+        ]
+        # Per row, how many tokens after the prefix it has, and per column which one stands there; -1: padding.
+        self.lengths = [0 if stem is None else len(stem.cells) for stem in stems]
+        most = max(self.lengths)
+        self._columns = [[-1] * (most - length) + list(range(length)) for length in self.lengths]
+        self._starts = [prefix.next_position for prefix in prefixes]
+        # Rows whose attention to the prefix is read, by position counted from the row's end; filled in by `attend`.
+        self.taps: dict[int, slice] = {}
+        self._tapped: dict[int, list[Tensor]] = {}
         self._arrange()
 
     def _arrange(self) -> None:
@@ -115,56 +188,49 @@ class SuffixBatch:
             count = len(list(rows))
             self.blocks.append(_Block(start, start + count, self.prefixes[start]))
             start += count
-        self._masks: dict[tuple[int, int | None], Tensor] = {}
+        self._masks: dict[tuple[int | None, int, int], Tensor | None] = {}
 
-    def extend(self, suffixes: Sequence[Tensor], keep: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Run the next embeddings ``(S, d)`` of every row; logits ``(len(keep), vocabulary)`` where they are wanted.
+    def extend(self, suffixes: Sequence[Tensor], keep: Sequence[int]) -> Tensor:
+        """Run the next embeddings of every row; logits ``(R, len(keep), vocabulary)``.
 
-        ``keep`` counts from the row's own first embedding. Only the first call may have rows of different lengths.
+        Args:
+            suffixes: embeddings ``(n, S, d)`` of ``n`` adjacent rows each; ``S`` may differ, shorter ones are padded.
+            keep: where logits are wanted, counted from the end of a row (-1 is its last position), ascending.
         """
-        length = max(len(suffix) for suffix in suffixes)
-        pads = [length - len(suffix) for suffix in suffixes]
-        if self.seen and any(pads):
-            raise ValueError("only the first pass may have rows of different lengths")
-        if not self.seen:
-            self.pads = torch.tensor(pads, device=self.vlm.device)
-        embeddings = torch.stack(
-            [torch.nn.functional.pad(row, (0, 0, pad, 0)) for row, pad in zip(suffixes, pads, strict=True)]
-        )
-        steps = self.seen + torch.arange(length, device=self.vlm.device)
-        positions = self.starts[:, None] + (steps[None] - self.pads[:, None]).clamp_min(0)
+        length = max(part.shape[1] for part in suffixes)
+        pads = [length - part.shape[1] for part in suffixes for _ in range(len(part))]
+        for row, pad in enumerate(pads):
+            self._columns[row] += [-1] * pad + list(range(self.lengths[row], self.lengths[row] + length - pad))
+            self.lengths[row] += length - pad
+        parts = [
+            part if part.shape[1] == length else torch.nn.functional.pad(part, (0, 0, length - part.shape[1], 0))
+            for part in suffixes
+        ]
+        embeddings = parts[0] if len(parts) == 1 else torch.cat(parts)
+        device = self.vlm.device
+        self._places = torch.tensor(self._columns, device=device)
+        # Nothing is masked when one token follows rows without padding.
+        self._plain = length == 1 and not any(-1 in row for row in self._columns)
+        self._masks.clear()
+        positions = torch.tensor(self._starts, device=device)[:, None] + self._places[:, -length:].clamp_min(0)
         shape = self.prefixes[0].positions
         if shape is not None:
             positions = positions.expand(*shape.shape[:-2], *positions.shape)
-        most = max(len(row) for row in keep)
-        places = [[place + pad for place in row] + [0] * (most - len(row)) for row, pad in zip(keep, pads, strict=True)]
-        wanted = torch.tensor(places, dtype=torch.long, device=self.vlm.device)
-        logits = self._forward(embeddings, positions, wanted)
-        self.seen += length
-        self._masks.clear()
-        return [row[: len(wished)] for row, wished in zip(logits, keep, strict=True)]
-
-    def _forward(self, embeddings: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
-        """Logits ``(R, K, vocabulary)`` at the wanted positions ``(R, K)``."""
-
-        def choose(_module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-            hidden = arguments[0]
-            index = wanted[..., None].expand(-1, -1, hidden.shape[-1])
-            return (hidden.gather(1, index), *arguments[1:])
-
-        model = self.vlm.model
+        wanted = torch.tensor([length + place for place in keep], device=device)
         with self.vlm.forward_pass():
-            handle = model.get_output_embeddings().register_forward_pre_hook(choose)
             _active.batch = self
             try:
-                output = model(
-                    inputs_embeds=embeddings, past_key_values=self.cache, position_ids=positions, use_cache=True
+                output = self.vlm.model(
+                    inputs_embeds=embeddings,
+                    past_key_values=self.cache,
+                    position_ids=positions,
+                    use_cache=True,
+                    logits_to_keep=wanted,
                 )
             finally:
                 _active.batch = None
-                handle.remove()
         logits: Tensor = output.logits
-        if logits.shape[:2] != wanted.shape:
+        if logits.shape[:2] != (len(embeddings), len(keep)):
             raise RuntimeError("the model computes its logits somewhere else")
         return logits
 
@@ -172,11 +238,22 @@ class SuffixBatch:
         """Go on with some of the rows only, in the order given."""
         index = torch.tensor(list(rows), device=self.vlm.device)
         self.prefixes = [self.prefixes[row] for row in rows]
-        self.pads, self.starts = self.pads[index], self.starts[index]
+        self._columns = [self._columns[row] for row in rows]
+        self._starts = [self._starts[row] for row in rows]
+        self.lengths = [self.lengths[row] for row in rows]
         for layer in self.cache.layers:
             if layer.keys is not None:
                 layer.keys, layer.values = layer.keys[index], layer.values[index]
         self._arrange()
+
+    def column(self, row: int, place: int) -> int:
+        """The suffix column of a row's token ``place`` after the prefix."""
+        return self._columns[row].index(place)
+
+    def attention(self, row: int) -> Tensor:
+        """Attention ``(positions, C)`` of a tapped row to its image cells, mean over layers and heads, float32."""
+        layers = self._tapped[row]
+        return torch.stack(layers).mean(0)[:, self.prefixes[row].columns]
 
     # ------------------------------------------------------------------ attention
 
@@ -192,86 +269,140 @@ class SuffixBatch:
     ) -> Tensor:
         """Attention output ``(R, S, H, D)``; query ``(R, H, S, D)``, suffix keys and values ``(R, Hkv, T, D)``."""
         rows, heads, length, width = query.shape
-        shared = key.shape[1]
+        shared, total = key.shape[1], key.shape[2]
         # Heads that share a key head are queries of it like any other.
         grouped = query.reshape(rows, shared, heads // shared * length, width)
-        scores = _scores(grouped, key, scaling, softcap).view(rows, shared, -1, length, key.shape[2])
-        scores = scores.masked_fill(~self._suffix_mask(length, key.shape[2], window)[:, None, None], float("-inf"))
-        own = scores.view(rows, shared, -1, key.shape[2])
-        own_lse = own.logsumexp(-1, keepdim=True)
-        own_out = torch.matmul((own - own_lse).exp().to(value.dtype), value)
-
-        out = torch.empty(rows, shared, grouped.shape[2], value.shape[-1], dtype=value.dtype, device=value.device)
+        outs, lses, hidden = [], [], []
         for block in self.blocks:
             stored = block.prefix.cache.layers[layer]
-            part = slice(block.start, block.stop)
-            folded = grouped[part].transpose(0, 1).reshape(shared, -1, width)
-            hidden = self._out_of_window(block, stored.keys.shape[2], length, key.shape[2], window, folded.shape[1])
-            there_out, there_lse = _over_prefix(folded, stored.keys[0], stored.values[0], scaling, softcap, hidden)
-            count = block.stop - block.start
-            there_out = there_out.view(shared, count, -1, value.shape[-1]).transpose(0, 1)
-            there_lse = there_lse.view(shared, count, -1, 1).transpose(0, 1)
-            lse = torch.logaddexp(there_lse, own_lse[part])
-            merged = (there_lse - lse).exp() * there_out + (own_lse[part] - lse).exp() * own_out[part]
-            out[part] = merged.to(out.dtype)
-            if self.tap is not None:
-                columns = block.prefix.columns
-                scores = _scores(folded, stored.keys[0][:, columns], scaling, softcap)
-                if hidden is not None:
-                    scores = scores.masked_fill(hidden[:, columns], float("-inf"))
-                probabilities = (scores - lse.transpose(0, 1).reshape(shared, -1, 1)).exp()
-                probabilities = probabilities.view(shared, count, -1, length, len(columns))
-                for offset, row in enumerate(range(block.start, block.stop)):
-                    self.tap.add(row, probabilities[:, offset].flatten(0, 1))
-        return out.view(rows, heads, length, -1).transpose(1, 2).contiguous()
+            part = grouped[block.start : block.stop]
+            folded = part.transpose(0, 1).reshape(shared, -1, width)
+            masked = self._out_of_window(block, stored.keys.shape[2], length, window, folded.shape[1])
+            out, lse = _over_prefix(folded, stored.keys[0], stored.values[0], scaling, softcap, masked)
+            outs.append(out.view(shared, len(part), -1, out.shape[-1]).transpose(0, 1))
+            lses.append(lse.view(shared, len(part), -1, 1).transpose(0, 1))
+            hidden.append(masked)
+        there = outs[0] if len(outs) == 1 else torch.cat(outs)
+        there_lse = lses[0] if len(lses) == 1 else torch.cat(lses)
 
-    def _suffix_mask(self, length: int, total: int, window: int | None) -> Tensor:
-        """What the last ``length`` of ``total`` suffix positions may look at, ``(R, length, total)``."""
-        found = self._masks.get((total, window))
+        mask = self._suffix_mask(length, window, shared, grouped.shape[2])
+        own = _scores(grouped, key, scaling, softcap, mask)
+        scores = torch.cat([own, there_lse], dim=-1)
+        weights = scores.softmax(-1)
+        merged = torch.matmul(weights[..., :total].to(value.dtype), value)
+        merged = torch.addcmul(merged, weights[..., total:].to(value.dtype), there.to(value.dtype))
+        for row, place in self.taps.items():
+            block, masked = next(
+                (block, masked) for block, masked in zip(self.blocks, hidden, strict=True) if row < block.stop
+            )
+            stored = block.prefix.cache.layers[layer]
+            read = grouped[row].view(shared, -1, length, width)[:, :, place]
+            lse = scores[row].logsumexp(-1).view(shared, -1, length)[:, :, place]
+            if masked is not None:
+                masked = masked.view(block.stop - block.start, -1, length, masked.shape[-1])[
+                    row - block.start, :, place
+                ]
+                masked = masked.flatten(0, 1)
+            there = _scores(read.flatten(1, 2), stored.keys[0], scaling, softcap, hidden=masked)
+            probabilities = (there - lse.flatten(1)[..., None]).exp()
+            self._tap(row, probabilities.view(heads, -1, probabilities.shape[-1]))
+        return merged.view(rows, heads, length, -1).transpose(1, 2).contiguous()
+
+    def _tap(self, row: int, probabilities: Tensor) -> None:
+        """Note one layer's attention ``(H, positions, P)`` of one row to its whole prefix."""
+        self._tapped.setdefault(row, []).append(probabilities.mean(0))
+
+    def _suffix_mask(self, length: int, window: int | None, shared: int, queries: int) -> Tensor | None:
+        """What is added to suffix scores, ``(R Hkv, queries, T)``: 0, or minus infinity for what must not be seen."""
+        if self._plain and window is None:
+            return None
+        found = self._masks.get((window, shared, queries))
         if found is None:
-            column = torch.arange(total, device=self.pads.device)
-            row = column[total - length :, None]
-            found = (column <= row) & (column >= self.pads[:, None, None])
+            column, row = self._places[:, None, :], self._places[:, -length:, None]
+            # Padding sees the prefix alone; nothing sees padding.
+            seen = (column <= row) & (column >= 0)
             if window is not None:
-                found &= row - column < window
-            # Padding looks at itself, so that its softmax is finite; nothing looks at padding.
-            found = found | (column == row)
-            self._masks[(total, window)] = found
+                seen &= row - column < window
+            bias = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, float("-inf"))
+            bias = bias[:, None, None].expand(-1, shared, queries // length, -1, -1)
+            found = self._masks[(window, shared, queries)] = bias.reshape(-1, queries, seen.shape[-1])
         return found
 
     def _out_of_window(
-        self, block: _Block, prefix: int, length: int, total: int, window: int | None, queries: int
+        self, block: _Block, prefix: int, length: int, window: int | None, queries: int
     ) -> Tensor | None:
         """Which prefix columns the folded queries of a block may not see, ``(queries, P)``; ``None``: they see all."""
-        if window is None or window >= prefix + total:
+        if window is None or window >= prefix + max(self.lengths[block.start : block.stop]):
             return None
-        row = torch.arange(total - length, total, device=self.pads.device)
-        place = prefix + row[None] - self.pads[block.start : block.stop, None]  # (rows, length)
-        hidden = place[..., None] - torch.arange(prefix, device=self.pads.device) >= window
+        place = prefix + self._places[block.start : block.stop, -length:].clamp_min(0)  # (rows, length)
+        hidden = place[..., None] - torch.arange(prefix, device=place.device) >= window
         return hidden[:, None].expand(-1, queries // place.numel(), -1, -1).reshape(queries, prefix)
+
+
+def _begin(stems: Sequence[Stem | None]) -> Tensor | None:
+    """What rows begin with, ``(layers, 2, R, Hkv, V, D)``, shorter stems padded on the left."""
+    most = max(0 if stem is None else len(stem.cells) for stem in stems)
+    if not most:
+        return None
+    some = next(stem.states for stem in stems if stem is not None)
+    parts = []
+    for _, group in groupby(stems, key=id):
+        same = list(group)
+        if same[0] is None:
+            states = some.new_zeros(*some.shape[:3], most, some.shape[-1])
+        else:
+            states = torch.nn.functional.pad(same[0].states, (0, 0, most - len(same[0].cells), 0))
+        parts.append(states[:, :, None].expand(-1, -1, len(same), -1, -1, -1))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+# The fused kernel that also returns log-sum-exps; other devices have others, with limits of their own.
+_FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 
 
 def _over_prefix(
     query: Tensor, key: Tensor, value: Tensor, scaling: float, softcap: float | None, hidden: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Output ``(Hkv, M, D)`` and log-sum-exp ``(Hkv, M)`` of queries ``(Hkv, M, D)`` over keys ``(Hkv, P, D)``."""
+    if _FLASH is not None and query.device.type == "cpu" and softcap is None and key.shape[-1] == value.shape[-1]:
+        mask = None
+        if hidden is not None:
+            mask = torch.zeros(hidden.shape, dtype=query.dtype).masked_fill_(hidden, _FLOOR)[None, None]
+        out, lse = _FLASH(query[None], key[None], value[None], 0.0, False, attn_mask=mask, scale=scaling)
+        return out[0], lse[0].float()
     step = max(1, _CHUNK // (key.shape[0] * key.shape[1]))
     outs, lses = [], []
     for start in range(0, query.shape[1], step):
-        scores = _scores(query[:, start : start + step], key, scaling, softcap)
-        if hidden is not None:
-            # A finite floor: a row whose window has left the prefix gets no weight, and no NaN.
-            scores = scores.masked_fill(hidden[start : start + step], -1e30)
+        part = None if hidden is None else hidden[start : start + step]
+        scores = _scores(query[:, start : start + step], key, scaling, softcap, hidden=part)
         lse = scores.logsumexp(-1)
-        outs.append(torch.matmul((scores - lse[..., None]).exp().to(value.dtype), value))
+        outs.append(torch.matmul(scores.sub_(lse[..., None]).exp_().to(value.dtype), value))
         lses.append(lse)
     return torch.cat(outs, 1), torch.cat(lses, 1)
 
 
-def _scores(query: Tensor, key: Tensor, scaling: float, softcap: float | None) -> Tensor:
-    """Attention scores in float32."""
-    scores = torch.matmul(query, key.transpose(-1, -2)).float() * scaling
-    return scores if softcap is None else torch.tanh(scores / softcap) * softcap
+# A finite floor: a row whose window has left the prefix gets no weight from there, and no NaN.
+_FLOOR = -1e30
+
+
+def _scores(
+    query: Tensor,
+    key: Tensor,
+    scaling: float,
+    softcap: float | None,
+    mask: Tensor | None = None,
+    hidden: Tensor | None = None,
+) -> Tensor:
+    """Attention scores in float32; ``mask`` ``(batch, M, T)`` is added, ``hidden`` ones become as good as never."""
+    if mask is not None and softcap is None and query.dtype == torch.float32:
+        scores = torch.baddbmm(mask, query.flatten(0, 1), key.flatten(0, 1).transpose(-1, -2), alpha=scaling)
+        return scores.view(*query.shape[:-1], -1)
+    scores = torch.matmul(query, key.transpose(-1, -2)).float().mul_(scaling)
+    if softcap is not None:
+        scores = scores.div_(softcap).tanh_().mul_(softcap)
+    if mask is not None:
+        scores += mask.view(scores.shape)
+    return scores if hidden is None else scores.masked_fill_(hidden, _FLOOR)
 
 
 def _attention(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -23,12 +23,23 @@ from latent_tool.method.reward import Logits, entropy
 from latent_tool.models.attention import tap_attention
 from latent_tool.models.cache import fork_cache, new_cache
 from latent_tool.models.cells import Box, View, cell_boxes
-from latent_tool.models.decoding import Decoded, generation_rules
+from latent_tool.models.decoding import Decoded, generation_rules, greedy, sampler
 from latent_tool.models.families import family
+from latent_tool.models.prefix_cache import ImagePrefix, PrefixCache, cut_cache, cut_tensors, image_key
 from latent_tool.models.prompts import Markers, find_markers, render_prompt
-from latent_tool.models.requests import Attend, Decode, Reason, Score, never
-from latent_tool.models.shared_prefix import SuffixBatch, Tap, install, installed, layers_fit
-from latent_tool.settings import GenerationSettings
+from latent_tool.models.requests import Attend, Decode, Reason, Sample, Score, never, out_of_memory
+from latent_tool.models.shared_prefix import (
+    Computed,
+    Stem,
+    Stems,
+    SuffixBatch,
+    common_length,
+    install,
+    installed,
+    layers_fit,
+)
+from latent_tool.models.watch import watched
+from latent_tool.settings import PREFIX_CACHE_BYTES, GenerationSettings
 
 __all__ = ["Cell", "Inputs", "Prefix", "VisionLanguageModel"]
 
@@ -64,6 +75,7 @@ class Prefix:
     ``features``: ``(C, d)``, merged image features at the image cells. ``last_logits``: ``(vocabulary,)`` after the
     prefix. ``positions``: position ids the decoder was given, ``(..., P)``, or ``None`` if it counts by itself;
     ``next_position``: the one that follows. ``columns``: ``(C,)``, where the image cells stand in the prefix.
+    ``stems``: what is known of cells injected after it.
     """
 
     inputs: Inputs
@@ -73,6 +85,7 @@ class Prefix:
     positions: Tensor | None
     columns: Tensor
     next_position: int
+    stems: Stems = field(default_factory=Stems, compare=False, repr=False)
 
     @property
     def length(self) -> int:
@@ -81,6 +94,9 @@ class Prefix:
 
 
 Decoding = Generator[int | None, Tensor, Decoded]
+
+# Tokens that a decoding writes at least before it can be paused.
+_SLICE = 16
 
 
 @dataclass(frozen=True)
@@ -97,14 +113,30 @@ class _Suffix:
         return len(self.tokens)
 
 
+@dataclass(frozen=True)
+class _Row:
+    """A decoding, and what it begins after: a prefix, what is known of its cells, and the suffix still to be run."""
+
+    prefix: Prefix
+    stem: Stem | None
+    suffix: _Suffix
+    decoding: Decoding
+
+
 class VisionLanguageModel:
     """A frozen vision-language model and its processor.
 
     Calls may come from any thread: one lock lets one forward pass run at a time, and no state of a question is kept on
-    the model between calls.
+    the model between calls; what was computed of the last images is kept (``prefix_cache``).
+
+    Args:
+        prefix_cache_bytes: what the prefixes of images may take together, so that another question about the same
+            image does not compute them again; 0: nothing is kept.
     """
 
-    def __init__(self, model: PreTrainedModel, processor: Any, name: str) -> None:
+    def __init__(
+        self, model: PreTrainedModel, processor: Any, name: str, prefix_cache_bytes: int = PREFIX_CACHE_BYTES
+    ) -> None:
         self.model = model
         self.processor = processor
         self.tokenizer = processor.tokenizer
@@ -113,6 +145,9 @@ class VisionLanguageModel:
         self._processor_lock = threading.Lock()
         self._embedding = model.get_input_embeddings()
         self._embedding_rms: float | None = None
+        self.prefix_cache = PrefixCache(prefix_cache_bytes)
+        # Whether a prompt can be computed in two parts; None: not known before the first question.
+        self._splits: bool | None = None
         # None: not known before the first question.
         per_layer = getattr(model.config.get_text_config(), "hidden_size_per_layer_input", None)
         self._shares: bool | None = None if not per_layer and install(model) else False
@@ -197,7 +232,7 @@ class VisionLanguageModel:
                 images_first=images_first,
                 needs_template=row is None or row.chat_template,
             )
-            self.require_context(len(self.tokenizer(prompt.prefix, add_special_tokens=False).input_ids))
+            self.require_context(len(self.tokenizer(prompt.prefix, add_special_tokens=False, verbose=False).input_ids))
             bos = self.tokenizer.bos_token
             special = not (bos is not None and prompt.prefix.startswith(bos))
             try:
@@ -279,11 +314,70 @@ class VisionLanguageModel:
         kind = self.model.config.model_type
         return tuple(cells), (f"The cell geometry of model family {kind!r} is not known: patches carry no boxes.",)
 
-    def prefill(self, inputs: Inputs) -> Prefix:
-        """Run the prefix through the model once.
+    def prefill(self, inputs: Inputs, check: Callable[[], object] | None = None) -> Prefix:
+        """Run the prefix through the model once; up to the end of the image it may have been run for another question.
 
-        Raises ``NumericalError`` when the model's output is not finite.
+        ``check`` is called before every layer and may raise to give up. Raises ``NumericalError`` when the model's
+        output is not finite.
         """
+        # One token is left at least, and no question of one token decides whether prompts can be split.
+        at_image = (inputs.tensors["input_ids"][0] == self.image_token).nonzero()[:, 0].tolist()
+        cut = at_image[-1] + 1 if at_image else inputs.length
+        if not self.prefix_cache.limit or self._splits is False or inputs.length - cut < (1 if self._splits else 2):
+            return _prefix(inputs, *self._prefill(inputs.tensors, check))
+        tensors = cut_tensors(inputs.tensors, cut)
+        key = image_key(tensors)
+        with self._lock:  # so that questions that come together do not all compute the image
+            if self._splits is None:
+                return self._prefill_first(inputs, cut, key, check)
+            image = self.prefix_cache.find(key)
+            if image is None:
+                image, _ = self._prefill(tensors, check)
+                self.prefix_cache.put(key, image)
+            return _prefix(inputs, *self._after_image(inputs, image, cut, check))
+
+    def _prefill_first(self, inputs: Inputs, cut: int, key: str, check: Callable[[], object] | None) -> Prefix:
+        """The model's first question: run it whole and in two parts, and find out whether that is the same."""
+        whole, expected = self._prefill(inputs.tensors, check)
+        self._splits = False
+        if not layers_fit(whole.cache):
+            return _prefix(inputs, whole, expected)
+        positions = None if whole.positions is None else whole.positions[..., :cut]
+        following = cut if positions is None else int(positions.max()) + 1
+        image = ImagePrefix(cut_cache(whole.cache, cut), whole.features, positions, whole.columns, following)
+        try:
+            split, found = self._after_image(inputs, image, cut, None)
+        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+            if out_of_memory(error):
+                self._splits = None  # nothing was found out
+                raise
+            return _prefix(inputs, whole, expected)
+        tolerance = (1e-3 if self.dtype == torch.float32 else 5e-2) * max(1.0, float(expected.float().abs().max()))
+        self._splits = split.next_position == whole.next_position and bool(
+            (found.float() - expected.float()).abs().max() <= tolerance
+        )
+        if not self._splits:
+            return _prefix(inputs, whole, expected)
+        self.prefix_cache.put(key, image)
+        return _prefix(inputs, split, found)
+
+    def _after_image(
+        self, inputs: Inputs, image: ImagePrefix, cut: int, check: Callable[[], object] | None
+    ) -> tuple[ImagePrefix, Tensor]:
+        """The whole prefix and its last logits, from what was computed up to the end of the image."""
+        rest = self._written(inputs.tensors["input_ids"][0, cut:].tolist())
+        with watched(self.model, check):
+            logits, cache = self._continue(image, rest, [rest.length - 1])
+        positions = image.positions
+        if positions is not None:
+            more = self._positions(image, 0, rest.length, 1)
+            assert more is not None
+            positions = torch.cat([positions, more], dim=-1)
+        following = image.next_position + rest.length
+        return ImagePrefix(cache, image.features, positions, image.columns, following), logits[0, -1]
+
+    def _prefill(self, given: Mapping[str, Any], check: Callable[[], object] | None) -> tuple[ImagePrefix, Tensor]:
+        """Run a prompt, whole or up to the end of its image; its last logits."""
         captured: dict[str, Any] = {}
 
         def capture(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
@@ -291,21 +385,15 @@ class VisionLanguageModel:
 
         tensors = {
             key: value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
-            for key, value in inputs.tensors.items()
+            for key, value in given.items()
             if isinstance(value, Tensor)
         }
-        with self.forward_pass():
+        with self.forward_pass(), watched(self.model, check):
             handle = self.model.get_decoder().register_forward_pre_hook(capture, with_kwargs=True)
             try:
                 output = self.model(**tensors, past_key_values=new_cache(self.model), use_cache=True, logits_to_keep=1)
             finally:
                 handle.remove()
-        last = output.logits[0, -1]
-        if not bool(last.isfinite().all()):
-            raise NumericalError(
-                "The model's logits are not finite for this image and question.",
-                "Load the model in float32 or bfloat16.",
-            )
         embeddings = captured.get("inputs_embeds")
         if embeddings is None:
             raise ModelNotSupportedError(
@@ -315,8 +403,8 @@ class VisionLanguageModel:
         columns = (tensors["input_ids"][0] == self.image_token).nonzero()[:, 0]
         features = embeddings[0, columns.to(embeddings.device)].to(self.device)
         positions = captured.get("position_ids")
-        following = inputs.length if positions is None else int(positions.max()) + 1
-        return Prefix(inputs, output.past_key_values, features, last, positions, columns, following)
+        following = tensors["input_ids"].shape[1] if positions is None else int(positions.max()) + 1
+        return ImagePrefix(output.past_key_values, features, positions, columns, following), output.logits[0, -1]
 
     # ------------------------------------------------------------------ continuing from the cache
 
@@ -326,7 +414,7 @@ class VisionLanguageModel:
         with self._lock, torch.inference_mode():
             yield
 
-    def _positions(self, prefix: Prefix, start: int, length: int, batch: int) -> Tensor | None:
+    def _positions(self, prefix: Prefix | ImagePrefix, start: int, length: int, batch: int) -> Tensor | None:
         """Position ids of ``length`` tokens that stand ``start`` tokens after the prefix."""
         if prefix.positions is None:
             return None
@@ -357,7 +445,12 @@ class VisionLanguageModel:
         return _Suffix(self.embed(tokens)[None], tuple(tokens))
 
     def _continue(
-        self, prefix: Prefix, suffix: _Suffix, keep: Sequence[int], cache: DynamicCache | None = None, start: int = 0
+        self,
+        prefix: Prefix | ImagePrefix,
+        suffix: _Suffix,
+        keep: Sequence[int],
+        cache: DynamicCache | None = None,
+        start: int = 0,
     ) -> tuple[Tensor, DynamicCache]:
         """Logits ``(N, len(keep), vocabulary)`` at the positions to keep, and the cache they leave behind.
 
@@ -368,7 +461,7 @@ class VisionLanguageModel:
 
     def _run(
         self,
-        prefix: Prefix,
+        prefix: Prefix | ImagePrefix,
         suffix: _Suffix,
         keep: Sequence[int],
         cache: DynamicCache | None = None,
@@ -403,37 +496,83 @@ class VisionLanguageModel:
         """``score`` for several questions: in one batch where prefixes can be shared, else one after another."""
         if self.shares_prefixes(requests[0].prefix):
             return self._score_shared(requests)
-        return [self._score_plain(each.prefix, each.latents, each.patches) for each in requests]
+        return [self._score_plain(each.prefix, each.latents, each.patches, each.answer_only) for each in requests]
 
     def _score_shared(self, requests: Sequence[Score]) -> list[Logits]:
         prefixes: list[Prefix] = []
-        embeddings: list[Tensor] = []
-        keep: list[list[int]] = []
+        stems: list[Stem | None] = []
+        parts: list[Tensor] = []
+        taps: dict[int, slice] = {}
+        places = {-1}
+        asked: list[tuple[int, Stem | None, list[int], range]] = []
         for request in requests:
-            rows: dict[int, tuple[Tensor, list[int]]] = {}
-            for members in _by_length(request.patches):
-                cells = [request.patches[index] for index in members]
-                suffix = self._suffix(request.prefix, request.latents[members], cells)
-                wanted = [*range(suffix.latents.start, suffix.latents.stop), suffix.length - 1]
-                rows |= {index: (row, wanted) for index, row in zip(members, suffix.embeddings, strict=True)}
-            for index in range(len(request.patches)):
-                prefixes.append(request.prefix)
-                embeddings.append(rows[index][0])
-                keep.append(rows[index][1])
-        logits = iter(SuffixBatch(self, prefixes).extend(embeddings, keep))
+            cells = [tuple(each) for each in request.patches]
+            stem = request.prefix.stems.find(min(cells, key=len)[: common_length(cells)])
+            known = 0 if stem is None else len(stem.cells)
+            groups = _by_length(cells)
+            for members in groups:
+                latents = request.latents if len(groups) == 1 else request.latents[members]
+                parts.append(self._suffix(request.prefix, latents, [cells[row][known:] for row in members]).embeddings)
+            inputs = request.prefix.inputs
+            after = len(inputs.markers.closing) + len(inputs.tail)
+            at_latents = range(-after - request.latents.shape[1], -after)
+            if not request.answer_only:
+                places.update(at_latents)
+            asked.append((len(prefixes), stem, [row for members in groups for row in members], at_latents))
+            for row in range(len(prefixes), len(prefixes) + len(cells)):
+                if request.attention:
+                    taps[row] = slice(at_latents.start, at_latents.stop or None)
+            prefixes += [request.prefix] * len(cells)
+            stems += [stem] * len(cells)
+        added = any(
+            len(cells) > (0 if stem is None else len(stem.cells))
+            for request, (_, stem, _, _) in zip(requests, asked, strict=True)
+            for cells in request.patches
+        )
+        keep = sorted(places)
+        batch = SuffixBatch(self, prefixes, stems, keep=added)
+        batch.taps = taps
+        logits = batch.extend(parts, keep)
         found = []
-        for request in requests:
-            stacked = torch.stack([next(logits) for _ in request.patches])
-            found.append(Logits(stacked[:, :-1], stacked[:, -1]))
+        for request, (first, stem, order, at_latents) in zip(requests, asked, strict=True):
+            self._remember(batch, request, first, stem, order)
+            rows = logits[first : first + len(order)]
+            read = None
+            if request.attention:
+                read = torch.stack([batch.attention(first + row) for row in range(len(order))])
+            if order != sorted(order):
+                back = torch.tensor(order, device=rows.device).argsort()
+                rows, read = rows[back], None if read is None else read[back]
+            begin = 0 if request.answer_only else keep.index(at_latents.start)
+            count = 0 if request.answer_only else len(at_latents)
+            found.append(Logits(rows[:, begin : begin + count], rows[:, -1], read))
         return found
 
-    def _score_plain(self, prefix: Prefix, latents: Tensor, patches: Sequence[Sequence[int]]) -> Logits:
+    def _remember(
+        self, batch: SuffixBatch, request: Score, first: int, stem: Stem | None, order: Sequence[int]
+    ) -> None:
+        """Keep what a batch computed of cells that were not in the stem."""
+        known = 0 if stem is None else len(stem.cells)
+        rows = {tuple(request.patches[index]): first + place for place, index in enumerate(order)}
+        layers = [(layer.keys, layer.values) for layer in batch.cache.layers]
+        if any(len(cells) > known for cells in rows) and len({(keys.shape, keys.device) for keys, _ in layers}) == 1:
+            request.prefix.stems.add(
+                [
+                    Computed(layers, row, batch.column(row, known), cells, stem)
+                    for cells, row in rows.items()
+                    if len(cells) > known
+                ]
+            )
+
+    def _score_plain(
+        self, prefix: Prefix, latents: Tensor, patches: Sequence[Sequence[int]], answer_only: bool = False
+    ) -> Logits:
         """One batch per number of injected cells, each with its own view of the prefix."""
         rows: list[Tensor | None] = [None] * len(patches)
         for members in _by_length(patches):
             suffix = self._suffix(prefix, latents[members], [patches[index] for index in members])
-            keep = [*range(suffix.latents.start, suffix.latents.stop), suffix.length - 1]
-            logits, _ = self._continue(prefix, suffix, keep)
+            keep = [] if answer_only else list(range(suffix.latents.start, suffix.latents.stop))
+            logits, _ = self._continue(prefix, suffix, [*keep, suffix.length - 1])
             for row, index in zip(logits, members, strict=True):
                 rows[index] = row
         stacked = torch.stack([row for row in rows if row is not None])
@@ -449,21 +588,26 @@ class VisionLanguageModel:
         return self._shares and layers_fit(prefix.cache)
 
     def _sharing_is_exact(self, prefix: Prefix) -> bool:
-        """Compare both paths on two states of different length."""
+        """Compare both paths on states of different length, then on one that begins with cells seen before."""
         if not layers_fit(prefix.cache):
             return False
         tokens = prefix.inputs.tensors["input_ids"][0, :2].tolist()
-        latents = self.embed(tokens)[None].expand(2, -1, -1)
-        request = Score(prefix, latents, [(), (0,)])
-        expected = self._score_plain(request.prefix, request.latents, request.patches).answer.float()
-        try:
-            (found,) = self._score_shared([request])
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
-            return False
-        tolerance = 1e-3 if self.dtype == torch.float32 else 5e-2
-        return bool((found.answer.float() - expected).abs().max() <= tolerance * max(1.0, float(expected.abs().max())))
+        latents = self.embed(tokens)[None]
+        prefix = replace(prefix, stems=Stems())
+        for patches in ([(), (0,)], [(0, 0)]):
+            request = Score(prefix, latents.expand(len(patches), -1, -1), patches)
+            expected = self._score_plain(request.prefix, request.latents, request.patches).answer.float()
+            try:
+                (logits,) = self._score_shared([request])
+            except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+                if out_of_memory(error):
+                    raise
+                return False
+            tolerance = 1e-3 if self.dtype == torch.float32 else 5e-2
+            tolerance *= max(1.0, float(expected.abs().max()))
+            if not bool((logits.answer.float() - expected).abs().max() <= tolerance):
+                return False
+        return True
 
     # ------------------------------------------------------------------ attention
 
@@ -473,13 +617,18 @@ class VisionLanguageModel:
 
     def attend_many(self, requests: Sequence[Attend]) -> list[Tensor]:
         """``attend`` for several questions."""
-        rows = [self._suffix(each.prefix, each.latents[None], [each.patches]) for each in requests]
         if self.shares_prefixes(requests[0].prefix):
-            longest = max(row.length for row in rows)
-            batch = SuffixBatch(self, [each.prefix for each in requests])
-            batch.tap = Tap([row.latents for row in rows], [longest - row.length for row in rows])
-            batch.extend([row.embeddings[0] for row in rows], [[row.length - 1] for row in rows])
-            return batch.tap.means()
+            known = [self._begin(each.prefix, each.patches) for each in requests]
+            batch = SuffixBatch(self, [each.prefix for each in requests], [stem for stem, _ in known], keep=False)
+            parts = []
+            for at, (each, (_, cells)) in enumerate(zip(requests, known, strict=True)):
+                suffix = self._suffix(each.prefix, each.latents[None], [cells])
+                parts.append(suffix.embeddings)
+                after = suffix.latents.stop - suffix.length
+                batch.taps[at] = slice(after - len(each.latents), after or None)
+            batch.extend(parts, [-1])
+            return [batch.attention(row) for row in range(len(requests))]
+        rows = [self._suffix(each.prefix, each.latents[None], [each.patches]) for each in requests]
         found = []
         for each, row in zip(requests, rows, strict=True):
             with self._lock, tap_attention(self.model, row.latents, each.prefix.columns) as tap:
@@ -495,6 +644,11 @@ class VisionLanguageModel:
                 )
             found.append(tap.mean()[0])
         return found
+
+    def _begin(self, prefix: Prefix, patches: Sequence[int]) -> tuple[Stem | None, Sequence[int]]:
+        """What is known of a state's cells, and the cells that remain to be run."""
+        stem = prefix.stems.find(tuple(patches))
+        return stem, patches if stem is None else patches[len(stem.cells) :]
 
     # ------------------------------------------------------------------ decoding
 
@@ -523,17 +677,52 @@ class VisionLanguageModel:
 
     def decode_many(self, requests: Sequence[Decode]) -> list[Decoded | Exception]:
         """``decode`` for several questions; those that finish early leave the batch, those that fail harm no other."""
+        shared = bool(requests) and self.shares_prefixes(requests[0].prefix)
         rows = []
         for each in requests:
-            suffix = self._suffix(each.prefix, None if each.latents is None else each.latents[None], [each.patches])
-            rows.append(
-                (
-                    each.prefix,
-                    suffix,
-                    self._decoding(each.prefix, each.max_new_tokens, each.stop, generation=each.generation),
-                )
+            stem: Stem | None = None
+            cells, latents = each.patches, None if each.latents is None else each.latents[None]
+            if shared and latents is not None:
+                stem, cells = self._begin(each.prefix, cells)
+            written = each.begun.tokens if each.begun is not None else ()
+            suffix = self._suffix(each.prefix, latents, [cells], written)
+            decoding = self._decoding(
+                each.prefix,
+                each.max_new_tokens,
+                each.stop,
+                generation=each.generation,
+                pause=each.pause,
+                begun=each.begun,
             )
+            rows.append(_Row(each.prefix, stem, suffix, decoding))
         return self._run_decodings(rows)
+
+    def sample(self, request: Sample) -> list[Decoded]:
+        """Several answers of the plain model, drawn in one batch that shares the prefix."""
+        (found,) = self.sample_many([request])
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def sample_many(self, requests: Sequence[Sample]) -> list[list[Decoded] | Exception]:
+        """``sample`` for several questions; the ``k``-th answer to a question depends on its seed and ``k`` alone."""
+        rows = []
+        for each in requests:
+            opening = each.prefix.inputs.markers.opening if each.sampling.think else ()
+            suffix = self._suffix(each.prefix, None, [()], opening)
+            for k in range(each.sampling.samples):
+                choose = sampler(each.sampling, each.seed, k)
+                decoding = self._decoding(
+                    each.prefix, each.max_new_tokens, each.stop, generation=each.generation, choose=choose
+                )
+                rows.append(_Row(each.prefix, None, suffix, decoding))
+        drawn = iter(self._run_decodings(rows))
+        found: list[list[Decoded] | Exception] = []
+        for each in requests:
+            answers = [next(drawn) for _ in range(each.sampling.samples)]
+            failed = next((answer for answer in answers if isinstance(answer, Exception)), None)
+            found.append(failed or [answer for answer in answers if not isinstance(answer, Exception)])
+        return found
 
     def reason(self, prefix: Prefix, max_tokens: int, stop: Callable[[], bool] = never) -> tuple[tuple[int, ...], int]:
         """The model's own greedy thinking text after the opening marker, and the forward passes it took.
@@ -552,13 +741,8 @@ class VisionLanguageModel:
         for each in asked:
             markers = each.prefix.inputs.markers
             ends = frozenset(markers.closing[:1])
-            rows.append(
-                (
-                    each.prefix,
-                    self._written(markers.opening),
-                    self._decoding(each.prefix, each.max_tokens, each.stop, ends),
-                )
-            )
+            decoding = self._decoding(each.prefix, each.max_tokens, each.stop, ends)
+            rows.append(_Row(each.prefix, None, self._written(markers.opening), decoding))
         decoded = dict(zip(map(id, asked), self._run_decodings(rows), strict=True))
         found: list[tuple[tuple[int, ...], int] | Exception] = []
         for each in requests:
@@ -582,12 +766,17 @@ class VisionLanguageModel:
         stop: Callable[[], bool],
         ends: frozenset[int] = frozenset(),
         generation: GenerationSettings | None = None,
+        pause: Callable[[], bool] = never,
+        begun: Decoded | None = None,
+        choose: Callable[[Tensor], int] = greedy,
     ) -> Decoding:
-        """One greedy decoding: is sent the logits ``(vocabulary,)`` of every step, yields the next token."""
+        """One decoding: is sent the logits ``(vocabulary,)`` of every step, yields the token that is chosen next."""
         # What the logits processors see: the prompt and the tail, as in `generate`; latents and patches have no ids.
         written = [*prefix.inputs.tensors["input_ids"][0].tolist(), *prefix.inputs.tail]
         rules = generation_rules(self.model, len(written), generation)
-        tokens: list[int] = []
+        empty = torch.zeros(0)
+        before = Decoded((), empty, empty, "paused") if begun is None else begun
+        tokens = list(before.tokens)
         log_probabilities: list[Tensor] = []
         entropies: list[Tensor] = []
         finish_reason = "length"
@@ -595,48 +784,52 @@ class VisionLanguageModel:
             if stop():
                 finish_reason = "deadline"
                 break
+            if len(entropies) >= _SLICE and pause():
+                finish_reason = "paused"
+                break
             raw = (yield tokens[-1] if tokens else None).float()
             scores = raw
             if rules.processors:
                 ids = torch.tensor([written + tokens], device=raw.device)
                 scores = rules.processors(ids, raw[None].clone())[0]
-            token = int(scores.argmax())
+            token = choose(scores)
             tokens.append(token)
             log_probabilities.append(raw.log_softmax(-1)[token])
             entropies.append(entropy(raw))
             if token in rules.stop_tokens or token in ends or self._spells(tokens, rules.stop_strings):
                 finish_reason = "stop"
                 break
-        empty = torch.zeros(0)
-        return Decoded(
-            tuple(tokens),
-            torch.stack(log_probabilities).cpu() if tokens else empty,
-            torch.stack(entropies).cpu() if tokens else empty,
-            finish_reason,
-        )
+        if not entropies:
+            return Decoded(tuple(tokens), before.log_probabilities, before.entropies, finish_reason)
+        log_p = torch.cat([before.log_probabilities, torch.stack(log_probabilities).cpu()])
+        if not bool(log_p.isfinite().all()):
+            raise NumericalError(
+                "The model's logits are not finite while it answers.", "Load the model in float32 or bfloat16."
+            )
+        return Decoded(tuple(tokens), log_p, torch.cat([before.entropies, torch.stack(entropies).cpu()]), finish_reason)
 
-    def _run_decodings(self, rows: Sequence[tuple[Prefix, _Suffix, Decoding]]) -> list[Decoded | Exception]:
+    def _run_decodings(self, rows: Sequence[_Row]) -> list[Decoded | Exception]:
         """Feed decodings from forward passes, together where prefixes can be shared; results in the order of rows."""
         if not rows:
             return []
-        if not self.shares_prefixes(rows[0][0]):
-            return [self._run_decoding(*row) for row in rows]
+        if not self.shares_prefixes(rows[0].prefix):
+            return [self._run_decoding(row.prefix, row.suffix, row.decoding) for row in rows]
         # Rows of one prefix stand together.
-        order = sorted(range(len(rows)), key=lambda index: id(rows[index][0]))
+        live = sorted(range(len(rows)), key=lambda index: id(rows[index].prefix))
         results: list[Decoded | Exception | None] = [None] * len(rows)
-        batch = SuffixBatch(self, [rows[index][0] for index in order])
-        suffixes = [rows[index][1] for index in order]
-        logits: list[Tensor] = [rows[index][0].last_logits for index in order]
-        if any(suffix.length for suffix in suffixes):
-            keep = [[suffix.length - 1] if suffix.length else [] for suffix in suffixes]
-            after = batch.extend([suffix.embeddings[0] for suffix in suffixes], keep)
-            logits = [row[-1] if len(row) else last for row, last in zip(after, logits, strict=True)]
-        live = order
-        for index in live:
-            results[index] = _step(rows[index][2], None)[1]  # to its first question for logits
+        ordered = [rows[index] for index in live]
+        batch = SuffixBatch(self, [row.prefix for row in ordered], [row.stem for row in ordered])
+        logits: list[Tensor] = [row.prefix.last_logits for row in ordered]
+        if any(row.suffix.length for row in ordered):
+            after = batch.extend([row.suffix.embeddings for row in ordered], [-1])[:, -1]
+            logits = [
+                at if row.suffix.length else row.prefix.last_logits for row, at in zip(ordered, after, strict=True)
+            ]
+        for row, index in zip(ordered, live, strict=True):
+            results[index] = _step(row.decoding, None)[1]  # to its first question for logits
         while True:
             steps = [
-                (None, results[index]) if results[index] is not None else _step(rows[index][2], row)
+                (None, results[index]) if results[index] is not None else _step(rows[index].decoding, row)
                 for index, row in zip(live, logits, strict=True)
             ]
             going = [place for place, (token, _) in enumerate(steps) if token is not None]
@@ -649,7 +842,7 @@ class VisionLanguageModel:
                 live = [live[place] for place in going]
             chosen = [steps[place][0] for place in going]
             embeddings = self.embed([token for token in chosen if token is not None])
-            logits = [row[0] for row in batch.extend(list(embeddings[:, None]), [[0]] * len(going))]
+            logits = list(batch.extend([embeddings[:, None]], [-1])[:, -1])
         return [result for result in results if result is not None]
 
     def _run_decoding(self, prefix: Prefix, suffix: _Suffix, decoding: Decoding) -> Decoded | Exception:
@@ -685,14 +878,37 @@ class VisionLanguageModel:
         """Teacher-forced log-probabilities ``(n,)`` of tokens after a state, float32 on the CPU."""
         if not tokens:
             return torch.zeros(0)
+        log_p = self._teacher_forced(prefix, latents, patches, tokens).log_softmax(-1)
+        return log_p[torch.arange(len(tokens)), torch.tensor(list(tokens), device=log_p.device)].cpu()
+
+    def token_entropies(
+        self, prefix: Prefix, latents: Tensor | None, patches: Sequence[int], tokens: Sequence[int]
+    ) -> Tensor:
+        """Teacher-forced entropies ``(n,)`` in nats of the distributions before tokens, float32 on the CPU."""
+        if not tokens:
+            return torch.zeros(0)
+        return entropy(self._teacher_forced(prefix, latents, patches, tokens)).cpu()
+
+    def _teacher_forced(
+        self, prefix: Prefix, latents: Tensor | None, patches: Sequence[int], tokens: Sequence[int]
+    ) -> Tensor:
+        """Logits ``(n, vocabulary)``, float32, that predict the ``n >= 1`` tokens after a state."""
         suffix = self._suffix(prefix, None if latents is None else latents[None], [patches], tokens[:-1])
         before = suffix.length - (len(tokens) - 1)
         rows = prefix.last_logits[None]
         if suffix.length:
             logits, _ = self._continue(prefix, suffix, range(max(before - 1, 0), suffix.length))
             rows = logits[0] if before else torch.cat([rows, logits[0]])
-        log_p = rows.float().log_softmax(-1)
-        return log_p[torch.arange(len(tokens)), torch.tensor(list(tokens), device=log_p.device)].cpu()
+        return rows.float()
+
+
+def _prefix(inputs: Inputs, prefix: ImagePrefix, last: Tensor) -> Prefix:
+    """A question's prefix, unless the model's output is not finite."""
+    if not bool(last.isfinite().all()):
+        raise NumericalError(
+            "The model's logits are not finite for this image and question.", "Load the model in float32 or bfloat16."
+        )
+    return Prefix(inputs, prefix.cache, prefix.features, last, prefix.positions, prefix.columns, prefix.next_position)
 
 
 def _by_length(patches: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -1,0 +1,65 @@
+"""The tool for Google's Agent Development Kit.
+
+    agent = LlmAgent(name="looker", model=model, tools=[AskAboutImage()])
+
+The agent's model reads a dict with answer, confidence, evidence and advice; code finds the whole result in the session
+state under ``latent_tool``, and the pictures, when the model asked for them, among the artifacts. Without ``image`` the
+newest image of the conversation is asked about.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from latent_tool.errors import MissingExtraError
+from latent_tool.tool_spec import DESCRIPTION, MENDABLE, NAME, ImageTool, ToolArguments
+
+try:
+    from google.adk.tools.base_tool import BaseTool
+    from google.adk.tools.tool_context import ToolContext
+    from google.genai import types
+except ImportError as error:
+    raise MissingExtraError("The Google ADK integration", "google-adk") from error
+
+__all__ = ["STATE_KEY", "AskAboutImage"]
+
+STATE_KEY = "latent_tool"
+
+
+class AskAboutImage(BaseTool):
+    """The tool; ``tool`` says who answers, from which threshold on, and which images may be opened."""
+
+    def __init__(self, tool: ImageTool | None = None) -> None:
+        super().__init__(name=NAME, description=DESCRIPTION)
+        self.tool = tool or ImageTool()
+
+    def _get_declaration(self) -> types.FunctionDeclaration:
+        return types.FunctionDeclaration(
+            name=self.name, description=self.description, parameters_json_schema=ToolArguments.model_json_schema()
+        )
+
+    async def run_async(self, *, args: dict[str, Any], tool_context: ToolContext) -> dict[str, Any]:
+        """Answer as a dict; what the model can mend as ``{"error": ...}``."""
+        try:
+            reply = await self.tool.aask(args, shown=_newest_images(tool_context))
+        except MENDABLE as error:
+            return {"error": str(error)}
+        tool_context.state[STATE_KEY] = reply.data
+        for number, png in enumerate(reply.pictures):
+            part = types.Part.from_bytes(data=png, mime_type="image/png")
+            await tool_context.save_artifact(f"overlay-{number}.png", part)
+        return reply.brief
+
+
+def _newest_images(context: ToolContext) -> list[bytes]:
+    """The images of the newest message of the user that shows any."""
+    contents = [event.content for event in context.session.events if event.author == "user"]
+    for content in reversed([*contents, context.user_content]):
+        found = [
+            part.inline_data.data
+            for part in (content.parts or [] if content else [])
+            if part.inline_data and part.inline_data.data and (part.inline_data.mime_type or "").startswith("image/")
+        ]
+        if found:
+            return found
+    return []

@@ -1,0 +1,67 @@
+"""The tool for Haystack agents.
+
+    agent = Agent(chat_generator=generator, tools=[image_tool(state_key="look")],
+                  state_schema={"look": {"type": ReasoningResult}})
+
+The agent's model reads the text and, when it asked for them, sees the pictures; code finds the newest
+``ReasoningResult`` in the agent's state. Without ``image`` the newest image of the conversation is asked about.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+from latent_tool.errors import MissingExtraError
+from latent_tool.tool_spec import DESCRIPTION, NAME, ImageTool, ToolArguments, ToolReply
+
+try:
+    from haystack.dataclasses import ChatMessage, ChatRole, ImageContent, TextContent
+    from haystack.tools.tool import Tool
+except ImportError as error:
+    raise MissingExtraError("The Haystack integration", "haystack") from error
+
+__all__ = ["image_tool"]
+
+
+def image_tool(tool: ImageTool | None = None, *, state_key: str | None = None) -> Tool:
+    """The tool.
+
+    Args:
+        tool: who answers, from which threshold on, and which images may be opened.
+        state_key: where the agent's state keeps the newest result; the agent's ``state_schema`` must name it.
+    """
+    asked = tool or ImageTool()
+
+    def ask(messages: Sequence[ChatMessage] = (), **arguments: Any) -> dict[str, Any]:
+        reply = asked.ask(arguments, shown=_newest_images(messages))
+        return {"reply": reply, "result": reply.result}
+
+    async def ask_async(messages: Sequence[ChatMessage] = (), **arguments: Any) -> dict[str, Any]:
+        reply = await asked.aask(arguments, shown=_newest_images(messages))
+        return {"reply": reply, "result": reply.result}
+
+    return Tool(
+        name=NAME,
+        description=DESCRIPTION,
+        parameters=ToolArguments.model_json_schema(),
+        function=ask,
+        async_function=ask_async,
+        inputs_from_state={"messages": "messages"},
+        outputs_to_string={"source": "reply", "handler": _content, "raw_result": True},
+        outputs_to_state=None if state_key is None else {state_key: {"source": "result"}},
+    )
+
+
+def _content(reply: ToolReply) -> list[TextContent | ImageContent]:
+    pictures = [ImageContent(base64.b64encode(png).decode("ascii"), mime_type="image/png") for png in reply.pictures]
+    return [TextContent(reply.text), *pictures]
+
+
+def _newest_images(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
+    """The images of the newest message of the user that shows any."""
+    for message in reversed(messages):
+        if message.is_from(ChatRole.USER) and message.images:
+            return [{"base64": image.base64_image} for image in message.images]
+    return []

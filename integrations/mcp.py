@@ -1,0 +1,347 @@
+"""The tool as an MCP server, for every client that speaks the Model Context Protocol.
+
+``image_server`` makes the server; ``run_stdio`` serves the program that started it, ``run_http`` serves a port. One
+tool, ``ask_about_image``: its text says what may be relied on, its structured content is the whole ``ReasoningResult``,
+every step of the search is a progress notification, and cancelling a call stops its search. What goes wrong is a result
+with ``isError``, whose ``_meta`` names the error.
+
+Files are opened inside the operator's folders only and, where the client declares roots, inside its roots.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import os
+import re
+import secrets
+from collections import OrderedDict
+from contextlib import aclosing
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from pydantic import Field, ValidationError
+
+from latent_tool.errors import (
+    ImageNotAllowedError,
+    InputError,
+    LatentToolError,
+    MissingExtraError,
+    SettingsError,
+)
+from latent_tool.reasoner import LatentReasoner
+from latent_tool.schema import ReasoningResult, ReasoningStep
+from latent_tool.settings import BudgetLevel, ImagePolicy
+from latent_tool.tool_spec import DESCRIPTION, NAME, ImageTool, NamedImageArguments, ToolReply, explain_arguments
+
+try:
+    from mcp.server import MCPServer
+    from mcp.server.auth.provider import AccessToken
+    from mcp.server.auth.settings import AuthSettings
+    from mcp.server.mcpserver import Context, ListRoots, Resolve
+    from mcp.server.mcpserver.exceptions import ResourceNotFoundError, ToolError
+    from mcp.server.transport_security import TransportSecuritySettings
+    from mcp_types import (
+        CallToolResult,
+        ContentBlock,
+        ImageContent,
+        InputRequiredResult,
+        ListRootsResult,
+        ResourceLink,
+        TextContent,
+        ToolAnnotations,
+    )
+except ImportError as error:
+    raise MissingExtraError("The MCP server", "mcp") from error
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+__all__ = ["ERROR_KEY", "PATH", "http_app", "image_server", "run_http", "run_stdio"]
+
+ERROR_KEY = "latent-tool/error"  # in the _meta of a failed call: type, hint, and whether trying again can help
+PATH = "/mcp"
+SCHEME = "latent-tool://overlay/"
+
+_PICTURES_KEPT = 16
+_TOKEN_LENGTH = 16
+_INSTRUCTIONS = (
+    "Ask about images with ask_about_image. Every answer has a confidence between 0 and 1; an answer that is marked as "
+    "not reliable is no fact: ask again with budget='thorough', ask more simply, or say that you are not sure."
+)
+
+
+def image_server(tool: ImageTool | None = None, *, trust_roots: bool = False, token: str | None = None) -> MCPServer:
+    """An MCP server with the tool.
+
+    Args:
+        tool: who answers, and which images may be opened; by default the embedded model and no files or URLs.
+        trust_roots: the client may open files in its own roots although the image policy names no folder. Only for a
+            client that could read them anyway: one that has started the server as its own process.
+        token: bearer token that HTTP clients must send; at least 16 characters.
+
+    Raises:
+        SettingsError: the token is too short.
+    """
+    asked = tool or ImageTool()
+    server = _Server(
+        "latent-tool",
+        title="latent-tool",
+        description="Questions about images, answered with a confidence.",
+        instructions=_INSTRUCTIONS,
+        version=version("latent-tool"),
+        log_level="WARNING",
+        **_guard(token),
+    )
+    pictures = _Pictures()
+
+    @server.tool(
+        name=NAME,
+        title="Ask about an image",
+        description=DESCRIPTION,
+        annotations=ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False),
+    )
+    async def ask(
+        context: Context[Any, Any],
+        question: Annotated[str, _argument("question", min_length=1)],
+        image: Annotated[str, _argument("image")],
+        roots: Annotated[ListRootsResult | None, Resolve(_client_roots)],
+        budget: Annotated[BudgetLevel | None, _argument("budget")] = None,
+        overlay: Annotated[bool, _argument("overlay")] = False,
+    ) -> Annotated[CallToolResult, ReasoningResult]:
+        arguments = NamedImageArguments(question=question, image=image, budget=budget, overlay=overlay)
+        folders = None if roots is None else _folders(roots)
+        bounded = asked.but(image_policy=_within(asked.image_policy, folders, trust_roots))
+        try:
+            reply = await _follow(bounded, arguments, context)
+        except ImageNotAllowedError as error:
+            return _failure(error if _NOT_A_FILE.match(image) else ImageNotAllowedError(error.message, _WHERE))
+        except LatentToolError as error:
+            return _failure(error)
+        content: list[ContentBlock] = [TextContent(text=reply.text)]
+        for png, uri in zip(reply.pictures, reply.picture_uris, strict=True):
+            content.append(ImageContent(data=uri.partition(",")[2], mime_type="image/png"))
+            content.append(
+                ResourceLink(
+                    uri=SCHEME + pictures.keep(png),
+                    name="overlay.png",
+                    description="The image with the regions marked that the answer rests on.",
+                    mime_type="image/png",
+                    size=len(png),
+                )
+            )
+        return CallToolResult(content=content, structured_content=reply.data)
+
+    @server.resource(
+        SCHEME + "{key}",
+        name="overlay",
+        description="An image with the regions marked that an answer rests on; linked by that answer.",
+        mime_type="image/png",
+    )
+    def overlay_picture(key: str) -> bytes:
+        return pictures.find(key)
+
+    return server
+
+
+_WHERE = (
+    "Send a data URI, or name a file in a folder the server was started with and, where the client declares roots, in "
+    "one of them."
+)
+
+
+def run_stdio(tool: ImageTool | None = None) -> None:
+    """Serve the program at the other end of standard input and output, until it closes them.
+
+    Its roots are trusted: it runs as the same user and has started this process.
+    """
+    image_server(tool, trust_roots=True).run("stdio")
+
+
+def run_http(
+    tool: ImageTool | None = None, *, host: str = "127.0.0.1", port: int = 8765, token: str | None = None
+) -> None:
+    """Serve streamable HTTP at ``http://host:port/mcp`` until interrupted.
+
+    Raises:
+        SettingsError: the host is not a loopback address and there is no token, or the token is too short.
+        ModelError: the model cannot be used.
+    """
+    import uvicorn
+
+    tool = tool or ImageTool()
+    app = http_app(tool, host=host, token=token)
+    if isinstance(tool.reasoner, LatentReasoner):
+        tool.reasoner.engine()  # a model that does not load is told before anybody asks
+    uvicorn.run(app, host=host, port=port, access_log=False)
+
+
+def http_app(tool: ImageTool | None = None, *, host: str = "127.0.0.1", token: str | None = None) -> Starlette:
+    """The server as an ASGI application for ``host``; ``run_http`` says the rest.
+
+    A request may have three times the bytes an image may have, so that an image that is too large gets an error that
+    says so; beyond that the answer is status 413.
+    """
+    if token is None and not _is_loopback(host):
+        raise SettingsError(
+            f"Without a token the server listens to this machine only, not on {host}.",
+            "Set LATENT_TOOL_TOKEN or give --token-file; clients then send it as bearer token.",
+        )
+    tool = tool or ImageTool()
+    names = {host, "127.0.0.1", "localhost", "[::1]"}
+    return image_server(tool, token=token).streamable_http_app(
+        streamable_http_path=PATH,
+        host=host,
+        max_request_body_size=3 * tool.image_policy.max_bytes + 2**20,
+        # A page in a browser on this machine must not reach the server under a name of its own.
+        transport_security=TransportSecuritySettings(
+            enable_dns_rebinding_protection=_is_loopback(host),
+            allowed_hosts=[entry for name in names for entry in (name, f"{name}:*")],
+            allowed_origins=[f"http://{name}:*" for name in names],
+        ),
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+# --- a call -----------------------------------------------------------------------------------------------------------
+
+
+def _argument(name: str, **limits: Any) -> Any:
+    """An argument of the tool, described as everywhere."""
+    return Field(description=NamedImageArguments.model_fields[name].description, **limits)
+
+
+async def _follow(tool: ImageTool, arguments: NamedImageArguments, context: Context[Any, Any]) -> ToolReply:
+    """Answer, and report every step of the search to the client."""
+    async with aclosing(tool.steps(arguments)) as steps:  # closing them stops the search
+        done = 0
+        async for item in steps:
+            if isinstance(item, ToolReply):
+                return item
+            done += 1
+            # Looking, round 0, the rounds, answering. A router may search several times: its total is not known.
+            total = item.iterations + 3 if item.iterations and isinstance(tool.reasoner, LatentReasoner) else None
+            await context.report_progress(done, total, _said(item))
+    raise LatentToolError("The reasoner gave no result.")
+
+
+def _said(step: ReasoningStep) -> str:
+    if step.trace is None:
+        return {"prefill": "looking", "search": "thinking", "decode": "answering"}[step.phase]
+    return f"thinking: round {step.trace.round} of {step.iterations}, reward {step.trace.best_reward:.4f}"
+
+
+def _failure(error: LatentToolError) -> CallToolResult:
+    """A result that says what went wrong: to the model in words, to code by type."""
+    kind = {"type": type(error).__name__, "message": error.message, "hint": error.hint, "retryable": error.retryable}
+    return CallToolResult(content=[TextContent(text=str(error))], is_error=True, _meta={ERROR_KEY: kind})
+
+
+class _Server(MCPServer[Any]):
+    """Explains wrong arguments in the words of this package, and repeats none of them."""
+
+    async def call_tool(
+        self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None = None
+    ) -> CallToolResult | InputRequiredResult:
+        try:
+            return await super().call_tool(name, arguments, context)
+        except ToolError as error:
+            if isinstance(error.__cause__, ValidationError):
+                return _failure(InputError(explain_arguments(error.__cause__, NamedImageArguments)))
+            raise
+
+
+class _Pictures:
+    """The newest pictures, under names that cannot be guessed: clients of one server do not see each other's."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, bytes] = OrderedDict()
+
+    def keep(self, png: bytes) -> str:
+        key = secrets.token_urlsafe(16)
+        self._kept[key] = png
+        while len(self._kept) > _PICTURES_KEPT:
+            self._kept.popitem(last=False)
+        return key
+
+    def find(self, key: str) -> bytes:
+        if key not in self._kept:
+            raise ResourceNotFoundError(
+                f"There is no such picture (any more): the newest {_PICTURES_KEPT} are kept. Ask again with overlay."
+            )
+        return self._kept[key]
+
+
+# --- roots ------------------------------------------------------------------------------------------------------------
+
+_NOT_A_FILE = re.compile(r"\s*(?:data|https?):", re.IGNORECASE)
+
+
+def _client_roots(image: str, context: Context[Any, Any]) -> ListRoots | None:
+    """Ask the client for its roots if it has any and the image is a file."""
+    capabilities = context.client_capabilities
+    if capabilities is None or capabilities.roots is None or _NOT_A_FILE.match(image):
+        return None
+    return ListRoots()
+
+
+def _folders(roots: ListRootsResult) -> list[Path]:
+    """The folders among the client's roots."""
+    urls = [urlsplit(str(root.uri)) for root in roots.roots]
+    return [
+        Path(url2pathname(url.path))
+        for url in urls
+        if url.scheme == "file" and url.netloc.lower() in ("", "localhost") and url.path
+    ]
+
+
+def _within(policy: ImagePolicy, roots: list[Path] | None, trust_roots: bool) -> ImagePolicy:
+    """The policy, its files bounded by the client's roots; ``None``: the client declares none."""
+    if roots is None:
+        return policy
+    ours = [Path(os.path.realpath(each)) for each in policy.folders]
+    theirs = [Path(os.path.realpath(each)) for each in roots]
+    if policy.files == "any" or (policy.files == "none" and trust_roots):
+        allowed = theirs
+    else:
+        allowed = [root for root in theirs if any(root.is_relative_to(folder) for folder in ours)]
+        allowed += [folder for folder in ours if any(folder.is_relative_to(root) for root in theirs)]
+    return policy.but(files="folders" if allowed else "none", folders=tuple(dict.fromkeys(allowed)))
+
+
+# --- access -----------------------------------------------------------------------------------------------------------
+
+
+class _OneToken:
+    """Knows one bearer token."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token.encode()
+
+    async def verify_token(self, token: str) -> AccessToken | None:
+        if not hmac.compare_digest(token.encode("utf-8", "replace"), self._token):
+            return None
+        return AccessToken(token=token, client_id="holder", scopes=[])
+
+
+def _guard(token: str | None) -> dict[str, Any]:
+    """What makes a server ask for the token."""
+    if token is None:
+        return {}
+    if len(token) < _TOKEN_LENGTH:
+        raise SettingsError(
+            f"The token is shorter than {_TOKEN_LENGTH} characters.",
+            "Make one with: python -c 'import secrets; print(secrets.token_urlsafe())'",
+        )
+    # The issuer is never asked: tokens are compared here.
+    settings = AuthSettings(issuer_url="https://latent-tool.invalid", resource_server_url=None)
+    return {"auth": settings, "token_verifier": _OneToken(token)}

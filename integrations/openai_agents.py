@@ -1,0 +1,79 @@
+"""The tool for the OpenAI Agents SDK.
+
+    agent = Agent(name="looker", tools=[image_tool()])
+
+The agent's model reads the text and, when it asked for them, sees the pictures; code finds the whole result, as plain
+JSON types, in the output item's ``custom_data["latent_tool"]``. Without ``image`` the newest image of the run's input
+is asked about.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from latent_tool.errors import InputError, MissingExtraError
+from latent_tool.tool_spec import DESCRIPTION, MENDABLE, NAME, ImageTool, ToolArguments
+
+try:
+    from agents import FunctionTool, ToolOutputImage, ToolOutputText
+    from agents.tool import FunctionToolCustomDataContext
+    from agents.tool_context import ToolContext
+except ImportError as error:
+    raise MissingExtraError("The OpenAI Agents integration", "openai-agents") from error
+
+__all__ = ["RESULT_KEY", "image_tool"]
+
+RESULT_KEY = "latent_tool"
+
+
+def image_tool(tool: ImageTool | None = None) -> FunctionTool:
+    """The tool; ``tool`` says who answers, from which threshold on, and which images may be opened."""
+    asked = tool or ImageTool()
+    results: WeakKeyDictionary[ToolContext[Any], dict[str, Any]] = WeakKeyDictionary()
+
+    async def ask(context: ToolContext[Any], arguments: str) -> Any:
+        try:
+            reply = await asked.aask(_parsed(arguments), shown=_newest_images(context.turn_input))
+        except MENDABLE as error:
+            return f"Error: {error}"
+        results[context] = reply.data
+        if not reply.pictures:
+            return reply.text
+        return [ToolOutputText(text=reply.text), *(ToolOutputImage(image_url=uri) for uri in reply.picture_uris)]
+
+    def result_of(call: FunctionToolCustomDataContext) -> Mapping[str, Any] | None:
+        data = results.pop(call.tool_context, None)
+        return None if data is None else {RESULT_KEY: data}
+
+    return FunctionTool(
+        name=NAME,
+        description=DESCRIPTION,
+        params_json_schema=ToolArguments.model_json_schema(),
+        on_invoke_tool=ask,
+        strict_json_schema=False,  # strict mode has no optional arguments
+        custom_data_extractor=result_of,
+    )
+
+
+def _parsed(arguments: str) -> dict[str, Any]:
+    try:
+        values = json.loads(arguments or "{}")
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise InputError("The arguments are not a JSON object.", "Give 'question' as text.")
+    return values
+
+
+def _newest_images(items: Sequence[Any]) -> list[Mapping[str, Any]]:
+    """The images of the newest input message that shows any."""
+    for item in reversed(items):
+        content = item.get("content") if isinstance(item, Mapping) and item.get("role") == "user" else None
+        if isinstance(content, list):
+            found = [part for part in content if isinstance(part, Mapping) and part.get("type") == "input_image"]
+            if found:
+                return [{"type": "input_image", "image_url": part.get("image_url")} for part in found]
+    return []

@@ -1,0 +1,196 @@
+"""``latent-tool eval``: methods and confidences side by side on labelled questions.
+
+Progress goes to stderr; stdout carries the table, or with ``--json`` the summary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["evaluate", "require_libraries", "show_progress"]
+
+
+def evaluate(
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="A .jsonl, .csv or .json file, a folder of images with a labels file, easy-vqa[:test|train], or "
+            "scenes[:held_out|hard|train[:first-last]] (seeds, one question each)."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run; the same command again goes on there.")],
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:SETTINGS]",
+            help="May be repeated: greedy, reasoning, search, search-no-patches, patches-no-search, random-latents, "
+            "random-draw, self-consistency, or all; with settings as in search:paper or search:latents=4,sigma=0.5. "
+            "By default greedy, reasoning and search.",
+        ),
+    ] = None,
+    match: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RULE",
+            help="When an answer is right: exact, choice, numeric, numeric:0.5, numeric:5% or module:function; rows of "
+            "the data may say otherwise.",
+        ),
+    ] = None,
+    question: Annotated[str | None, typer.Option(help="Asked where a row has no question of its own.")] = None,
+    model: Annotated[
+        str, typer.Option(help="Checkpoint directory or hub id; the model that ships with the package by default.")
+    ] = "embedded",
+    device: Annotated[str | None, typer.Option(help="For example cpu or cuda:0.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    system: Annotated[str | None, typer.Option(help="System text before every question.")] = None,
+    budget: Annotated[str, typer.Option(help="quick, standard or thorough.")] = "standard",
+    seed: Annotated[int, typer.Option(help="Seed of the search and of samples.")] = 0,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="At most N questions, drawn from the data set (always the same).")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 16,
+    processes: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 1,
+    visual: Annotated[
+        bool, typer.Option(help="Also measure the scores that need further images: visual dependency, masked entropy.")
+    ] = True,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Record rows that cannot be used as errors, and answer the others.")
+    ] = False,
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="Rows need no label: scores are measured, accuracy is not.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+) -> None:
+    """Measure methods and confidences side by side on labelled questions.
+
+    Example: latent-tool eval questions.jsonl --out runs/first --method greedy --method search --limit 200
+    """
+    import sys
+
+    # Functions for --match are looked for in the current folder, too.
+    if match is not None and "" not in sys.path:
+        sys.path.insert(0, "")
+    from latent_tool.evaluation.datasets import load_dataset
+    from latent_tool.evaluation.methods import DEFAULT_METHODS, METHODS
+    from latent_tool.evaluation.runner import evaluate as run_evaluation
+    from latent_tool.reasoner import LatentReasoner
+
+    require_libraries()
+    items = load_dataset(
+        data,
+        match=match,
+        question=question,
+        keep_going=keep_going,
+        unlabelled=unlabelled,
+        limit=limit,
+    )
+    chosen = list(method or DEFAULT_METHODS)
+    if "all" in chosen:
+        chosen = list(METHODS)
+    reasoner = LatentReasoner(model=model, device=device, dtype=dtype, budget=budget, seed=seed)
+    with show_progress(quiet) as progress:
+        run = run_evaluation(
+            reasoner,
+            items,
+            chosen,
+            out,
+            name=Path(data).name if Path(data).exists() else data,
+            batch=batch,
+            processes=processes,
+            system=system,
+            visual=visual,
+            progress=progress,
+        )
+    summary = (run.path / "summary.json").read_text(encoding="utf-8")
+    if as_json:
+        print(summary, end="")
+        return
+    import json
+
+    _show(json.loads(summary), run.path)
+
+
+def require_libraries() -> None:
+    """Raise ``MissingExtraError`` before any work is done if the reports could not be made after it."""
+    from importlib.util import find_spec
+
+    from latent_tool.errors import MissingExtraError
+
+    if any(find_spec(name) is None for name in ("scipy", "sklearn", "matplotlib")):
+        raise MissingExtraError("Evaluation", "evaluation")
+
+
+@contextmanager
+def show_progress(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
+    """A progress bar with the time left, on stderr."""
+    if quiet:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True, highlight=False)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("reading", total=None)
+        # Speed is judged by what is done now, not by answers that a former run left.
+        already: list[int] = []
+
+        def tell(done: int, total: int, name: str) -> None:
+            if not already:
+                already.append(done)
+            bar.update(task, description=name, completed=done - already[0], total=total - already[0])
+
+        yield tell
+
+
+def _show(summary: dict[str, Any], folder: Path) -> None:
+    """The table of methods, for people."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from latent_tool.evaluation.report import number, p_value, with_interval
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("method", "n", "errors", "accuracy", "fixed / broken", "p", "AUROC", "candidates", "s"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for name, facts in summary["methods"].items():
+        paired = facts["paired"]
+        confidence = facts["scores"].get("answer_probability") or facts["scores"].get("agreement")
+        table.add_row(
+            Text(name),
+            str(facts["labelled"]),
+            str(facts["errors"]),
+            with_interval(facts["accuracy"]),
+            "-" if paired is None else f"{paired['fixed']} / {paired['broken']}",
+            "-" if paired is None else p_value(paired["p"]),
+            with_interval(None if confidence is None else confidence["auroc"]),
+            number(facts["cost"]["candidates"], 0),
+            number(facts["cost"]["seconds"]),
+        )
+    console: Console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        Text(f"\nfixed, broken, p: against greedy (McNemar). AUROC: of the answer probability. {folder}/report.html")
+    )

@@ -1,0 +1,329 @@
+"""The reports of a run, in Markdown and as one self-contained page, both from ``summary.json`` alone.
+
+``write_reports`` writes all three. ``page`` and ``figure_svg`` are there for other reports, too.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latent_tool.errors import MissingExtraError
+from latent_tool.files import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["figure_svg", "html_report", "markdown_report", "markdown_table", "page", "tables", "write_reports"]
+
+Table = tuple[str, list[str], list[list[str]], str]
+_NONE = "-"
+_COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#7a5195", "#b8860b", "#4d4d4d", "#008b8b", "#ad1457")
+
+
+def write_reports(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Write ``summary.json``, ``report.md`` and ``report.html``, each whole or not at all."""
+    text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(folder / "summary.json", text.encode())
+    write_whole(folder / "report.md", markdown_report(summary).encode())
+    write_whole(folder / "report.html", html_report(summary).encode())
+
+
+# --- numbers and tables ------------------------------------------------------------------------------------------
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    return _NONE if value is None else f"{value:.{digits}f}"
+
+
+def with_interval(value: Mapping[str, Any] | None, digits: int = 3) -> str:
+    """``0.912 [0.890, 0.930]``."""
+    if value is None or value["value"] is None:
+        return _NONE
+    return f"{value['value']:.{digits}f} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
+
+
+def p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def tables(summary: Mapping[str, Any]) -> list[Table]:
+    """Title, header, rows and an explanation of every table of a report."""
+    methods = summary["methods"]
+    found = [_methods_table(summary, methods)]
+    found += [_scores_table(summary, name, facts) for name, facts in methods.items() if facts["scores"]]
+    types = sorted({kind for facts in methods.values() for kind in facts["types"]})
+    if len(types) > 1:
+        rows = []
+        for kind in types:
+            shares = [facts["types"].get(kind) for facts in methods.values()]
+            count = next(share["n"] for share in shares if share)
+            rows.append([kind, str(count), *[number(share["value"] if share else None) for share in shares]])
+        found.append(("Accuracy by kind of question", ["kind", "n", *methods], rows, ""))
+    if summary["errors"]:
+        shown = [
+            [error["id"], error["method"], str(error["line"] or _NONE), f"{error['type']}: {error['message']}"]
+            for error in summary["errors"][:200]
+        ]
+        note = f"{len(summary['errors'])} rows have an error" + (
+            "; the first 200 are shown." if len(summary["errors"]) > 200 else "."
+        )
+        found.append(("Errors", ["item", "method", "line", "error"], shown, note))
+    return found
+
+
+def _methods_table(summary: Mapping[str, Any], methods: Mapping[str, Any]) -> Table:
+    rows = []
+    for name, facts in methods.items():
+        paired, cost = facts["paired"], facts["cost"]
+        rows.append(
+            [
+                name,
+                str(facts["labelled"]),
+                str(facts["errors"]),
+                with_interval(facts["accuracy"]),
+                _NONE if paired is None else f"{paired['fixed']} / {paired['broken']}",
+                _NONE if paired is None else p_value(paired["p"]),
+                _NONE if paired is None else with_interval(paired["gain"]),
+                number(cost["candidates"], 0),
+                number(cost["decoder_calls"], 0),
+                number(cost["tokens"], 1),
+                number(cost["seconds"]),
+            ]
+        )
+    base = summary["baseline"]
+    against = (
+        ""
+        if base is None
+        else (
+            f" *fixed / broken* counts answers that differ from {base}'s for the better and for the worse, *p* is "
+            "McNemar's exact two-sided test of their difference, *gain* the difference in accuracy with its paired "
+            "bootstrap interval."
+        )
+    )
+    note = (
+        "Accuracy with its 95 % interval (Wilson); an error counts as a wrong answer, a row of the data set that could "
+        f"not be used is left out.{against} Costs are means per question, *s* seconds in batches of {summary['batch']}."
+    )
+    header = ["method", "n", "errors", "accuracy", "fixed / broken", "p", "gain", "candidates", "calls", "tokens", "s"]
+    return "Methods", header, rows, note
+
+
+def _scores_table(summary: Mapping[str, Any], name: str, facts: Mapping[str, Any]) -> Table:
+    named = dict(facts["scores"])
+    fused = facts["fused"]
+    if fused is not None:
+        named["fused"] = {**fused, "missing": 0}
+    rows = []
+    for score, value in named.items():
+        excess = None if value.get("ece") is None else max(0.0, value["ece"] - value["ece_floor"])
+        rows.append(
+            [
+                score,
+                str(value["n"]),
+                str(value["missing"]),
+                with_interval(value["auroc"]),
+                number(value["aurc"], 4),
+                number(value.get("ece")),
+                number(value.get("ece_floor")),
+                number(excess),
+                number(value["coverage"]),
+            ]
+        )
+    note = (
+        "Each score as a confidence in these answers: *AUROC* (95 %, DeLong), *AURC* (area under the risk-coverage "
+        "curve, lower is better), *ECE* of scores that are probabilities, the *floor* that a perfectly calibrated "
+        "score would show on as many answers, and the share of answers that can be accepted at "
+        f"{summary['target_error']:.0%} error, chosen on these same answers (a threshold with a guarantee comes from "
+        "`latent-tool calibrate`)."
+    )
+    if fused is not None:
+        verdict = "beats" if fused["wins"] else "does not beat"
+        note += (
+            f" *fused*: logistic regression on {', '.join(fused['from'])} by nested cross-validation; it {verdict} the "
+            f"best single score, {fused['best_single']} (AUROC {with_interval(fused['gain'])} higher)."
+        )
+    header = ["score", "n", "missing", "AUROC", "AURC", "ECE", "floor", "above floor", "coverage"]
+    return f"Confidence in the answers of {name}", header, rows, note
+
+
+def _facts(summary: Mapping[str, Any]) -> list[str]:
+    data = summary["dataset"]
+    lines = [
+        f"{data['size']} questions of {data['name']} (fingerprint {data['fingerprint'][:12]}), model "
+        f"{summary['model']['name']}, seed {summary['seed']}, latent-tool {summary['latent_tool']}."
+    ]
+    if data["problems"]:
+        lines.append(f"{data['problems']} rows of the data set could not be used; they are listed under errors.")
+    unlabelled = max((facts["unlabelled"] for facts in summary["methods"].values()), default=0)
+    if unlabelled:
+        lines.append(f"{unlabelled} questions have no label and are in no accuracy.")
+    if not summary["complete"]:
+        lines.append("The run is not complete: run the same command again to go on.")
+    return lines
+
+
+# --- Markdown ----------------------------------------------------------------------------------------------------
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; signs that would end a cell are broken."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+
+    return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)])
+
+
+def markdown_report(summary: Mapping[str, Any]) -> str:
+    """The report in Markdown."""
+    parts = ["# Evaluation", "\n".join(_facts(summary))]
+    for title, header, rows, note in tables(summary):
+        parts += [f"## {title}", markdown_table(header, rows), *([note] if note else [])]
+    return "\n\n".join(parts) + "\n"
+
+
+# --- HTML --------------------------------------------------------------------------------------------------------
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; color: #1d2429; background: #fff; max-width: 75rem; margin: 2rem auto;
+       padding: 0 1rem; }
+h1, h2 { line-height: 1.2; } h2 { margin-top: 2.2rem; }
+.table { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #d6dce0; white-space: nowrap; }
+th:first-child, td:first-child, .words td { text-align: left; } .words td { white-space: normal; }
+p.note { color: #54616a; max-width: 60rem; }
+figure { margin: 1rem 0; } figure svg { max-width: 100%; height: auto; } figcaption { color: #54616a; }
+</style>
+</head>
+<body>
+<h1>{{ title }}</h1>
+{% for line in facts %}<p>{{ line }}</p>
+{% endfor %}
+{% for title, header, rows, note in tables %}
+<h2>{{ title }}</h2>
+<div class="table{{ ' words' if title == 'Errors' else '' }}"><table>
+<thead><tr>{% for cell in header %}<th scope="col">{{ cell }}</th>{% endfor %}</tr></thead>
+<tbody>{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</tbody></table></div>
+{% if note %}<p class="note">{{ emphasised(note) }}</p>{% endif %}
+{% endfor %}
+{% for title, svg, alt in figures %}
+<figure role="img" aria-label="{{ alt }}">{{ svg }}<figcaption>{{ title }}</figcaption></figure>
+{% endfor %}
+</body>
+</html>
+"""
+
+
+def page(title: str, facts: Sequence[str], tables: Sequence[Table], figures: Sequence[tuple[str, str, str]]) -> str:
+    """One page without anything from elsewhere.
+
+    ``figures``: caption, SVG text and a description for those who cannot see it.
+    """
+    from jinja2 import Environment
+    from markupsafe import Markup, escape
+
+    def emphasised(text: str) -> Markup:
+        shown = str(escape(text))
+        shown = re.sub(r"\*([^*]+)\*", r"<em>\1</em>", shown)
+        return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", shown))
+
+    template = Environment(autoescape=True).from_string(_PAGE)
+    return template.render(
+        title=title,
+        facts=facts,
+        tables=tables,
+        figures=[(caption, Markup(svg), alt) for caption, svg, alt in figures],
+        emphasised=emphasised,
+    )
+
+
+def html_report(summary: Mapping[str, Any]) -> str:
+    """The report as one self-contained page. Raises ``MissingExtraError`` without matplotlib."""
+    return page("Evaluation", _facts(summary), tables(summary), _figures(summary))
+
+
+def figure_svg(draw: Callable[[Axes], None], width: float = 7.0, height: float = 3.6) -> str:
+    """What ``draw`` draws on one pair of axes, as SVG text without a header; the same drawing gives the same text."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("Reports with figures", "evaluation") from error
+    with matplotlib.rc_context({"svg.hashsalt": "latent-tool", "svg.fonttype": "path", "font.size": 9}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.add_subplot()
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        draw(axes)
+        written = io.StringIO()
+        figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
+    text = written.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    methods = {name: facts for name, facts in summary["methods"].items() if facts["accuracy"] is not None}
+    if not methods:
+        return []
+
+    def accuracy(axes: Axes) -> None:
+        for place, facts in enumerate(methods.values()):
+            share = facts["accuracy"]
+            reach = [[share["value"] - share["low"]], [share["high"] - share["value"]]]
+            axes.errorbar(share["value"], place, xerr=reach, fmt="o", color=_COLOURS[0], capsize=3)
+        axes.set_yticks(range(len(methods)), list(methods))
+        axes.invert_yaxis()
+        axes.set_xlabel("accuracy")
+
+    drawn = [
+        ("Accuracy with 95 % intervals.", figure_svg(accuracy, height=1 + 0.35 * len(methods)), "accuracy by method")
+    ]
+    for name, facts in methods.items():
+        scores = facts["scores"]
+        if not scores:
+            continue
+
+        def curves(axes: Axes, scores: Mapping[str, Any] = scores) -> None:
+            for place, (score, value) in enumerate(scores.items()):
+                coverage, risk = zip(*value["curve"], strict=True)
+                axes.plot(coverage, risk, label=score, color=_COLOURS[place % len(_COLOURS)], lw=1.4)
+            axes.axhline(summary["target_error"], color="#999", lw=0.8, ls=":")
+            axes.set_xlabel("share of answers accepted, surest first")
+            axes.set_ylabel("error among them")
+            axes.legend(fontsize=7, frameon=False)
+
+        drawn.append((f"Risk and coverage, answers of {name}.", figure_svg(curves), f"risk-coverage curves of {name}"))
+        probabilities = {score: value["reliability"] for score, value in scores.items() if "reliability" in value}
+        if not probabilities:
+            continue
+
+        def bins(axes: Axes, probabilities: Mapping[str, Any] = probabilities) -> None:
+            axes.plot([0, 1], [0, 1], color="#999", lw=0.8, ls=":")
+            for place, (score, points) in enumerate(probabilities.items()):
+                axes.plot(
+                    [point[0] for point in points],
+                    [point[1] for point in points],
+                    marker="o",
+                    ms=3,
+                    lw=1,
+                    label=score,
+                    color=_COLOURS[place % len(_COLOURS)],
+                )
+            axes.set_xlabel("score")
+            axes.set_ylabel("share of right answers")
+            axes.legend(fontsize=7, frameon=False)
+
+        drawn.append((f"Reliability, answers of {name}.", figure_svg(bins, 4.6, 4.2), f"reliability of {name}"))
+    return drawn

@@ -1,0 +1,523 @@
+"""Run methods on the items of a data set, and write every answer down as soon as it is there.
+
+Questions go through the model in fixed batches, so that a run that was killed and goes on gives the same rows as one
+that was not: a batch that was not whole is answered again whole, and only the rows that are missing are written.
+This module calls the engine; how a question is answered, scored and matched is told elsewhere.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latent_tool.errors import LatentToolError, SettingsError
+from latent_tool.evaluation.datasets import Item, dataset_fingerprint
+from latent_tool.evaluation.methods import Method, parse_method
+from latent_tool.evaluation.runs import (
+    ITEMS,
+    MANIFEST,
+    DatasetFacts,
+    Failure,
+    Manifest,
+    MethodFacts,
+    Row,
+    Run,
+    extend_methods,
+    load_run,
+    read_manifest,
+    read_rows,
+    row_line,
+)
+from latent_tool.evaluation.scores import SCORES, answer_scores, vote
+from latent_tool.files import write_whole
+from latent_tool.reasoner import LatentReasoner
+from latent_tool.settings import GenerationSettings, NoiseSettings
+
+if TYPE_CHECKING:
+    from latent_tool.engine import Engine, Examined, Job, Outcome, Sampled
+
+__all__ = ["Progress", "evaluate"]
+
+# Told how many answers are there, how many there will be, and which method is at work.
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every batch needs to know."""
+
+    methods: tuple[Method, ...]
+    generation: GenerationSettings | None
+    images_first: bool
+    system: str | None
+    seed: int
+    noise: NoiseSettings | None
+
+
+def evaluate(
+    model: LatentReasoner | Engine,
+    items: Sequence[Item],
+    methods: Sequence[str | Method],
+    out: str | Path,
+    *,
+    name: str = "items",
+    batch: int = 16,
+    processes: int = 1,
+    seed: int | None = None,
+    system: str | None = None,
+    noise: NoiseSettings | None = None,
+    visual: bool = True,
+    report: bool = True,
+    progress: Progress | None = None,
+) -> Run:
+    """Answer every item by every method, and report.
+
+    What is in the folder already is kept: the same call again goes on where the last one ended, and a call with
+    further methods adds them. Errors of single questions become rows; the run goes on.
+
+    Args:
+        model: a reasoner, whose settings, budget, generation and seed count, or an engine with the defaults.
+        items: the questions; those with a ``problem`` become rows with an error.
+        methods: names (``methods.parse_method``) or methods.
+        out: folder of the run.
+        name: the data set's name in the reports.
+        batch: questions answered together.
+        processes: processes of one thread each; more than one needs a reasoner.
+        seed: of the search and of samples; ``None``: the reasoner's.
+        system: system text before every question.
+        noise: how the image is noised for the visual dependency.
+        visual: also measure the scores that need further images: visual dependency and masked entropy.
+        report: also write the summary and the reports, which needs the extra ``evaluation``.
+        progress: told after every batch.
+
+    Raises ``SettingsError`` when the folder holds another run, ``DatasetError`` when its rows cannot be used, and what
+    loading the model raises.
+    """
+    reasoner = model if isinstance(model, LatentReasoner) else None
+    if processes < 1 or batch < 1:
+        raise SettingsError("Processes and batch are at least 1.", "Leave them out for the defaults.")
+    if processes > 1 and reasoner is None:
+        raise SettingsError("Several processes need a reasoner, not an engine.", "Pass a LatentReasoner.")
+    _require_unique(items)
+    plan = Plan(
+        methods=_ordered(methods, reasoner),
+        generation=None if reasoner is None else reasoner.generation,
+        images_first=True if reasoner is None else reasoner.images_first,
+        system=system,
+        seed=seed if seed is not None else 0 if reasoner is None else reasoner.seed,
+        noise=(noise or NoiseSettings()) if visual else None,
+    )
+    folder = Path(out).expanduser()
+    _make(folder)
+    with _locked(folder):
+        manifest = _begin(folder, _manifest(model, plan, items, name, batch))
+        rows, size = read_rows(folder / ITEMS, manifest)
+        _check_rows(rows, items)
+        _work_through(model, plan, items, batch, processes, folder / ITEMS, rows, size, progress)
+        run = load_run(folder)
+        if report:
+            from latent_tool.evaluation.report import write_reports
+            from latent_tool.evaluation.summary import summarise
+
+            write_reports(folder, summarise(run))
+    return run
+
+
+def _require_unique(items: Sequence[Item]) -> None:
+    if not items:
+        raise SettingsError("There is nothing to evaluate.", "Pass at least one item.")
+    if len({item.id for item in items}) < len(items):
+        raise SettingsError("Two items have the same id.", "Give every item an id of its own.")
+
+
+def _ordered(methods: Sequence[str | Method], reasoner: LatentReasoner | None) -> tuple[Method, ...]:
+    """The methods, the random control after the search that it matches."""
+    if not methods:
+        raise SettingsError("There is no method to evaluate.", "Name at least one, such as greedy.")
+    late = [each for each in methods if isinstance(each, str) and each.strip().startswith("random-latents")]
+    early = [each for each in methods if each not in late]
+    found: list[Method] = []
+    for each in [*early, *late]:
+        if isinstance(each, str):
+            settings, budget = (None, None) if reasoner is None else (reasoner.settings, reasoner.budget)
+            each = parse_method(each, settings, budget, seen=tuple(found))
+        if any(other.name == each.name for other in found):
+            raise SettingsError(f"The method {each.name!r} is named twice.", "Name every method once.")
+        found.append(each)
+    return tuple(found)
+
+
+# --- the folder --------------------------------------------------------------------------------------------------
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"The folder {str(folder)!r} cannot be made ({error.strerror}).", "Give a folder that can be written to."
+        ) from None
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time write to a run."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SettingsError(
+                f"Another process is writing to {str(folder)!r}.", "Wait for it, or give another folder."
+            ) from None
+        yield
+
+
+def _manifest(model: LatentReasoner | Engine, plan: Plan, items: Sequence[Item], name: str, batch: int) -> Manifest:
+    from latent_tool.calibration import configuration, fingerprint
+
+    if isinstance(model, LatentReasoner):
+        facts: dict[str, Any] = {
+            "model": model.model,
+            "revision": model.revision,
+            "dtype": model.dtype,
+            "quantization_config": model.quantization_config,
+        }
+    else:
+        facts = {"model": model.vlm.name, "dtype": str(model.vlm.dtype).removeprefix("torch.")}
+    methods = {}
+    for method in plan.methods:
+        other = {} if method.kind == "answer" else {"method": f"{method.kind} {method.sampling}"}
+        prints = {
+            score: fingerprint(
+                score=score,
+                **facts,
+                system=plan.system,
+                images_first=plan.images_first,
+                settings=method.settings,
+                budget=method.budget,
+                generation=plan.generation,
+                noise=plan.noise if score == "visual_dependency" else None,
+                **other,
+            )
+            for score in SCORES
+        }
+        generation = None if plan.generation is None else plan.generation.model_dump(mode="json")
+        methods[method.name] = MethodFacts(**method.described(), generation=generation, fingerprints=prints)
+    return Manifest(
+        latent_tool=version("latent-tool"),
+        dataset=DatasetFacts(
+            name=name,
+            fingerprint=dataset_fingerprint(items),
+            size=len(items),
+            problems=sum(item.problem is not None for item in items),
+        ),
+        model={
+            "name": facts["model"],
+            "dtype": facts["dtype"],
+            **configuration(score="reward", **facts)["model"],
+        },
+        seed=plan.seed,
+        system=plan.system,
+        batch=batch,
+        noise=None if plan.noise is None else plan.noise.model_dump(mode="json"),
+        methods=methods,
+    )
+
+
+def _begin(folder: Path, wanted: Manifest) -> Manifest:
+    """Write the manifest, or check that the one that is there belongs to the same run; further methods are added."""
+    there = read_manifest(folder)
+    if there is None:
+        if (folder / ITEMS).exists():
+            raise SettingsError(f"{str(folder)!r} holds answers of an unknown run.", "Give an empty folder.")
+        write_whole(folder / MANIFEST, _json(wanted))
+        return wanted
+    for field in ("dataset", "model", "seed", "system", "batch", "noise", "latent_tool"):
+        if getattr(there, field) != getattr(wanted, field):
+            raise SettingsError(
+                f"The folder {str(folder)!r} holds a run with another {field}.",
+                "Give another folder, or the same arguments to go on with that run.",
+            )
+    both = extend_methods(there, wanted.methods)
+    if both != there:
+        write_whole(folder / MANIFEST, _json(both))
+    return both
+
+
+def _json(manifest: Manifest) -> bytes:
+    return manifest.model_dump_json(indent=2).encode() + b"\n"
+
+
+def _check_rows(rows: Sequence[Row], items: Sequence[Item]) -> None:
+    known = {item.id for item in items}
+    if any(row.id not in known for row in rows):
+        raise SettingsError("The folder holds answers to other questions.", "Give another folder.")
+
+
+# --- the work ----------------------------------------------------------------------------------------------------
+
+
+def _work_through(
+    model: LatentReasoner | Engine,
+    plan: Plan,
+    items: Sequence[Item],
+    size: int,
+    processes: int,
+    path: Path,
+    rows: Sequence[Row],
+    whole: int,
+    progress: Progress | None,
+) -> None:
+    """Answer what is missing, batch by batch, and append it."""
+    names = {method.name for method in plan.methods}
+    done = {(row.id, row.method): row.candidates for row in rows if row.method in names}
+    total = len(items) * len(plan.methods)
+    count = len(done)
+    tasks = []
+    for start in range(0, len(items), size):
+        part = items[start : start + size]
+        keys = [(item.id, method.name) for item in part for method in plan.methods]
+        there = {key: done[key] for key in keys if key in done}
+        if len(there) < len(part) * len(plan.methods):
+            tasks.append((start, min(start + size, len(items)), there))
+    if progress is not None:
+        progress(count, total, "loading the model" if tasks else "")
+    with path.open("ab") as file:
+        if file.tell() > whole:
+            file.truncate(whole)
+        if not tasks:
+            return
+        with _answers(model, plan, items, tasks, processes) as answers:
+            for name, found in answers:
+                file.write(b"".join(row_line(row) for row in found))
+                file.flush()
+                os.fsync(file.fileno())
+                count += len(found)
+                if progress is not None:
+                    progress(count, total, name)
+
+
+Task = tuple[int, int, dict[tuple[str, str], int]]
+Answers = Iterator[tuple[str, list[Row]]]
+
+
+@contextmanager
+def _answers(
+    model: LatentReasoner | Engine, plan: Plan, items: Sequence[Item], tasks: Sequence[Task], processes: int
+) -> Iterator[Answers]:
+    """What is missing, in the order of the tasks, from this process or from others."""
+    if processes == 1:
+        engine = model.engine() if isinstance(model, LatentReasoner) else model
+        yield (each for start, stop, there in tasks for each in answer_batch(engine, plan, items[start:stop], there))
+        return
+    assert isinstance(model, LatentReasoner)
+    context = multiprocessing.get_context("spawn")
+    workers = min(processes, len(tasks))
+    pool = ProcessPoolExecutor(workers, context, initializer=_open, initargs=(model, plan, items))
+    try:
+        yield (each for found in pool.map(_serve, tasks) for each in found)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+# The reasoner's engine, the plan and the items of a worker process.
+_opened: list[tuple[Engine, Plan, Sequence[Item]]] = []
+
+
+def _open(reasoner: LatentReasoner, plan: Plan, items: Sequence[Item]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    from latent_tool.engine import use_threads
+
+    use_threads(1)
+    _opened.append((reasoner.engine(), plan, items))
+
+
+def _end_with_parent() -> None:
+    """A killed run leaves no process behind."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _serve(task: Task) -> list[tuple[str, list[Row]]]:
+    engine, plan, items = _opened[0]
+    start, stop, there = task
+    return list(answer_batch(engine, plan, items[start:stop], there))
+
+
+def answer_batch(
+    engine: Engine, plan: Plan, items: Sequence[Item], there: dict[tuple[str, str], int]
+) -> Iterator[tuple[str, list[Row]]]:
+    """The rows of one batch that are missing, method by method.
+
+    ``there``: rows that exist already, by item and method, with their candidates.
+    """
+    candidates = dict(there)
+    images: dict[str, Any] = {}
+    for item in items:
+        try:
+            images[item.id] = item.load()
+        except Exception as error:  # whatever a loader raises belongs to its item
+            images[item.id] = error
+    for method in plan.methods:
+        if all((item.id, method.name) in there for item in items):
+            continue
+        rows = _answer(engine, plan, method, items, images, candidates)
+        for row in rows:
+            candidates.setdefault((row.id, row.method), row.candidates)
+        yield method.name, [row for row in rows if (row.id, row.method) not in there]
+
+
+def _answer(
+    engine: Engine,
+    plan: Plan,
+    method: Method,
+    items: Sequence[Item],
+    images: dict[str, Any],
+    candidates: dict[tuple[str, str], int],
+) -> list[Row]:
+    """One row for every item, by one method."""
+    from latent_tool.engine import Job
+
+    asked = [item for item in items if not isinstance(images[item.id], Exception)]
+    jobs = []
+    for item in asked:
+        matched = None if method.matches is None else candidates.get((item.id, method.matches))
+        jobs.append(
+            Job(
+                images=images[item.id],
+                question=item.question,
+                system=plan.system,
+                settings=method.settings,
+                budget=method.budget_for(matched),
+                generation=plan.generation,
+                images_first=plan.images_first,
+                seed=plan.seed,
+            )
+        )
+    # Every method pays for looking at the images: none may find them in the cache because another came before it.
+    engine.vlm.prefix_cache.clear()
+    began = time.perf_counter()
+    found: dict[str, Outcome | Sampled | Exception] = {}
+    if method.sampling is not None:
+        found |= zip([item.id for item in asked], engine.sample_many(jobs, method.sampling), strict=True)
+    else:
+        found |= zip([item.id for item in asked], _in_time(engine, jobs), strict=True)
+    seconds = (time.perf_counter() - began) / max(len(asked), 1)
+    examined = _examined(engine, plan, found)
+    rows = []
+    for item in items:
+        outcome = found.get(item.id, images[item.id])
+        try:
+            rows.append(_row(engine, method, item, outcome, examined.get(item.id), seconds))
+        except Exception as error:  # a matching function of the user's, above all
+            rows.append(_failed(method, item, error, seconds))
+    return rows
+
+
+def _in_time(engine: Engine, jobs: Sequence[Job]) -> list[Outcome | Exception]:
+    """All answers in one batch; one after another where a deadline is to hold for each."""
+    if not any(job.budget.deadline_s for job in jobs):
+        return engine.answer_many(jobs)
+    from dataclasses import replace
+
+    found: list[Outcome | Exception] = []
+    for job in jobs:
+        deadline = None if job.budget.deadline_s is None else engine.clock() + job.budget.deadline_s
+        found += engine.answer_many([replace(job, deadline=deadline)])
+    return found
+
+
+def _examined(
+    engine: Engine, plan: Plan, found: dict[str, Outcome | Sampled | Exception]
+) -> dict[str, Examined | Exception]:
+    from latent_tool.engine import Outcome
+
+    if plan.noise is None:
+        return {}
+    outcomes = {name: outcome for name, outcome in found.items() if isinstance(outcome, Outcome)}
+    return dict(zip(outcomes, engine.examine_many(list(outcomes.values()), plan.noise), strict=True))
+
+
+def _row(
+    engine: Engine,
+    method: Method,
+    item: Item,
+    outcome: Outcome | Sampled | Exception,
+    examined: Examined | Exception | None,
+    seconds: float,
+) -> Row:
+    from latent_tool.engine import Outcome
+
+    if isinstance(outcome, Exception):
+        return _failed(method, item, outcome, seconds)
+    details: dict[str, Any]
+    if isinstance(outcome, Outcome):
+        result = engine.result(outcome)
+        answer = result.answer
+        details = {
+            "raw_text": result.raw_text,
+            "canonical": item.match.canonical(answer),
+            "finish_reason": result.finish_reason,
+            "stop_reason": result.stop_reason,
+            "patches": len(result.patches),
+        }
+        scores = answer_scores(result, None if isinstance(examined, Exception) else examined)
+        if isinstance(examined, Exception):  # the answer stands; its visual scores are missing, and say why
+            details["visual_error"] = f"{type(examined).__name__}: {examined}"
+    else:
+        forms = {place: item.match.canonical(each.text) for place, each in enumerate(outcome.answers)}
+        chosen, share, chance = vote(outcome, forms)
+        answer = outcome.answers[chosen].text
+        scores = {"agreement": share, "answer_probability": chance}
+        details = {
+            "raw_text": outcome.answers[chosen].raw_text,
+            "canonical": forms[chosen],
+            "votes": [forms[place] for place in sorted(forms)],
+            "probabilities": outcome.probabilities,
+        }
+    return Row(
+        id=item.id,
+        method=method.name,
+        type=item.type,
+        question=item.question,
+        label=item.label,
+        answer=answer,
+        correct=None if item.label is None else item.match.right(answer, item.label),
+        scores=scores,
+        seconds=seconds,
+        candidates=outcome.usage.candidates,
+        decoder_calls=outcome.usage.decoder_calls,
+        tokens=outcome.usage.generated_tokens,
+        details=details,
+    )
+
+
+def _failed(method: Method, item: Item, error: Exception, seconds: float) -> Row:
+    message = error.message if isinstance(error, LatentToolError) else str(error)
+    return Row(
+        id=item.id,
+        method=method.name,
+        type=item.type,
+        question=item.question,
+        label=item.label,
+        seconds=0.0 if item.problem else seconds,
+        error=Failure(type=type(error).__name__, message=message),
+        details={"line": item.line} if item.line is not None else {},
+    )

@@ -1,0 +1,225 @@
+"""The folder of a run: its manifest, one line for every answer, and how both are read back.
+
+    OUT/run.json       what was run on what: data set, model, methods and their fingerprints
+    OUT/items.jsonl    one line for every (item, method), only ever appended to
+    OUT/summary.json   report.md   report.html      made from those
+
+A run that was killed may end in a torn line, which is not counted. This module knows no model and runs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from latent_tool.errors import DatasetError, SettingsError
+from latent_tool.evaluation.scores import SCORES
+from latent_tool.settings import explain_validation
+
+__all__ = ["ITEMS", "MANIFEST", "DatasetFacts", "Failure", "Manifest", "MethodFacts", "Row", "Run", "load_run"]
+
+MANIFEST, ITEMS = "run.json", "items.jsonl"
+
+
+class Part(BaseModel):
+    """Base of what is stored: frozen, no unknown keys, finite numbers only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Failure(Part):
+    """Why there is no answer."""
+
+    type: str
+    message: str
+
+
+class Row(Part):
+    """One method's answer to one question."""
+
+    id: str
+    method: str
+    type: str | None = None
+    question: str
+    label: str | None = None
+    answer: str | None = None
+    correct: bool | None = Field(None, description="None: no label, or no answer.")
+    scores: dict[str, float | None] = {}
+    seconds: float = Field(0.0, ge=0, description="Share of the batch's time, without the visual scores.")
+    candidates: int = Field(0, ge=0, description="States scored.")
+    decoder_calls: int = Field(0, ge=0)
+    tokens: int = Field(0, ge=0, description="Tokens generated.")
+    error: Failure | None = None
+    details: dict[str, Any] = {}
+
+
+class DatasetFacts(Part):
+    """The data set of a run; ``problems``: rows that could not be used."""
+
+    name: str
+    fingerprint: str
+    size: int = Field(ge=0)
+    problems: int = Field(0, ge=0)
+
+
+class MethodFacts(Part):
+    """A method of a run, and the fingerprint of its configuration for every score."""
+
+    name: str
+    kind: Literal["answer", "random", "sample"]
+    settings: dict[str, Any]
+    budget: dict[str, Any]
+    generation: dict[str, Any] | None = None
+    sampling: dict[str, Any] | None = None
+    matches: str | None = None
+    fingerprints: dict[str, str] = {}
+
+
+class Manifest(Part):
+    """What was run on what."""
+
+    schema_version: Literal["1"] = "1"
+    latent_tool: str = Field(description="Version of the package.")
+    dataset: DatasetFacts
+    model: dict[str, Any]
+    seed: int = 0
+    system: str | None = None
+    batch: int = Field(ge=1)
+    noise: dict[str, Any] | None = None
+    methods: dict[str, MethodFacts]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as it was read back: its manifest, and its rows in the order they were written."""
+
+    path: Path
+    manifest: Manifest
+    rows: tuple[Row, ...]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of the methods, in the order of the manifest."""
+        return tuple(self.manifest.methods)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every method answered every item (errors are answers, too)."""
+        return len(self.rows) == self.manifest.dataset.size * len(self.manifest.methods)
+
+    @cached_property
+    def _by_method(self) -> dict[str, tuple[Row, ...]]:
+        return {name: tuple(row for row in self.rows if row.method == name) for name in self.methods}
+
+    def of(self, method: str) -> tuple[Row, ...]:
+        """The rows of a method. Raises ``SettingsError`` if the run has no such method."""
+        if method not in self._by_method:
+            raise SettingsError(f"The run has no method {method!r}.", f"It has: {', '.join(self.methods)}.")
+        return self._by_method[method]
+
+    def column(self, method: str, score: str) -> tuple[list[float], list[bool], int]:
+        """A score and the correctness of a method's labelled answers, and in how many of them the score is missing.
+
+        The score is as it was measured; ``SCORES`` says which way it points.
+        """
+        if score not in SCORES and not any(score in row.scores for row in self.of(method)):
+            raise SettingsError(f"There is no score {score!r}.", f"Known scores: {', '.join(SCORES)}.")
+        known = [row for row in self.of(method) if row.correct is not None]
+        values = [row.scores.get(score) for row in known]
+        kept = [(value, bool(row.correct)) for value, row in zip(values, known, strict=True) if value is not None]
+        return [value for value, _ in kept], [right for _, right in kept], len(known) - len(kept)
+
+
+def load_run(path: str | Path) -> Run:
+    """Read a run's folder.
+
+    ``agreement`` is filled in for every method where the run has self-consistency samples. Raises ``DatasetError``,
+    naming the lines of ``items.jsonl`` that cannot be used, and ``SettingsError`` when the folder holds no run.
+    """
+    folder = Path(path).expanduser()
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise SettingsError(f"{str(path)!r} holds no run ({MANIFEST} is missing).", "Make one with latent-tool eval.")
+    rows, _ = read_rows(folder / ITEMS, manifest)
+    return Run(folder, manifest, tuple(with_agreement(rows, manifest)))
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest in a folder, or ``None`` if there is none."""
+    try:
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        raise DatasetError(
+            f"{MANIFEST} cannot be used: {explain_validation(error)}.", "It was changed, or made by another version."
+        ) from None
+
+
+def read_rows(path: Path, manifest: Manifest) -> tuple[list[Row], int]:
+    """The rows of a run, and how many bytes of the file they take (what follows is a torn line)."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return [], 0
+    whole = data.rfind(b"\n") + 1
+    rows: list[Row] = []
+    problems: list[str] = []
+    seen: dict[tuple[str, str], int] = {}
+    for line, content in enumerate(data[:whole].split(b"\n")[:-1], start=1):
+        try:
+            row = Row.model_validate_json(content)
+        except ValidationError as error:
+            problems.append(f"line {line}: {explain_validation(error)}")
+            continue
+        key = (row.id, row.method)
+        if row.method not in manifest.methods:
+            problems.append(f"line {line}: the run has no method {row.method!r}")
+        elif key in seen:
+            problems.append(f"line {line}: {row.id!r} by {row.method} was answered on line {seen[key]} already")
+        seen.setdefault(key, line)
+        rows.append(row)
+    if problems:
+        raise DatasetError(
+            f"{path.name} has {len(problems)} lines that cannot be used: {'; '.join(problems[:5])}.",
+            "It was changed after it was written; start a new run in another folder.",
+            tuple(problems),
+        )
+    return rows, whole
+
+
+def with_agreement(rows: Sequence[Row], manifest: Manifest) -> list[Row]:
+    """The rows, each with the share of the run's self-consistency samples that give the same answer."""
+    sampler = next((name for name, method in manifest.methods.items() if method.kind == "sample"), None)
+    votes = {row.id: row.details["votes"] for row in rows if row.method == sampler and "votes" in row.details}
+    return [_agreeing(row, votes) for row in rows]
+
+
+def _agreeing(row: Row, votes: Mapping[str, Sequence[str]]) -> Row:
+    drawn, answer = votes.get(row.id), row.details.get("canonical")
+    if not drawn or answer is None or row.scores.get("agreement") is not None:
+        return row
+    return row.model_copy(update={"scores": {**row.scores, "agreement": list(drawn).count(answer) / len(drawn)}})
+
+
+def row_line(row: Row) -> bytes:
+    """A row as one line of the file."""
+    return json.dumps(row.model_dump(mode="json"), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def extend_methods(manifest: Manifest, methods: Mapping[str, MethodFacts]) -> Manifest:
+    """The manifest with further methods. Raises ``SettingsError`` if one of that name has other settings."""
+    for name, facts in methods.items():
+        if manifest.methods.get(name, facts) != facts:
+            raise SettingsError(
+                f"The folder holds a run in which {name!r} has other settings.", "Give another folder for this run."
+            )
+    return Manifest(**{**dict(manifest), "methods": {**manifest.methods, **methods}})

@@ -1,0 +1,246 @@
+"""What a run says, as one plain JSON object: the only thing the reports are made from.
+
+Per method: accuracy, the paired comparison with greedy, cost, and every score as a confidence. Errors of a method count
+as wrong answers; rows of the data set that could not be used, and unlabelled ones, are left out and counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from latent_tool.errors import MissingExtraError
+from latent_tool.evaluation import metrics
+from latent_tool.evaluation.runs import Row, Run
+from latent_tool.evaluation.scores import FUSED_FROM, SCORES
+
+__all__ = ["TARGET_ERROR", "fused_score", "summarise"]
+
+TARGET_ERROR = 0.05
+# Fewer labelled answers, or fewer wrong or right ones, and a fused score is not tried.
+FUSED_ITEMS, FUSED_CLASS = 100, 20
+_CURVE = 60
+
+
+def summarise(run: Run) -> dict[str, Any]:
+    """The summary of a run, complete or not. Raises ``MissingExtraError`` without scipy and scikit-learn."""
+    facts = run.manifest
+    base = next((name for name, method in facts.methods.items() if name.partition(":")[0] == "greedy"), None)
+    return {
+        "schema_version": "1",
+        "latent_tool": facts.latent_tool,
+        "dataset": facts.dataset.model_dump(mode="json"),
+        "model": facts.model,
+        "seed": facts.seed,
+        "batch": facts.batch,
+        "complete": run.complete,
+        "target_error": TARGET_ERROR,
+        "baseline": base,
+        "methods": {name: _method(run, name, base) for name in run.methods if run.of(name)},
+        "scores": {name: score.meaning for name, score in SCORES.items()},
+        "errors": _errors(run),
+    }
+
+
+def _usable(row: Row) -> bool:
+    """Whether a row counts: labelled, and not a broken row of the data set."""
+    return row.label is not None and (row.error is None or row.error.type != "DatasetError")
+
+
+def _right(row: Row) -> bool:
+    return row.correct is True
+
+
+def _errors(run: Run) -> list[dict[str, Any]]:
+    """Every row with an error, with its line where it is known."""
+    return [
+        {"id": row.id, "method": row.method, "line": row.details.get("line"), **row.error.model_dump()}
+        for row in run.rows
+        if row.error is not None
+    ]
+
+
+def _method(run: Run, name: str, base: str | None) -> dict[str, Any]:
+    rows = run.of(name)
+    usable = [row for row in rows if _usable(row)]
+    answered = [row for row in rows if row.error is None]
+    found: dict[str, Any] = {
+        "kind": run.manifest.methods[name].kind,
+        "rows": len(rows),
+        "labelled": len(usable),
+        "unlabelled": sum(row.label is None and row.error is None for row in rows),
+        "errors": len(rows) - len(answered),
+        "broken_rows": sum(row.error is not None and row.error.type == "DatasetError" for row in rows),
+        "accuracy": None,
+        "types": {},
+        "paired": None,
+        "scores": {},
+        "fused": None,
+        "cost": {
+            field: _mean([float(getattr(row, field)) for row in answered])
+            for field in ("seconds", "candidates", "decoder_calls", "tokens")
+        },
+    }
+    if not usable:
+        return found
+    found["accuracy"] = _share(usable)
+    kinds = sorted({row.type for row in usable if row.type is not None})
+    found["types"] = {kind: _share([row for row in usable if row.type == kind]) for kind in kinds}
+    if base is not None and name != base:
+        found["paired"] = _paired(run.of(base), usable)
+    found["scores"] = {score: facts for score in SCORES if (facts := _score(run, name, score)) is not None}
+    found["fused"] = _fused(run, name)
+    return found
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _share(rows: Sequence[Row]) -> dict[str, Any]:
+    right = sum(map(_right, rows))
+    return {"n": len(rows), **_interval(metrics.accuracy_interval(right, len(rows)))}
+
+
+def _interval(interval: metrics.Interval) -> dict[str, float | None]:
+    return {name: _number(value) for name, value in interval._asdict().items()}
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _paired(base: Sequence[Row], rows: Sequence[Row]) -> dict[str, Any] | None:
+    """The method against greedy on the questions that both were asked."""
+    known = {row.id: row for row in base if _usable(row)}
+    pairs = [(_right(known[row.id]), _right(row)) for row in rows if row.id in known]
+    if not pairs:
+        return None
+    before, after = zip(*pairs, strict=True)
+    compared = metrics.mcnemar(before, after)
+    gain = metrics.paired_bootstrap(before, after)
+    return {"n": len(pairs), **compared._asdict(), "gain": _interval(gain)}
+
+
+def _score(run: Run, name: str, score: str) -> dict[str, Any] | None:
+    """A score as a confidence of a method's answers; ``None`` if it was measured for none."""
+    values, right, missing = run.column(name, score)
+    if not values:
+        return None
+    facts = _confidence([SCORES[score].surer(value) for value in values], right)
+    facts["missing"] = missing
+    if SCORES[score].probability:
+        facts |= _calibration(values, right)
+    return facts
+
+
+def _confidence(surer: list[float], right: list[bool]) -> dict[str, Any]:
+    coverage, errors = metrics.risk_coverage(surer, right)
+    places = np.unique(np.linspace(0, len(surer) - 1, _CURVE).round().astype(int))
+    return {
+        "n": len(surer),
+        "auroc": _interval(metrics.auroc_interval(surer, right)),
+        "aurc": metrics.aurc(surer, right),
+        "coverage": metrics.coverage_at_risk(surer, right, TARGET_ERROR),
+        "curve": [[round(float(coverage[place]), 4), round(float(errors[place]), 4)] for place in places],
+    }
+
+
+def _calibration(values: list[float], right: list[bool]) -> dict[str, Any]:
+    floor, high = metrics.ece_noise_floor(values)
+    bins = metrics.reliability(values, right)
+    return {
+        "ece": metrics.ece(values, right),
+        "ece_floor": floor,
+        "ece_floor_95": high,
+        "reliability": [[round(mean, 4), round(share, 4), count] for mean, share, count in bins],
+    }
+
+
+# --- the fused score ---------------------------------------------------------------------------------------------
+
+
+def _fused(run: Run, name: str) -> dict[str, Any] | None:
+    """A logistic regression on all scores, out of fold, against the best single one; ``None`` with too little data."""
+    rows = [row for row in run.of(name) if row.correct is not None]
+    shares = {score: sum(row.scores.get(score) is not None for row in rows) for score in FUSED_FROM}
+    # Agreement needs other samples of the model: a fused score would not be worth their cost if it needed them, too.
+    chosen = [score for score, count in shares.items() if score != "agreement" and count >= 0.99 * len(rows) > 0]
+    rows = [row for row in rows if all(row.scores.get(score) is not None for score in chosen)]
+    right = [bool(row.correct) for row in rows]
+    few = min(sum(right), len(right) - sum(right))
+    if len(chosen) < 2 or len(rows) < FUSED_ITEMS or few < FUSED_CLASS:
+        return None
+    features = [[SCORES[score].surer(row.scores[score] or 0.0) for score in chosen] for row in rows]
+    probability = fused_score(features, right, [SCORES[score].probability for score in chosen])
+    flags = np.asarray(right)
+    singles = {score: metrics.auroc([row[place] for row in features], right) for place, score in enumerate(chosen)}
+    best = max(singles, key=lambda score: singles[score])
+    column = np.asarray([row[chosen.index(best)] for row in features])
+    gain = _auroc_gain(column, np.asarray(probability), flags)
+    return {
+        "n": len(rows),
+        "from": chosen,
+        **_confidence(probability, right),
+        **_calibration(probability, right),
+        "best_single": best,
+        "gain": _interval(gain),
+        "wins": gain.low > 0,
+    }
+
+
+def fused_score(features: list[list[float]], right: list[bool], probability: list[bool], seed: int = 0) -> list[float]:
+    """Probabilities of being right from a logistic regression on several scores, each predicted out of fold.
+
+    Probabilities enter as log-odds. The strength of the penalty is chosen by cross-validation inside every fold, so
+    that no answer has a part in its own prediction. ``features``: one row of finite numbers per answer.
+    """
+    try:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_predict
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+    except ImportError as error:
+        raise MissingExtraError("The fused score", "evaluation") from error
+    table = np.asarray(features, dtype=np.float64)
+    for place, is_probability in enumerate(probability):
+        if is_probability:
+            clipped = table[:, place].clip(1e-6, 1 - 1e-6)
+            table[:, place] = np.log(clipped / (1 - clipped))
+    inner = GridSearchCV(
+        make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
+        {"logisticregression__C": [0.01, 0.1, 1.0, 10.0]},
+        scoring="neg_log_loss",
+        cv=StratifiedKFold(4, shuffle=True, random_state=seed + 1),
+    )
+    outer = StratifiedKFold(5, shuffle=True, random_state=seed)
+    found = cross_val_predict(inner, table, np.asarray(right), cv=outer, method="predict_proba")[:, 1]
+    return [float(value) for value in found]
+
+
+def _auroc_gain(
+    single: np.ndarray[Any, Any], fused: np.ndarray[Any, Any], right: np.ndarray[Any, Any], draws: int = 500
+) -> metrics.Interval:
+    """AUROC of the fused score minus that of the single one, with its paired bootstrap interval."""
+    rng = np.random.default_rng(0)
+    positive, negative = np.flatnonzero(right), np.flatnonzero(~right)
+    gains = []
+    for _ in range(draws):
+        places = np.concatenate([rng.choice(positive, len(positive)), rng.choice(negative, len(negative))])
+        gains.append(_rank_area(fused[places], len(positive)) - _rank_area(single[places], len(positive)))
+    low, high = np.quantile(gains, [0.025, 0.975])
+    whole = np.concatenate([positive, negative])
+    value = _rank_area(fused[whole], len(positive)) - _rank_area(single[whole], len(positive))
+    return metrics.Interval(float(value), float(low), float(high))
+
+
+def _rank_area(scores: np.ndarray[Any, Any], positives: int) -> float:
+    """AUROC of scores of which the first ``positives`` belong to right answers."""
+    from scipy.stats import rankdata
+
+    ranks = rankdata(scores)
+    negatives = len(scores) - positives
+    return float((ranks[:positives].sum() - positives * (positives + 1) / 2) / (positives * negatives))

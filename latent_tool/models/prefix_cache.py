@@ -1,0 +1,113 @@
+"""What was computed of images that were asked about before: a second question about an image begins after it.
+
+An entry holds a prompt up to the end of its last image, as it stands in the decoder's cache. Entries are never changed
+once they are in; a question continues from a fork. The least recently used ones go first when the bytes are used up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from latent_tool.models.cache import fork_cache
+
+__all__ = ["ImagePrefix", "PrefixCache", "cut_cache", "cut_tensors", "image_key"]
+
+# Inputs that have one entry per token of the prompt.
+_PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+
+
+@dataclass(frozen=True)
+class ImagePrefix:
+    """A prompt up to the end of its last image; the fields are those of a ``Prefix``."""
+
+    cache: DynamicCache
+    features: Tensor
+    positions: Tensor | None
+    columns: Tensor
+    next_position: int
+
+    @property
+    def bytes(self) -> int:
+        """Memory its tensors take."""
+        tensors = [self.features, self.columns, *([] if self.positions is None else [self.positions])]
+        tensors += [part for layer in self.cache.layers for part in (layer.keys, layer.values)]
+        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+
+class PrefixCache:
+    """Image prefixes by key, least recently used first to go; may be used from any thread.
+
+    Args:
+        limit: bytes that the entries may take together; 0: nothing is kept.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.bytes = self.hits = self.misses = 0
+        self._entries: OrderedDict[str, ImagePrefix] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def find(self, key: str) -> ImagePrefix | None:
+        """The entry of a key, which becomes the most recently used one."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                self.misses += 1
+                return None
+            self.hits += 1
+            self._entries.move_to_end(key)
+            return entry
+
+    def put(self, key: str, entry: ImagePrefix) -> None:
+        """Keep an entry, and drop the least recently used ones until all fit; one that never fits is not kept."""
+        with self._lock:
+            if key in self._entries or entry.bytes > self.limit:
+                return
+            self._entries[key] = entry
+            self.bytes += entry.bytes
+            while self.bytes > self.limit:
+                _, dropped = self._entries.popitem(last=False)
+                self.bytes -= dropped.bytes
+
+    def clear(self) -> None:
+        """Forget all entries."""
+        with self._lock:
+            self._entries.clear()
+            self.bytes = 0
+
+
+def cut_tensors(tensors: Mapping[str, Any], length: int) -> dict[str, Any]:
+    """A prompt's inputs without what stands after its first ``length`` tokens."""
+    return {name: value[:, :length] if name in _PER_TOKEN else value for name, value in tensors.items()}
+
+
+def cut_cache(cache: DynamicCache, length: int) -> DynamicCache:
+    """A copy of the first ``length`` positions of a cache of plain layers."""
+    cut = fork_cache(cache)
+    for layer in cut.layers:
+        layer.keys, layer.values = layer.keys[:, :, :length].clone(), layer.values[:, :, :length].clone()
+    return cut
+
+
+def image_key(tensors: Mapping[str, Any]) -> str:
+    """A digest of all that an image prefix depends on: token ids, pixels and whatever else the processor gave."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name]
+        if not isinstance(value, Tensor):
+            continue
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

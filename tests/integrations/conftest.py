@@ -1,0 +1,46 @@
+"""These tests run with `make test-integrations`, in an environment that has every framework: a skip is a failure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pictures import draw_shapes
+
+# Nothing that runs here may report to anybody.
+os.environ.update(OTEL_SDK_DISABLED="true", HAYSTACK_TELEMETRY_ENABLED="False", OPENAI_AGENTS_DISABLE_TRACING="1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # The frameworks' own warnings are theirs to mend.
+    config.addinivalue_line("filterwarnings", "default")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    report = yield
+    if report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"a skip is a failure here: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, Any]:
+    report = yield
+    if report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"a skip is a failure here: {report.longrepr}"
+    return report
+
+
+@pytest.fixture
+def shapes(tmp_path: Path) -> Path:
+    """A picture in a folder of its own: a red circle on the left, a blue square on the right."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    draw_shapes().save(folder / "shapes.png")
+    return folder / "shapes.png"

@@ -1,0 +1,238 @@
+"""Data sets: every format, and every way in which a row can be wrong, named by its line."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pictures import draw_shapes
+
+from latent_tool.errors import DatasetError, ImageError, SettingsError
+from latent_tool.evaluation.datasets import dataset_fingerprint, load_dataset, sample
+from latent_tool.settings import ImagePolicy
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "pictures").mkdir()
+    draw_shapes().save(tmp_path / "pictures" / "one.png")
+    draw_shapes().resize((60, 40)).save(tmp_path / "pictures" / "two.png")
+    return tmp_path
+
+
+def jsonl(folder: Path, *rows: dict[str, Any] | str) -> Path:
+    path = folder / "data.jsonl"
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
+    return path
+
+
+ROW = {"id": "a", "image": "pictures/one.png", "question": "What colour?", "label": "red"}
+
+
+def test_jsonl_with_everything_a_row_can_say(folder: Path) -> None:
+    path = jsonl(
+        folder,
+        {**ROW, "type": "color", "boxes": [[0, 0, 10, 10]], "reasoning": "red circle"},
+        "",
+        {"id": 7, "images": ["pictures/one.png", "pictures/two.png"], "question": "Same?", "answer": True},
+        {**ROW, "id": "c", "options": ["red", "blue"], "label": "B"},
+        {**ROW, "id": "d", "match": "numeric:5%", "label": 3.5},
+    )
+    first, second, third, fourth = load_dataset(path)
+    assert (first.id, first.label, first.type, first.line) == ("a", "red", "color", 1)
+    assert first.boxes == ((0.0, 0.0, 10.0, 10.0),) and first.reasoning == "red circle"
+    assert first.load()[0].size == (200, 150)
+    assert (second.id, second.label, second.line) == ("7", "yes", 3)
+    assert [image.size for image in second.load()] == [(200, 150), (60, 40)]
+    assert third.match.kind == "choice" and third.match.right("blue", "B")
+    assert str(fourth.match) == "numeric:5%" and fourth.label == "3.5"
+    assert pickle.loads(pickle.dumps(first)).load()[0].size == (200, 150)
+
+
+def test_csv(folder: Path) -> None:
+    path = folder / "data.csv"
+    path.write_text(
+        "\ufeffid,image,question,label,options\n"
+        'a,pictures/one.png,"What, exactly?",red,\n'
+        'b,pictures/two.png,"Two\nlines?",A,red|blue\n'
+    )
+    first, second = load_dataset(path)
+    assert (first.question, first.label, first.match.kind, first.line) == ("What, exactly?", "red", "exact", 2)
+    assert (second.question, second.match.options) == ("Two\nlines?", ("red", "blue"))
+
+
+def test_the_json_of_dmlr(folder: Path) -> None:
+    rows = [
+        {"prompt": "<image> Is it? ", "solution": "\\boxed{No}", "image_path": "pictures/one.png", "idx": 0},
+        {"prompt": "How many?", "solution": "1,000", "image_path": "pictures/one.png", "idx": 1},
+        {
+            "prompt": "Which?\nOptions: (a) Open (b) Closed",
+            "solution": "(b) Closed",
+            "image_path": "pictures/two.png",
+        },
+    ]
+    path = folder / "dmlr.json"
+    path.write_text(json.dumps(rows, indent=2))
+    first, second, third = load_dataset(path)
+    assert (first.id, first.question, first.label, first.line) == ("0", "Is it?", "No", 2)
+    assert second.match.right("1000", second.label or "")
+    assert (third.id, third.match.options) == ("2", ("Open", "Closed"))
+    assert third.match.right("B", third.label or "") and not third.match.right("A", third.label or "")
+
+
+def test_a_folder_with_labels(folder: Path) -> None:
+    pictures = folder / "pictures"
+    (pictures / "labels.csv").write_text("file,label\none.png,red\n")
+    with pytest.raises(DatasetError, match=r"no row is about the picture two\.png"):
+        load_dataset(pictures, question="What colour?")
+    (pictures / "labels.csv").write_text("file,label\none.png,red\ntwo.png,blue\n")
+    assert [(item.question, item.label) for item in load_dataset(pictures, question="What colour?")] == [
+        ("What colour?", "red"),
+        ("What colour?", "blue"),
+    ]
+    (pictures / "labels.csv").unlink()
+    with pytest.raises(DatasetError, match="no labels"):
+        load_dataset(pictures)
+
+
+WRONG: list[tuple[dict[str, Any] | str, str]] = [
+    ("{not json", "not JSON"),
+    ("[1, 2]", "not a JSON object"),
+    ({**ROW, "image": "pictures/none.png"}, "no image pictures/none.png"),
+    ({**ROW, "image": None}, "no image"),
+    ({**ROW, "question": " "}, "no question"),
+    ({**ROW, "label": ""}, "no label"),
+    ({**ROW, "label": ["red"]}, "neither a text nor a number"),
+    ({**ROW, "label": "purple", "options": ["red", "blue"]}, "not among the options"),
+    ({**ROW, "options": ["red"]}, "fewer than two options"),
+    ({**ROW, "label": "three", "match": "numeric"}, "not one number"),
+    ({**ROW, "match": "nearly"}, "no answer matching"),
+    ({**ROW, "boxes": [[1, 2, 3]]}, "boxes"),
+]
+
+
+@pytest.mark.parametrize(("row", "problem"), WRONG)
+def test_a_row_that_cannot_be_used_is_named_by_its_line(folder: Path, row: dict[str, Any] | str, problem: str) -> None:
+    broken = row if isinstance(row, str) else {**row, "id": "b"}
+    path = jsonl(folder, ROW, broken, {**ROW, "id": "z"})
+    with pytest.raises(DatasetError) as caught:
+        load_dataset(path)
+    (named,) = caught.value.problems
+    assert named.startswith("line 2: ") and problem in named
+    assert "1 of 3 rows" in str(caught.value)
+    kept = load_dataset(path, keep_going=True)
+    assert [item.problem is None for item in kept] == [True, False, True]
+    assert problem in str(kept[1].problem)
+    with pytest.raises(DatasetError):
+        kept[1].load()
+
+
+def test_ids_used_twice(folder: Path) -> None:
+    path = jsonl(folder, ROW, {**ROW, "id": "b"}, ROW)
+    with pytest.raises(DatasetError, match="line 3: the id 'a' was used on line 1 already"):
+        load_dataset(path)
+    kept = load_dataset(path, keep_going=True)
+    assert len({item.id for item in kept}) == 3
+
+
+def test_all_wrong_rows_are_listed(folder: Path) -> None:
+    path = jsonl(folder, *[{**ROW, "id": str(number), "label": ""} for number in range(9)])
+    with pytest.raises(DatasetError) as caught:
+        load_dataset(path)
+    assert [problem.split(":")[0] for problem in caught.value.problems] == [f"line {n}" for n in range(1, 10)]
+    assert len(load_dataset(path, unlabelled=True)) == 9
+    assert pickle.loads(pickle.dumps(caught.value)).problems == caught.value.problems
+
+
+def test_broken_csv_and_json_say_where(folder: Path) -> None:
+    path = folder / "data.csv"
+    path.write_text("id,image,question,label\na,pictures/one.png,What?,red\nb,pictures/one.png,What?\n")
+    with pytest.raises(DatasetError, match="line 3: 4 columns are named, but there are fewer"):
+        load_dataset(path)
+    path.write_text("id,image,question,label\na,pictures/one.png,What?,red,more\n")
+    with pytest.raises(DatasetError, match="line 2: 4 columns are named, but there are more"):
+        load_dataset(path)
+    path.write_text("name,text\n1,2\n")
+    with pytest.raises(DatasetError, match="no column for the image"):
+        load_dataset(path)
+    path = folder / "data.json"
+    path.write_text(json.dumps([ROW], indent=1)[:-2] + ",\n {broken")
+    with pytest.raises(DatasetError, match="not JSON from here on"):
+        load_dataset(path)
+    path.write_text("{}")
+    with pytest.raises(DatasetError, match="no JSON list"):
+        load_dataset(path)
+
+
+def test_sources_that_are_not_there(tmp_path: Path) -> None:
+    for spec in ("nowhere.jsonl", str(tmp_path)):
+        with pytest.raises(DatasetError):
+            load_dataset(tmp_path / spec)
+    for spec in ("scenes:no_split", "scenes:hard:9-3", "scenes:hard:x", "easy-vqa:validation"):
+        with pytest.raises(SettingsError):
+            load_dataset(spec)
+    (tmp_path / "data.txt").write_text("")
+    with pytest.raises(DatasetError):
+        load_dataset(tmp_path / "data.txt")
+
+
+def test_the_image_policy_holds_for_files_of_the_data_set(folder: Path) -> None:
+    path = jsonl(folder, {**ROW, "image": str(folder / "pictures" / ".." / "outside.png")})
+    draw_shapes().save(folder / "outside.png")
+    policy = ImagePolicy.untrusted(folders=(folder / "pictures",))
+    with pytest.raises(DatasetError, match="image policy"):
+        load_dataset(path, policy=policy)
+    assert load_dataset(jsonl(folder, ROW), policy=policy)[0].load()
+
+
+def test_a_file_that_is_no_image_is_found_when_it_is_opened(folder: Path) -> None:
+    (folder / "pictures" / "bad.png").write_bytes(b"nothing")
+    (item,) = load_dataset(jsonl(folder, {**ROW, "image": "pictures/bad.png"}))
+    with pytest.raises(ImageError):
+        item.load()
+
+
+def test_scenes_are_seeds_with_one_question_each() -> None:
+    items = load_dataset("scenes:hard:6000000-6000009")
+    assert [item.id for item in items] == sorted({item.id for item in items})
+    assert len(items) == 10
+    assert all(item.id.startswith("hard-60000") and item.type != "describe" and item.reasoning for item in items)
+    again = load_dataset("scenes:hard:6000000-6000009")
+    assert dataset_fingerprint(items) == dataset_fingerprint(again)
+    assert items[0].load()[0].tobytes() == again[0].load()[0].tobytes()
+    assert len(load_dataset("scenes")) == 100
+
+
+def test_easy_vqa() -> None:
+    items = load_dataset("easy-vqa", limit=50)
+    assert len(items) == 50
+    assert {item.type for item in items} <= {"exist", "color", "shape"}
+    assert items[0].load()[0].size == (64, 64)
+    assert [item.id for item in items] == [item.id for item in load_dataset("easy-vqa:test", limit=50)]
+
+
+def test_samples_are_drawn_without_replacement_and_keep_their_order() -> None:
+    items = load_dataset("scenes:held_out:6000000-6000029")
+    drawn = sample(items, 10)
+    assert len({item.id for item in drawn}) == 10
+    assert [item.id for item in drawn] == sorted(item.id for item in drawn)
+    assert sample(items, 100) == items
+    assert sample(items, 10, seed=1) != drawn
+    with pytest.raises(SettingsError):
+        sample(items, 0)
+
+
+def test_the_fingerprint_changes_with_whatever_a_result_depends_on(folder: Path) -> None:
+    before = dataset_fingerprint(load_dataset(jsonl(folder, ROW)))
+    assert before == dataset_fingerprint(load_dataset(jsonl(folder, ROW)))
+    changes: list[dict[str, Any]] = [
+        {"label": "blue"},
+        {"question": "Which?"},
+        {"image": "pictures/two.png"},
+        {"match": "choice", "options": ["red", "x"]},
+    ]
+    for change in changes:
+        assert dataset_fingerprint(load_dataset(jsonl(folder, {**ROW, **change}))) != before

@@ -1,0 +1,406 @@
+"""Runs on the embedded model: what is written, what is kept when a run is killed, and what the summary says of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pictures import draw_shapes
+
+from latent_tool import Budget, LatentReasoner
+from latent_tool.engine import Engine, Job
+from latent_tool.errors import DatasetError, SettingsError
+from latent_tool.evaluation import Item, Run, evaluate, load_dataset, load_run, parse_method
+from latent_tool.evaluation.report import html_report, markdown_report
+from latent_tool.evaluation.summary import fused_score, summarise
+from latent_tool.settings import NoiseSettings, SamplingSettings, SearchSettings
+
+SCENES = "scenes:held_out:7000000-7000006"
+METHODS = ["greedy", "search:iterations=1,max_patches=2", "random-latents", "self-consistency:samples=3"]
+SMALL = LatentReasoner(budget=Budget(iterations=1, max_patches=2))
+
+
+def plain(run: Run) -> list[dict[str, Any]]:
+    """The rows without their seconds."""
+    return [row.model_dump(exclude={"seconds"}) for row in run.rows]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One run that several tests look at."""
+    return evaluate(SMALL, load_dataset(SCENES), METHODS, tmp_path_factory.mktemp("run"), name=SCENES, batch=3)
+
+
+def test_one_row_for_every_item_and_method(whole: Run) -> None:
+    assert whole.complete
+    assert {(row.id, row.method) for row in whole.rows} == {
+        (f"held_out-{seed}", method) for seed in range(7_000_000, 7_000_007) for method in whole.methods
+    }
+    for row in whole.rows:
+        assert row.error is None and isinstance(row.correct, bool) and row.seconds > 0
+        assert all(value is None or isinstance(value, float) for value in row.scores.values())
+    greedy, search, drawn = (whole.of(name)[0] for name in ("greedy", METHODS[1], METHODS[3]))
+    assert greedy.scores["reward"] is None and greedy.candidates == 0
+    assert search.scores["reward"] is not None and search.candidates > 1
+    assert search.scores["visual_dependency"] is not None and search.scores["masked_entropy_gain"] is not None
+    assert len(drawn.details["votes"]) == 3 and drawn.scores["agreement"] in (1 / 3, 2 / 3, 1.0)
+
+
+def test_every_answer_has_its_agreement_with_the_samples(whole: Run) -> None:
+    votes = {row.id: row.details["votes"] for row in whole.of(METHODS[3])}
+    for row in whole.of("greedy"):
+        assert row.scores["agreement"] == votes[row.id].count(row.details["canonical"]) / 3
+
+
+def test_the_random_control_has_at_least_the_evaluations_of_the_search(whole: Run) -> None:
+    searched = {row.id: row.candidates for row in whole.of(METHODS[1])}
+    for row in whole.of("random-latents"):
+        assert searched[row.id] <= row.candidates < searched[row.id] + 8
+
+
+def test_the_manifest_names_data_model_and_configuration(whole: Run) -> None:
+    facts = whole.manifest
+    assert facts.dataset.size == 7 and facts.dataset.name == SCENES and len(facts.dataset.fingerprint) == 64
+    prints = [method.fingerprints["answer_probability"] for method in facts.methods.values()]
+    assert len(set(prints)) == 4
+    assert len(facts.model["content"]) == 64
+
+
+def test_the_same_call_again_answers_nothing_again(whole: Run, tmp_path: Path) -> None:
+    before = (whole.path / "items.jsonl").read_bytes()
+    told: list[tuple[int, int]] = []
+    again = evaluate(
+        SMALL,
+        load_dataset(SCENES),
+        METHODS,
+        whole.path,
+        name=SCENES,
+        batch=3,
+        report=False,
+        progress=lambda done, total, _: told.append((done, total)),
+    )
+    assert (whole.path / "items.jsonl").read_bytes() == before
+    assert plain(again) == plain(whole)
+    assert told == [(28, 28)]
+
+
+@pytest.mark.parametrize("share", [0.21, 0.83])
+def test_a_file_cut_anywhere_is_completed_to_the_same_rows(whole: Run, tmp_path: Path, share: float) -> None:
+    """A kill may leave a torn line, or a batch of which only some rows were written."""
+    written = (whole.path / "items.jsonl").read_bytes()
+    (tmp_path / "run.json").write_bytes((whole.path / "run.json").read_bytes())
+    (tmp_path / "items.jsonl").write_bytes(written[: int(len(written) * share)])
+    resumed = evaluate(SMALL, load_dataset(SCENES), METHODS, tmp_path, name=SCENES, batch=3, report=False)
+    assert plain(resumed) == plain(whole)
+
+
+SCRIPT = """
+import os, signal, sys
+from latent_tool import Budget, LatentReasoner
+from latent_tool.evaluation import evaluate, load_dataset
+out, last = sys.argv[1], int(sys.argv[2])
+def progress(done, total, name):
+    if done >= last:
+        os.kill(os.getpid(), signal.SIGKILL)
+reasoner = LatentReasoner(budget=Budget(iterations=1, max_patches=2))
+evaluate(reasoner, load_dataset({scenes!r}), ["greedy", "search"], out, batch=2, progress=progress)
+"""
+
+
+def in_a_process(out: Path, last: int) -> int:
+    script = SCRIPT.replace("{scenes!r}", repr(SCENES))
+    return subprocess.run([sys.executable, "-c", script, str(out), str(last)], timeout=200).returncode
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    assert in_a_process(tmp_path / "killed", 6) == -9
+    with pytest.raises(FileNotFoundError):
+        (tmp_path / "killed" / "summary.json").read_bytes()
+    partial = load_run(tmp_path / "killed")
+    assert not partial.complete and len(partial.rows) == 6
+    with (tmp_path / "killed" / "items.jsonl").open("ab") as file:
+        file.write(b'{"id": "held_out-7000003", "method": "gre')
+    assert len(load_run(tmp_path / "killed").rows) == 6
+    assert in_a_process(tmp_path / "killed", 1000) == 0
+    resumed = load_run(tmp_path / "killed")
+    whole = evaluate(SMALL, load_dataset(SCENES), ["greedy", "search"], tmp_path / "whole", batch=2, report=False)
+    assert resumed.complete and len(resumed.rows) == 14
+    assert [(row.id, row.method) for row in resumed.rows] == [(row.id, row.method) for row in whole.rows]
+    for one, other in zip(resumed.rows, whole.rows, strict=True):
+        assert (one.answer, one.correct, one.candidates) == (other.answer, other.correct, other.candidates)
+        assert one.scores == pytest.approx(other.scores, abs=1e-4)
+    for name in ("summary.json", "report.md"):
+        assert (tmp_path / "killed" / name).exists()
+
+
+def test_several_processes_give_the_same_answers(tmp_path: Path) -> None:
+    items = load_dataset(SCENES)
+    alone = evaluate(SMALL, items, ["greedy"], tmp_path / "alone", batch=2, visual=False, report=False)
+    crowd = evaluate(SMALL, items, ["greedy"], tmp_path / "crowd", batch=2, processes=2, visual=False, report=False)
+    assert [(row.id, row.answer) for row in crowd.rows] == [(row.id, row.answer) for row in alone.rows]
+    for one, other in zip(alone.rows, crowd.rows, strict=True):
+        assert one.scores == pytest.approx(other.scores, abs=1e-4)
+
+
+def test_further_methods_are_added_and_other_runs_refused(engine: Engine, tmp_path: Path) -> None:
+    items = load_dataset("scenes:held_out:7000000-7000002")
+    evaluate(engine, items, ["greedy"], tmp_path, visual=False, report=False)
+    both = evaluate(engine, items, ["greedy", "reasoning"], tmp_path, visual=False, report=False)
+    assert both.methods == ("greedy", "reasoning") and both.complete
+    with pytest.raises(SettingsError, match="another dataset"):
+        evaluate(engine, items[:2], ["greedy"], tmp_path, visual=False, report=False)
+    with pytest.raises(SettingsError, match="another seed"):
+        evaluate(engine, items, ["greedy"], tmp_path, visual=False, report=False, seed=3)
+    changed = parse_method("reasoning")
+    with pytest.raises(SettingsError, match="other settings"):
+        evaluate(
+            engine,
+            items,
+            [type(changed)("reasoning", "answer", SearchSettings(latents=2), Budget(iterations=0))],
+            tmp_path,
+            visual=False,
+            report=False,
+        )
+    with pytest.raises(SettingsError, match="no method"):
+        both.of("search")
+
+
+def test_no_method_finds_the_images_in_the_cache_that_another_filled(engine: Engine, tmp_path: Path) -> None:
+    """Otherwise the first method would pay for the images alone, and seconds could not be compared."""
+    items = load_dataset("scenes:held_out:7000000-7000003")
+    engine.answer(Job(items[0].load(), items[0].question, settings=SearchSettings(latents=0)))
+    hits = engine.vlm.prefix_cache.hits
+    evaluate(engine, items, ["greedy", "reasoning", "self-consistency:samples=2"], tmp_path, visual=False, report=False)
+    assert engine.vlm.prefix_cache.hits == hits
+
+
+def test_a_run_that_is_being_written_is_left_alone(engine: Engine, tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    with (tmp_path / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(SettingsError, match="Another process"):
+            evaluate(engine, load_dataset(SCENES), ["greedy"], tmp_path)
+
+
+def test_lines_that_were_changed_are_named(whole: Run, tmp_path: Path) -> None:
+    lines = (whole.path / "items.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "run.json").write_bytes((whole.path / "run.json").read_bytes())
+    (tmp_path / "items.jsonl").write_bytes(
+        b"".join([lines[0], b"{}\n", lines[0], lines[1].replace(b"greedy", b"other")])
+    )
+    with pytest.raises(DatasetError) as caught:
+        load_run(tmp_path)
+    assert [problem.split(":")[0] for problem in caught.value.problems] == ["line 2", "line 3", "line 4"]
+    with pytest.raises(SettingsError, match="holds no run"):
+        load_run(tmp_path / "nothing")
+
+
+def fails(answer: str, label: str) -> bool:
+    """A rule that raises for some answers."""
+    raise RuntimeError("no such thing")
+
+
+def test_errors_are_rows_and_the_run_goes_on(engine: Engine, tmp_path: Path) -> None:
+    draw_shapes().save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    rows = [
+        {"id": "good", "image": "good.png", "question": "What colour is the circle?", "label": "red"},
+        {"id": "bad picture", "image": "bad.png", "question": "What?", "label": "red"},
+        {"id": "no picture", "image": "none.png", "question": "What?", "label": "red"},
+        {
+            "id": "no rule",
+            "image": "good.png",
+            "question": "What?",
+            "label": "a",
+            "match": "test_evaluation_runs:fails",
+        },
+        {"id": "too long", "image": "good.png", "question": "What? " * 4000, "label": "red"},
+    ]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    items = load_dataset(tmp_path / "data.jsonl", keep_going=True)
+    run = evaluate(
+        engine, items, ["greedy", "self-consistency:samples=2"], tmp_path / "out", visual=False, report=False
+    )
+    errors = [None if row.error is None else row.error.type for row in run.of("greedy")]
+    assert errors == [None, "ImageDecodeError", "DatasetError", "RuntimeError", "ContextLengthError"]
+    assert [row.correct for row in run.of("greedy")][1:] == [None] * 4
+    assert run.of("greedy")[2].details["line"] == 3
+    summary = summarise(run)
+    facts = summary["methods"]["greedy"]
+    # An answer that failed is not a right one; a row that could not be asked is nobody's fault.
+    assert (facts["errors"], facts["broken_rows"], facts["labelled"], facts["accuracy"]["n"]) == (4, 1, 4, 4)
+    assert facts["accuracy"]["value"] <= 0.25
+    for report in (markdown_report(summary), html_report(summary)):
+        assert "no such thing" in report and "none.png" in report
+
+
+def test_unlabelled_questions_are_scored_and_in_no_accuracy(engine: Engine, tmp_path: Path) -> None:
+    picture = draw_shapes()
+    items = [Item("one", "What colour is the circle?", None, lambda: (picture,))]
+    run = evaluate(engine, items, ["greedy"], tmp_path, report=False)
+    (row,) = run.rows
+    assert row.correct is None and row.error is None and row.scores["answer_probability"] is not None
+    facts = summarise(run)["methods"]["greedy"]
+    assert facts["accuracy"] is None and facts["unlabelled"] == 1 and facts["scores"] == {}
+
+
+def test_missing_scores_are_counted_and_never_0(whole: Run) -> None:
+    rows = []
+    for place, row in enumerate(whole.rows):
+        scores = {**row.scores, "visual_dependency": None} if place % 2 else dict(row.scores)
+        rows.append(row.model_copy(update={"scores": scores}))
+    run = Run(whole.path, whole.manifest, tuple(rows))
+    values, right, missing = run.column("greedy", "visual_dependency")
+    assert missing > 0 and len(values) == len(right) == 7 - missing
+    assert summarise(run)["methods"]["greedy"]["scores"]["visual_dependency"]["missing"] == missing
+    with pytest.raises(SettingsError, match="no score"):
+        run.column("greedy", "anwser_probability")
+
+
+def test_reports_come_from_the_summary_alone(whole: Run) -> None:
+    summary = json.loads((whole.path / "summary.json").read_text())
+    assert summary == json.loads(json.dumps(summarise(whole)))
+    assert (whole.path / "report.md").read_text() == markdown_report(summary)
+    page = (whole.path / "report.html").read_text()
+    assert page == html_report(summary)
+    assert "<svg" in page and "<script" not in page and "src=" not in page
+    assert not [part for part in page.split('href="')[1:] if not part.startswith("#")]
+    for name in METHODS:
+        assert name in page
+
+
+def test_names_of_users_are_shown_as_text(engine: Engine, tmp_path: Path) -> None:
+    picture = draw_shapes()
+    item = Item("<b>|x", "What?", "red", lambda: (_ for _ in ()).throw(ValueError("<script>alert(1)</script>")))
+    other = Item("b", "What?", "red", lambda: (picture,), type="<i>|kind")
+    run = evaluate(engine, [item, other], ["greedy"], tmp_path, name="<u>", visual=False, report=False)
+    page = html_report(summarise(run))
+    assert "<script>" not in page and "<u>" not in page and "<b>|x" not in page
+    assert "<b>\\|x" in markdown_report(summarise(run))
+
+
+def test_the_fused_score_is_predicted_out_of_fold() -> None:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    right = rng.random(400) < 0.7
+    useful, noise = rng.normal(size=400) + 1.5 * right, rng.normal(size=400)
+    from latent_tool.evaluation.metrics import auroc
+
+    fused = fused_score([list(row) for row in zip(useful, noise, strict=True)], right.tolist(), [False, False])
+    assert auroc(fused, right.tolist()) == pytest.approx(auroc(useful.tolist(), right.tolist()), abs=0.02)
+    # Noise alone must not look better than chance, as it would if answers had a part in their own prediction.
+    nothing = fused_score(rng.normal(size=(400, 8)).tolist(), right.tolist(), [False] * 8)
+    assert auroc(nothing, right.tolist()) < 0.6
+
+
+# --- methods -----------------------------------------------------------------------------------------------------
+
+
+def test_methods_by_name() -> None:
+    assert parse_method("greedy").settings.latents == 0
+    assert parse_method("reasoning").budget.iterations == 0
+    assert parse_method("search").settings == SearchSettings()
+    assert parse_method("search:paper").settings == SearchSettings.paper()
+    assert parse_method("search:latents=4,sigma=0.5,budget=quick").budget == Budget.level("quick")
+    assert parse_method("search:latents=4").settings.latents == 4
+    assert parse_method("search-no-patches").settings.patches_per_latent == 0
+    assert parse_method("patches-no-search").settings.samples == 0
+    assert parse_method("random-draw").settings.init_noise == SearchSettings().sigma
+    sampling = parse_method("self-consistency:samples=5,temperature=1,think=false").sampling
+    assert sampling == SamplingSettings(samples=5, temperature=1.0, think=False)
+    matched = parse_method("random-latents", seen=(parse_method("search:paper"),))
+    assert matched.matches == "search:paper" and matched.settings.eta == 0
+    assert matched.budget_for(20).iterations == 3
+
+
+@pytest.mark.parametrize(
+    "text", ["guess", "search:fast", "search:paper,default", "search:speed=3", "search:sigma=x", "search:budget=huge"]
+)
+def test_methods_that_are_not_known(text: str) -> None:
+    with pytest.raises(SettingsError):
+        parse_method(text)
+
+
+def test_samples_share_the_prefix_and_depend_on_the_seed_alone(engine: Engine) -> None:
+    picture = draw_shapes()
+    sampling = SamplingSettings(samples=4, temperature=3.0)
+    jobs = [Job((picture,), "What colour is the circle?", seed=seed) for seed in (0, 0, 1)]
+    first, again, other = engine.sample_many(jobs, sampling)
+    assert not isinstance(first, Exception) and not isinstance(again, Exception) and not isinstance(other, Exception)
+    assert [each.tokens for each in first.decoded] == [each.tokens for each in again.decoded]
+    assert [each.tokens for each in first.decoded] != [each.tokens for each in other.decoded]
+    (alone,) = engine.sample_many(jobs[:1], sampling)
+    assert not isinstance(alone, Exception)
+    assert [each.tokens for each in alone.decoded] == [each.tokens for each in first.decoded]
+    assert len({each.tokens for each in first.decoded}) > 1
+    assert first.usage.generated_tokens == sum(len(each.tokens) for each in first.decoded)
+
+
+def test_cold_samples_are_the_greedy_answer(engine: Engine) -> None:
+    job = Job((draw_shapes(),), "What colour is the circle?", settings=SearchSettings(latents=0))
+    (drawn,) = engine.sample_many([job], SamplingSettings(samples=3, temperature=1e-4, think=False))
+    assert not isinstance(drawn, Exception)
+    greedy = engine.answer(job)
+    assert all(each.tokens == greedy.decoded.tokens for each in drawn.decoded)
+    assert drawn.probabilities == pytest.approx([engine.result(greedy).confidence] * 3, abs=1e-4)
+    (nucleus,) = engine.sample_many([job], SamplingSettings(samples=3, temperature=5.0, top_p=1e-6, think=False))
+    assert not isinstance(nucleus, Exception)
+    assert all(each.tokens == greedy.decoded.tokens for each in nucleus.decoded)
+
+
+def test_examining_an_answer_afterwards_gives_what_the_engine_reports(engine: Engine) -> None:
+    noise = NoiseSettings(draws=2)
+    job = Job((draw_shapes(),), "What colour is the circle?", budget=Budget(iterations=1), grounding=noise)
+    outcome = engine.answer(job)
+    (examined,) = engine.examine_many([outcome], noise)
+    assert not isinstance(examined, Exception) and examined.grounding is not None and outcome.grounding is not None
+    assert examined.grounding.mean == pytest.approx(outcome.grounding.mean, abs=1e-5)
+    assert examined.masked_entropy_gain is not None
+
+
+def test_noise_at_the_start_moves_the_latents_once(engine: Engine) -> None:
+    picture = draw_shapes()
+    still, moved, again = (
+        engine.answer(
+            Job(
+                (picture,),
+                "What colour is the circle?",
+                settings=SearchSettings(init_noise=noise),
+                budget=Budget(iterations=0),
+            )
+        )
+        for noise in (0.0, 0.3, 0.3)
+    )
+    assert still.latents is not None and moved.latents is not None and again.latents is not None
+    spread = float((moved.latents - still.latents).pow(2).mean().sqrt()) / engine.vlm.embedding_rms()
+    assert spread == pytest.approx(0.3, rel=0.1)
+    assert moved.latents.equal(again.latents)
+
+
+# --- the command -------------------------------------------------------------------------------------------------
+
+
+def test_the_command(tmp_path: Path) -> None:
+    arguments = ["eval", "scenes:held_out:7000000-7000003", "--out", "run", "--method", "greedy", "--json"]
+
+    def command(*further: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "latent_tool.cli", *arguments, *further],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+
+    done = command()
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert json.loads(done.stdout)["methods"]["greedy"]["labelled"] == 4
+    assert (tmp_path / "run" / "report.html").exists()
+    refused = command("--seed", "4")
+    assert refused.returncode == 2 and "another seed" in refused.stderr and refused.stdout == ""
