@@ -8,7 +8,7 @@ INTEGRATIONS := .venv-integrations
 # Threads that wait without spinning: on a busy machine, spinning makes small models twenty times slower.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help demo test test-integrations check bench calibration evaluation embedded-model format clean
+.PHONY: help demo test test-integrations check bench calibration evaluation pictures embedded-model format clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -70,6 +70,9 @@ calibration: $(VENV)/dev  ## Make the embedded model's calibration anew, from 1,
 
 evaluation: $(VENV)/dev  ## Measure methods and confidences on fresh questions (hours); goes on where it stopped.
 	$(BIN)/python benchmarks/evaluation.py --write docs/evaluation-results.md $(ARGS)
+
+pictures: $(VENV)/dev /usr/bin/chromium  ## Make the pictures of the README anew.
+	$(BIN)/python docs/make_pictures.py
 
 embedded-model: $(VENV)/dev  ## Make the shipped model anew (about two hours on two cores); see training.
 	$(BIN)/python -m training --out latent_tool/models/embedded $(ARGS)

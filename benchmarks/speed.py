@@ -36,6 +36,7 @@ import naive_model
 import tiny_checkpoints
 from search_gain import questions
 from sklearn.metrics import roc_auc_score
+from torch._C._profiler import _EventType
 
 from latent_tool.engine import Engine, Job, Outcome, get_engine
 from latent_tool.models import shared_prefix
@@ -159,11 +160,17 @@ def peak_bytes(work: Callable[[], object]) -> int:
     work()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
+    changes = []
+    waiting = list(profile.profiler.kineto_results.experimental_event_tree())
+    while waiting:
+        event = waiting.pop()
+        waiting += event.children
+        if event.tag == _EventType.Allocation:
+            changes.append((event.start_time_ns, event.extra_fields.alloc_size))
     held = peak = 0
-    for event in sorted(profile.events() or [], key=lambda each: each.time_range.start):
-        if event.name == "[memory]":
-            held += event.cpu_memory_usage
-            peak = max(peak, held)
+    for _, size in sorted(changes, key=lambda each: each[0]):
+        held += size
+        peak = max(peak, held)
     return peak
 
 
@@ -290,7 +297,7 @@ def pieces(vlm: VisionLanguageModel, size: tuple[int, int], repeats: int) -> lis
             with without(name):
                 work()
 
-        columns.append(seconds([partial(run, name) for name in names], max(3, repeats // 2)))
+        columns.append(seconds([partial(run, name) for name in names], max(2, repeats // 2)))
     for index, name in enumerate(names):
         cells = []
         for column in columns:
@@ -573,7 +580,7 @@ def machine() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="repeats of short measurements; long ones have fewer")
-    parser.add_argument("--questions", type=int, default=150, help="questions that confidence is measured on")
+    parser.add_argument("--questions", type=int, default=100, help="questions that confidence is measured on")
     parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS)
     parser.add_argument("--write", type=Path, help="file to write the tables to")
     parser.add_argument("--plot", type=Path, help="file to draw the growth to")

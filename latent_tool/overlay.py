@@ -183,6 +183,12 @@ def plain_text(text: str, *, limit: int = 1000) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
+def confidence_text(value: float) -> str:
+    """A confidence with two or three digits, rounded down, so that it never seems to reach what it does not."""
+    shown = f"{math.floor(value * 1000 + 1e-9) / 1000:.3f}"
+    return shown.removesuffix("0")
+
+
 # --- where things are -------------------------------------------------------------------------------------------------
 
 
@@ -451,9 +457,9 @@ def _caption_lines(result: ReasoningResult, index: int, without_place: int) -> l
     if result.confidence is None:
         confidence = "confidence: not scored"
     else:
-        confidence = f"confidence {result.confidence:.2f} ({result.confidence_source.replace('_', ' ')})"
+        confidence = f"confidence {confidence_text(result.confidence)} ({result.confidence_source.replace('_', ' ')})"
     if result.min_confidence is not None and result.accepted is not None:
-        confidence += f", {'accepted' if result.accepted else 'abstained'} at {result.min_confidence:.2f}"
+        confidence += f", {'accepted' if result.accepted else 'abstained'} at {confidence_text(result.min_confidence)}"
     lines = [plain_text(result.answer) or "(empty answer)", confidence]
     if len(result.image_sizes) > 1:
         lines.append(f"image {index + 1} of {len(result.image_sizes)}")

@@ -157,7 +157,8 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         SettingsError: a field is out of its range or not known.
 
     Calls raise the errors of ``latent_tool.errors``: ``InputError`` for a request that is wrong, ``ModelError`` for a
-    model that cannot be used, ``DeadlineError`` when nothing was scored in time, ``CancelledError`` when stopped.
+    model that cannot be used, ``DeadlineError`` when nothing was scored in time, ``CancelledError`` when stopped,
+    ``OverloadedError`` when too many concurrent calls wait already.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -22,7 +22,16 @@ from typing import TYPE_CHECKING, Any
 
 from latent_tool.errors import InputError
 from latent_tool.files import write_whole
-from latent_tool.overlay import THIN_VEIL, VEIL, attention_share, labels_of, layout_of, plain_text, upright_image
+from latent_tool.overlay import (
+    THIN_VEIL,
+    VEIL,
+    attention_share,
+    confidence_text,
+    labels_of,
+    layout_of,
+    plain_text,
+    upright_image,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -99,7 +108,7 @@ def report_html(
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=_number, visible=_visible)
+    environment.filters.update(number=_number, visible=_visible, confidence=confidence_text)
     return environment.from_string(_PAGE).render(
         result=result,
         question=question,
@@ -149,7 +158,7 @@ def write_report(
 
 def summary_html(result: ReasoningResult) -> str:
     """A few lines of HTML about a result, without picture: what a notebook shows for it."""
-    confidence = "not scored" if result.confidence is None else f"{result.confidence:.2f}"
+    confidence = "not scored" if result.confidence is None else confidence_text(result.confidence)
     verdict = {None: "", True: ", accepted", False: ", abstained"}[result.accepted]
     rows = [
         ("answer", f"<b>{html.escape(plain_text(result.answer)) or '(empty)'}</b>"),
@@ -600,9 +609,9 @@ script-src '{{ script_hash }}'; base-uri 'none'; form-action 'none'">
   {% endif %}
   <p>
     Confidence
-    <strong>{{ "%.2f" | format(result.confidence) if result.confidence is not none else "not scored" }}</strong>
+    <strong>{{ result.confidence | confidence if result.confidence is not none else "not scored" }}</strong>
     {% if result.min_confidence is not none %}
-    against a threshold of <strong>{{ "%.2f" | format(result.min_confidence) }}</strong>
+    against a threshold of <strong>{{ result.min_confidence | confidence }}</strong>
     {% endif %}
     {% if result.accepted is not none %}
     {% set verdict = ("good", "✓ accepted") if result.accepted else ("bad", "✗ abstained") %}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latent_tool.overlay import upright_image
+from latent_tool.overlay import confidence_text, upright_image
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -136,7 +136,7 @@ def print_result(
             ("no latents", result.controls.latents_off),
             ("noised image", result.controls.image_noised),
         ):
-            share = "" if control.confidence is None else f" ({control.confidence:.2f})"
+            share = "" if control.confidence is None else f" ({confidence_text(control.confidence)})"
             facts.add_row(name, Text(f"{plain(control.answer) or '(empty)'}{share}"))
     if result.usage is not None:
         seconds = sum(result.usage.seconds.values())
@@ -159,7 +159,7 @@ def _confidence(result: ReasoningResult) -> Any:
     colour = "green" if result.accepted is not False else "yellow"
     bar = Text("█" * filled, style=colour) + Text("░" * (20 - filled), style="dim")
     source = Text(f" {result.confidence_source.replace('_', ' ')}", style="dim")
-    return Text(f"{result.confidence:.3f} ") + bar + source
+    return Text(f"{confidence_text(result.confidence)} ") + bar + source
 
 
 def _patch_table(result: ReasoningResult) -> Any:

@@ -138,8 +138,10 @@ def test_unlabelled_and_failed_rows(tmp_path: Path) -> None:
     changed(folder, 2, scores={"answer_probability": None})
     made = calibration_of(load_run(folder))
     assert (made.items, made.unscored) == (197, 2)  # an answer that failed is never accepted; no label is no evidence
-    (folder / "items.jsonl").open("a").write('{"id": "torn')
+    whole = (folder / "items.jsonl").read_text()
+    (folder / "items.jsonl").write_text(whole + '{"id": "torn')
     assert calibration_of(load_run(folder)) == made
+    (folder / "items.jsonl").write_text(whole)
     changed(folder, 3, scores={"answer_probability": "high"})
     with pytest.raises(DatasetError, match="line 4"):
         load_run(folder)
@@ -167,6 +169,7 @@ def test_ask_with_a_calibration(tmp_path: Path) -> None:
     made.save(file)
     asked = ("ask", str(tmp_path / "shapes.png"), "what color is the circle?", "--json", "--calibration", str(file))
     done = invoke(*asked, "--min-confidence", "calibrated")
+    assert done.stdout, done.exception
     result = ReasoningResult.model_validate_json(done.stdout)
     assert done.exit_code == (0 if result.accepted else 3)
     assert result.confidence_source == "calibrated" and made.threshold is not None

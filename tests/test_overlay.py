@@ -414,6 +414,14 @@ def test_the_caption_says_what_is_not_drawn() -> None:
     assert module._caption_lines(unscored, 0, 0) == ["(empty answer)", "confidence: not scored"]
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0.00"), (0.29, "0.29"), (0.8996, "0.899"), (0.93, "0.93"), (0.9999, "0.999"), (1.0, "1.00")],
+)
+def test_a_confidence_is_never_rounded_up(value: float, text: str) -> None:
+    assert module.confidence_text(value) == text
+
+
 def test_text_from_outside_loses_its_control_characters() -> None:
     assert module.plain_text("a\x1b[31m\x00b\n\tc\u202ed\u200be\ud800") == "a[31mb cde"
     assert module.plain_text("x" * 5000) == "x" * 999 + "…"

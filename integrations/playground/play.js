@@ -18,6 +18,11 @@ function digits(value, count = 3) {
   return String(Number(value.toPrecision(count))).replace("-", "\u2212");
 }
 
+/* Rounded down, so that a confidence never seems to reach what it does not. */
+function share(value) {
+  return (Math.floor(value * 1000 + 1e-9) / 1000).toFixed(3).replace(/0$/, "");
+}
+
 /* The text without characters that control or reorder what is around them. */
 function visible(text, most = 3000) {
   const shown = text.replace(/[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, "")
@@ -323,10 +328,10 @@ function drawGate() {
   verdict.textContent = "\u00a0";
   if (result) {
     const source = result.confidence_source.replaceAll("_", " ");
-    about = confidence === null ? "Not scored" : `Confidence ${digits(confidence)} of 1 (${source}), threshold ${threshold}`;
+    about = confidence === null ? "Not scored" : `Confidence ${share(confidence)} of 1 (${source}), threshold ${threshold}`;
     const accepted = confidence !== null && confidence >= threshold;
     verdict.classList.add(accepted ? "good" : "bad");
-    verdict.textContent = (confidence === null ? "Not scored" : `Confidence ${digits(confidence)} (${source})`)
+    verdict.textContent = (confidence === null ? "Not scored" : `Confidence ${share(confidence)} (${source})`)
       + (accepted ? ": ✓ accepted" : ": ✗ abstained. Spend more, ask a larger model, or ask someone.");
   }
   at("gauge").setAttribute("aria-label", about);

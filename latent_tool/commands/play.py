@@ -48,21 +48,21 @@ def play(
     except ImportError as error:
         raise MissingExtraError("The playground", "serve") from error
 
-    from latent_tool.integrations.playground import create_playground
-    from latent_tool.reasoner import LatentReasoner
-    from latent_tool.settings import Budget
+    with _listening(port) as listener:  # before what takes time
+        from latent_tool.integrations.playground import create_playground
+        from latent_tool.reasoner import LatentReasoner
+        from latent_tool.settings import Budget
 
-    reasoner = LatentReasoner(
-        model=model,
-        device=device,
-        dtype=dtype,
-        budget=Budget.level(cast("BudgetLevel", budget)),
-        min_confidence=min_confidence,
-        grounding=grounding,
-        controls=controls,
-    )
-    app = create_playground(reasoner)
-    with _listening(port) as listener:
+        reasoner = LatentReasoner(
+            model=model,
+            device=device,
+            dtype=dtype,
+            budget=Budget.level(cast("BudgetLevel", budget)),
+            min_confidence=min_confidence,
+            grounding=grounding,
+            controls=controls,
+        )
+        app = create_playground(reasoner)
         url = f"http://{HOST}:{listener.getsockname()[1]}/"
         print(url, flush=True)
         # The page is there at once; a question waits for the model.
