@@ -60,6 +60,7 @@ class Hooks:
         self.calls += 1
 
     def __enter__(self) -> Hooks:
+        self.engine.vlm.prefix_cache.clear()  # so that the image is computed every time
         decoder = self.engine.vlm.model.get_decoder()
         # The last layer: the layers before it have written their keys and values when it fails.
         self.handles = [
