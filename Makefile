@@ -27,7 +27,7 @@ $(VENV)/dev: $(VENV)/base
 
 demo: $(VENV)/base  ## Ask the embedded model a question about a picture.
 	@mkdir -p out
-	@$(BIN)/latent-tool ask examples/images/shapes.png "What is right of the red circle?" --overlay out/demo.png
+	@$(BIN)/latent-tool ask examples/images/shapes.png "What is below the blue square?" --overlay out/demo.png
 
 # The report and the playground are tested in a real browser.
 /usr/bin/chromium:
@@ -66,7 +66,8 @@ calibration: $(VENV)/dev  ## Make the embedded model's calibration anew, from 1,
 	rm -rf out/calibration
 	OMP_NUM_THREADS=1 $(BIN)/latent-tool eval scenes:held_out:4000000-4000999 --method search --no-visual \
 	    --out out/calibration
-	$(BIN)/latent-tool calibrate out/calibration --out latent_tool/models/embedded/calibration.json
+	$(BIN)/latent-tool calibrate out/calibration --target-error 0.02 \
+	    --out latent_tool/models/embedded/calibration.json
 
 evaluation: $(VENV)/dev  ## Measure methods and confidences on fresh questions (hours); goes on where it stopped.
 	$(BIN)/python benchmarks/evaluation.py --write docs/evaluation-results.md $(ARGS)

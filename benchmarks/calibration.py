@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -29,10 +30,23 @@ from latent_tool import LatentReasoner
 from latent_tool.calibration import Calibration
 from latent_tool.calibration_fit import passing_threshold, split_items, threshold_sequence
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # training, for the photographs
+
 SPLITS = 200
 POPULATION = 200_000
 LEVEL = 0.9
-QUESTIONS = ("what color is the circle?", "how many shapes are there?", "is there a red square?", "what does it say?")
+QUESTIONS = (
+    "what color is the circle?",
+    "how many shapes are there?",
+    "is there a red square?",
+    "what does it say?",
+    "where is the star?",
+    "which shape is leftmost?",
+    "what is the blue thing?",
+    "which bar is tallest?",
+    "are there more circles than squares?",
+    "what number is shown?",
+)
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -129,7 +143,7 @@ def of_run(folder: Path, method: str | None) -> list[str]:
     scores, correct, _ = run.column(method or run.methods[0], "answer_probability")
     values, right = np.array(scores), np.array(correct)
     lines = [HEADER, "|---|---|---|---|---|---|---|---|"]
-    for target in (0.05, 0.1):
+    for target in (0.02, 0.05):
         lines.append(f"| answers of the run, halves | {splits(values, right, len(values) // 2, target, True, 7)} |")
     return lines
 
@@ -178,6 +192,7 @@ def main() -> None:
         lines += ["", *of_run(given.run, given.method)]
     if given.pictures:
         lines += ["", "At the threshold that ships with the embedded model:", "", *strange_pictures(given.pictures)]
+        lines += ["", "The guarantee is for questions drawn like those of the calibration, which these are not."]
     page = "\n".join(lines) + "\n"
     print(page)
     if given.write:

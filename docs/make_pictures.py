@@ -31,8 +31,8 @@ IMAGES = ROOT / "docs" / "images"
 EXAMPLES = ROOT / "examples" / "images"
 # The first one that has patches to show is shown.
 QUESTIONS = (
-    ("shapes.png", "What is right of the red circle?"),
     ("shapes.png", "What is below the blue square?"),
+    ("shapes.png", "What is right of the red circle?"),
     ("chart.png", "Which bar is tallest?"),
     ("number.png", "What number is this?"),
 )

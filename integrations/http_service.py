@@ -153,7 +153,7 @@ def create_app(
     async def health() -> Health:
         return Health(version=app.version, active=gate.active, capacity=limits.max_requests)
 
-    @app.post("/v1/ask", summary="Ask one question", responses=_problems(*_ASKING))
+    @app.post("/v1/ask", summary="Ask one question", responses=_problems(*_ASKING), openapi_extra=_EXAMPLE)
     async def ask_json(question: ReasoningRequest, http: Request) -> ReasoningResult:
         return await desk.answer(question, http)
 
@@ -175,6 +175,7 @@ def create_app(
         "/v1/ask/stream",
         summary="Ask one question and follow the search",
         response_class=Response,
+        openapi_extra=_EXAMPLE,
         responses={
             200: {
                 "description": "One JSON object a line: steps, then the result or an error.",
@@ -554,6 +555,20 @@ _MEANINGS = {
     504: "The deadline passed before anything was scored.",
 }
 
+_RED_SQUARE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAACAAAAAgCAIAAAD8GO2jAAAAKklEQVR42u3NMQEAAAQAMLTQv5YwSvBtBZbTHZ8q"
+    "ngkEAoFAIBAIBIIrC1lZAU48zQieAAAAAElFTkSuQmCC"
+)
+_EXAMPLE = {
+    "requestBody": {
+        "content": {
+            "application/json": {
+                "example": {"image": _RED_SQUARE, "question": "What is this?", "budget": {"iterations": 1}}
+            }
+        }
+    }
+}
+
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     content = {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}}
@@ -573,5 +588,6 @@ def _openapi(app: FastAPI, protected: bool) -> dict[str, Any]:
         if protected:
             found["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
             found["security"] = [{"token": []}]
+            found["paths"]["/health"]["get"]["security"] = []
         app.openapi_schema = found
     return app.openapi_schema

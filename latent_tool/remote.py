@@ -36,7 +36,7 @@ from latent_tool.errors import (
     ServiceUnavailableError,
 )
 from latent_tool.images import portable_image
-from latent_tool.messages import as_request
+from latent_tool.messages import as_request, shown_input
 from latent_tool.reasoner import OPTIONS_KEY, CallOptions, announce, announce_async, graph_writer
 from latent_tool.schema import ReasoningRequest, ReasoningResult, ReasoningStep
 from latent_tool.settings import Budget, ImagePolicy, Positive, settings_error
@@ -161,11 +161,11 @@ class RemoteReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         call = _Call(self)
 
         def answer(value: Any, run_manager: CallbackManagerForChainRun, config: RunnableConfig) -> ReasoningResult:
-            call.open(value, config, listening=_listening(run_manager))
+            call.open(input, config, listening=_listening(run_manager))
             *_, result = self._items(call, config)
             return cast(ReasoningResult, result)
 
-        return self._call_with_config(answer, input, config, **kwargs)
+        return self._call_with_config(answer, shown_input(input), config, **kwargs)
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> ReasoningResult:
         """``invoke`` without a thread; cancelling the task stops the search on the other side."""
@@ -174,11 +174,11 @@ class RemoteReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         async def answer(
             value: Any, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
         ) -> ReasoningResult:
-            await run_in_executor(config, call.open, value, config, listening=_listening(run_manager))
+            await run_in_executor(config, call.open, input, config, listening=_listening(run_manager))
             items = [item async for item in self._aitems(call, config)]
             return cast(ReasoningResult, items[-1])
 
-        return await self._acall_with_config(answer, input, config, **kwargs)
+        return await self._acall_with_config(answer, shown_input(input), config, **kwargs)
 
     def stream(  # type: ignore[override]  # steps come before the result, which is what the type parameter names
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
@@ -189,10 +189,10 @@ class RemoteReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         def steps(
             values: Iterator[Any], run_manager: CallbackManagerForChainRun, config: RunnableConfig
         ) -> Iterator[Any]:
-            call.open(next(values), config, listening=True)
+            call.open(input, config, listening=True)
             yield from self._items(call, config)
 
-        yield from self._transform_stream_with_config(iter([input]), steps, config, **kwargs)
+        yield from self._transform_stream_with_config(iter([shown_input(input)]), steps, config, **kwargs)
 
     async def astream(  # type: ignore[override]
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
@@ -203,8 +203,7 @@ class RemoteReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         async def steps(
             values: AsyncIterator[Any], run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
         ) -> AsyncIterator[Any]:
-            value = await anext(values)
-            await run_in_executor(config, call.open, value, config, listening=True)
+            await run_in_executor(config, call.open, input, config, listening=True)
             items = self._aitems(call, config)
             try:
                 async for item in items:
@@ -213,7 +212,7 @@ class RemoteReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
                 await items.aclose()
 
         async def only() -> AsyncIterator[Any]:
-            yield input
+            yield shown_input(input)
 
         async for step in self._atransform_stream_with_config(only(), steps, config, **kwargs):
             yield step

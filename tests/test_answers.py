@@ -23,9 +23,9 @@ EASY_VQA = Path(easy_vqa.__file__).parent / "data" / "test"
 def test_the_demo_is_right_and_looks_at_the_right_place() -> None:
     """The question of ``make demo``: the blue square spans (186, 92) to (244, 150)."""
     result = LatentReasoner().invoke(
-        {"image": ROOT / "examples" / "images" / "shapes.png", "question": "What is right of the red circle?"}
+        {"image": ROOT / "examples" / "images" / "shapes.png", "question": "What is below the blue square?"}
     )
-    assert result.answer == "blue square"
+    assert result.answer == "green triangle"
     assert result.confidence is not None
     assert result.confidence > 0.9
     assert result.patches

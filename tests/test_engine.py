@@ -32,7 +32,7 @@ from latent_tool.settings import Budget, GenerationSettings, NoiseSettings, Sear
 QUESTION = "what is right of the circle?"
 SHORT = Budget(iterations=3, max_patches=6)
 # Injects patches readily, so that a defect in their handling shows.
-EAGER = SearchSettings(reward_position="both", patches_per_latent=2)
+EAGER = SearchSettings(reward_position="both", patches_per_latent=2, init="token")
 PAPER = SearchSettings.paper()
 
 
@@ -95,7 +95,10 @@ def test_the_decoding_depends_on_latents_and_patches(engine: Engine, outcome: Ou
     else:
         patches = ()
     changed = engine.vlm.token_log_probabilities(prefix, latents, patches, outcome.decoded.tokens)
-    assert (changed - outcome.decoded.log_probabilities).abs().max() > 1e-4
+    again = engine.vlm.token_log_probabilities(prefix, outcome.latents, outcome.patches, outcome.decoded.tokens)
+    difference = (changed - outcome.decoded.log_probabilities).abs().max()
+    assert difference > 10 * (again - outcome.decoded.log_probabilities).abs().max()
+    assert difference > 1e-5
 
 
 def test_the_reward_sees_the_image(engine: Engine, outcome: Outcome) -> None:
@@ -448,26 +451,6 @@ def test_a_model_that_returns_nan_is_an_error_and_leaves_no_trace(engine: Engine
     finally:
         handle.remove()
     assert engine.answer(job(picture)).answer.text == "blue square"
-
-
-def test_a_fault_in_the_middle_leaves_the_engine_usable(engine: Engine, picture: Image.Image) -> None:
-    calls = 0
-    before = engine.vlm.model.config.get_text_config()._attn_implementation
-
-    def fail(_module: Any, _inputs: Any, _output: Any) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 20:
-            raise RuntimeError("defect")
-
-    handle = engine.vlm.model.lm_head.register_forward_hook(fail)
-    try:
-        with pytest.raises(RuntimeError, match="defect"):
-            engine.answer(job(picture))
-    finally:
-        handle.remove()
-    assert engine.answer(job(picture)).answer.text == "blue square"
-    assert engine.vlm.model.config.get_text_config()._attn_implementation == before
 
 
 # ---------------------------------------------------------------------- one engine per model

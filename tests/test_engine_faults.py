@@ -16,6 +16,7 @@ from latent_tool.engine import Engine, Job, Outcome
 from latent_tool.errors import CancelledError, DeadlineError, NotEnoughMemoryError, NumericalError
 from latent_tool.models import attention, shared_prefix
 from latent_tool.models.loading import ModelSpec, load
+from latent_tool.models.prefix_cache import PrefixCache
 from latent_tool.models.requests import Score, out_of_memory, together
 from latent_tool.models.shared_prefix import SuffixBatch
 from latent_tool.settings import Budget, NoiseSettings, SearchSettings
@@ -59,6 +60,7 @@ class Hooks:
         self.calls += 1
 
     def __enter__(self) -> Hooks:
+        self.engine.vlm.prefix_cache.clear()  # so that the image is computed every time
         decoder = self.engine.vlm.model.get_decoder()
         # The last layer: the layers before it have written their keys and values when it fails.
         self.handles = [
@@ -208,8 +210,9 @@ def test_a_deadline_at_any_forward_pass(victim: Engine) -> None:
 
 
 @pytest.mark.parametrize("cancel", [False, True])
-def test_a_prefill_is_given_up_between_layers(victim: Engine, cancel: bool) -> None:
+def test_a_prefill_is_given_up_between_layers(victim: Engine, cancel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The deadline passes (or the question is cancelled) in the vision tower: the decoder is never reached."""
+    monkeypatch.setattr(victim.vlm, "prefix_cache", PrefixCache(0))  # a known image does not see the tower again
     before, now, stop = world(victim), [0.0], threading.Event()
     timed = Engine(victim.vlm, clock=lambda: now[0])
     tower = victim.vlm.model.model.vision_tower

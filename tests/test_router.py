@@ -215,9 +215,9 @@ async def test_only_the_unsure_ones_go_on_together(
     asked: list[tuple[int, str]] = []
     join = InStep.join
 
-    def noted(self: InStep, job: Job, *arguments: Any) -> Any:
+    def noted(self: InStep, job: Job, *arguments: Any, **named: Any) -> Any:
         asked.append((job.budget.iterations, job.question))
-        return join(self, job, *arguments)
+        return join(self, job, *arguments, **named)
 
     monkeypatch.setattr(InStep, "join", noted)
     small = small_reasoner(iterations=0)

@@ -12,7 +12,7 @@ from latent_tool.models.vlm import VisionLanguageModel
 
 # Families whose prompts cannot be computed in two parts: layers with states of other kinds, or a prompt that is read in
 # both directions.
-WHOLE = {"qwen3_5", "lfm2_vl", "gemma4", "paligemma"}
+WHOLE = {"qwen3_5", "lfm2_vl", "gemma4", "ovis2", "paligemma"}
 
 
 @pytest.fixture

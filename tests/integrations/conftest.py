@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pictures import draw_shapes
+from ray_cluster import ray_cluster
 
 # Nothing that runs here may report to anybody.
 os.environ.update(OTEL_SDK_DISABLED="true", HAYSTACK_TELEMETRY_ENABLED="False", OPENAI_AGENTS_DISABLE_TRACING="1")
@@ -44,3 +45,10 @@ def shapes(tmp_path: Path) -> Path:
     folder.mkdir()
     draw_shapes().save(folder / "shapes.png")
     return folder / "shapes.png"
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A Ray cluster of this machine."""
+    with ray_cluster():
+        yield

@@ -15,11 +15,11 @@ from typing import Any
 
 import httpx
 import pytest
-from agents import CIRCLE, SQUARE, essence, small_reasoner
 from http_server import serving
 from langchain_core.runnables import RunnableLambda
 from pictures import draw_shapes
 from PIL import Image
+from scripted_agents import CIRCLE, SQUARE, essence, small_reasoner
 
 from latent_tool import Budget, ConfidenceRouter, ImagePolicy, ReasoningRequest, ReasoningResult
 from latent_tool.errors import SettingsError

@@ -15,10 +15,10 @@ from typing import Any
 
 import httpx
 import pytest
-from agents import CIRCLE, SQUARE, essence, small_reasoner
 from http_server import serving
 from langchain_core.load import dumpd, load
 from PIL import Image
+from scripted_agents import CIRCLE, SQUARE, essence, small_reasoner
 
 # The very tests of the local reasoner, with the fixture below in place of its own.
 from test_reasoner import (  # noqa: F401

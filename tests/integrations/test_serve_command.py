@@ -10,8 +10,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from agents import CIRCLE
 from pictures import draw_shapes
+from scripted_agents import CIRCLE
 
 from latent_tool import RemoteReasoner
 from latent_tool.errors import AccessError, ImageNotAllowedError
