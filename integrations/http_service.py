@@ -327,7 +327,7 @@ async def _lines(
 
 
 def _line(name: str, value: BaseModel) -> str:
-    return json.dumps({name: value.model_dump(mode="json")}, ensure_ascii=False, separators=(",", ":")) + "\n"
+    return json.dumps({name: value.model_dump(mode="json")}, ensure_ascii=True, separators=(",", ":")) + "\n"
 
 
 class _LinesResponse(StreamingResponse):

@@ -39,8 +39,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-app.command("eval")(evaluate)
-
 UNSURE = 3
 
 
@@ -175,13 +173,6 @@ def ask(
         raise typer.Exit(UNSURE)
 
 
-app.command()(serve)
-app.command()(calibrate)
-app.command()(study)
-app.command()(play)
-app.command()(mcp)
-
-
 @app.command()
 def models(as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False) -> None:
     """List the model families that are supported, and how well each was verified."""
@@ -218,6 +209,14 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print the table
         "\nprefix: scoring from the cache equals one full forward pass; boxes: every image cell found in the pixels;"
         "\ndecoding: equals the model's own generate. Checked on tiny random checkpoints of each family."
     )
+
+
+app.command()(play)
+app.command("eval")(evaluate)
+app.command()(calibrate)
+app.command()(study)
+app.command()(mcp)
+app.command()(serve)
 
 
 def _confidence_wanted(text: str | None) -> float | str | None:

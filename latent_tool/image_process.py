@@ -44,7 +44,7 @@ _START_ALONE = _START.replace("_serve()", "_alone(sys.argv[2])")
 _ERRORS = {kind.__name__: kind for kind in (ImageDecodeError, ImageTooLargeError, ImageError)}
 _ENVIRONMENT = ("LD_LIBRARY_PATH", "PATH", "SYSTEMROOT")
 _CAN_FORK = hasattr(os, "fork") and hasattr(socket, "send_fds")
-_HELPER_S = 30.0  # within which the helper must have started, and answer
+_HELPER_S = 60.0  # within which the helper must have started, and answer
 _MAX_HEAD = 100_000  # bytes of the answer's first line
 _NOBODY = 65_534  # user and group without rights
 
@@ -144,8 +144,11 @@ class _Helper:
 
     def _order(self, order: bytes, sockets: list[int]) -> int:
         with self._lock:
-            socket.send_fds(self._orders, [order], sockets)
-            return int(self._orders.recv(100))
+            try:
+                socket.send_fds(self._orders, [order], sockets)
+                return int(self._orders.recv(100))
+            except TimeoutError as error:  # which says nothing of a picture
+                raise ConnectionError("The helper does not answer.") from error
 
     def close(self) -> None:
         self._orders.close()

@@ -108,7 +108,7 @@ def report_html(
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=_number, visible=_visible, confidence=confidence_text)
+    environment.filters.update(number=_number, visible=_visible, confidence=_confidence)
     return environment.from_string(_PAGE).render(
         result=result,
         question=question,
@@ -117,6 +117,7 @@ def report_html(
         patches=rows,
         more_patches=len(result.patches) - len(rows),
         grounding=_grounding(result.grounding),
+        fell=_fell(result),
         chart=_chart(result.trace),
         trace=result.trace[-MOST_ROUNDS:],
         more_rounds=max(0, len(result.trace) - MOST_ROUNDS),
@@ -195,6 +196,10 @@ def _number(value: float | None, digits: int = 3) -> str:
         return "not finite"
     text = f"{value:.{digits}g}"
     return f"{value:.0f}" if "e+" in text and abs(value) < 1e7 else text.replace("-", "\N{MINUS SIGN}")
+
+
+def _confidence(value: float | None) -> str:
+    return NOTHING if value is None else confidence_text(value)
 
 
 def _hash(text: str) -> str:
@@ -296,6 +301,12 @@ def _grounding(grounding: Grounding | None) -> dict[str, Any] | None:
         tokens.append({"text": text, "listed": listed, "token": token, "classes": " ".join(classes)})
     more = len(grounding.tokens) - len(tokens)
     return {"whole": grounding, "tokens": tokens, "more": more, "threshold": threshold}
+
+
+def _fell(result: ReasoningResult) -> bool:
+    """Whether noise takes more than half of the confidence away."""
+    noised = result.controls.image_noised.confidence if result.controls else None
+    return noised is not None and result.confidence is not None and noised < result.confidence / 2
 
 
 def _chart(trace: Sequence[TraceRow]) -> dict[str, Any] | None:
@@ -597,7 +608,7 @@ script-src '{{ script_hash }}'; base-uri 'none'; form-action 'none'">
   <p class="kicker">Answer</p>
   <p class="answer free" dir="auto">{{ result.answer.strip() | visible or "(empty)" }}</p>
   {% if result.confidence is not none %}
-  <svg class="gauge" viewBox="0 0 300 16" role="img" aria-label="Confidence {{ result.confidence | number }} of 1\
+  <svg class="gauge" viewBox="0 0 300 16" role="img" aria-label="Confidence {{ result.confidence | confidence }} of 1\
 {% if result.min_confidence is not none %}, threshold {{ result.min_confidence | number }}{% endif %}">
     <rect class="ground" x="1" y="2" width="298" height="12" rx="3"/>
     <rect class="level" x="1" y="2" width="{{ (298 * result.confidence) | round(1) }}" height="12" rx="3"/>
@@ -811,15 +822,17 @@ script-src '{{ script_hash }}'; base-uri 'none'; form-action 'none'">
       <th scope="col">agrees</th></tr></thead>
     <tbody>
     <tr><th scope="row">as asked</th><td class="free">{{ result.answer | visible(300) }}</td>
-      <td>{{ result.confidence | number }}</td><td></td></tr>
+      <td>{{ result.confidence | confidence }}</td><td></td></tr>
     {% for name, control in (("latents off", result.controls.latents_off),
                              ("image noised", result.controls.image_noised)) %}
     <tr><th scope="row">{{ name }}</th><td class="free">{{ control.answer | visible(300) }}</td>
-      <td>{{ control.confidence | number }}</td><td>{{ "yes" if control.agrees else "no" }}</td></tr>
+      <td>{{ control.confidence | confidence }}</td><td>{{ "yes" if control.agrees else "no" }}</td></tr>
     {% endfor %}
     </tbody>
   </table></div>
-  {% if result.controls.image_noised.agrees %}
+  {% if result.controls.image_noised.agrees and fell %}
+  <p class="quiet">The answer is the same on the noised image, but the confidence falls to less than half.</p>
+  {% elif result.controls.image_noised.agrees %}
   <p class="bad">The answer is the same on the noised image: it may not rest on the image at all.</p>
   {% else %}
   <p class="quiet">The answer changes when the image is noised, as it should if it rests on what is seen.</p>

@@ -152,6 +152,10 @@ def test_streams_end_in_the_result(reasoner: LatentReasoner, request_: dict[str,
     assert [step.phase for step in steps] == ["prefill", "search", "search", "decode"]
     assert [step.trace.round for step in steps if step.trace] == [0, 1]
     assert [step.trace for step in steps if step.trace] == result.trace
+    injected = [cell for step in steps if step.phase == "search" for cell in step.injected]
+    assert [cell.cell for cell in injected] == [cell for row in result.trace for cell in row.accepted]
+    places = {cell.cell: (cell.image, cell.box) for cell in injected}
+    assert all(places[patch.cell] == (patch.image, patch.box) for patch in result.patches)
     # What stands behind a stream of steps gets the last item alone.
     assert list((reasoner | RunnableLambda(lambda each: each.answer)).stream(request_)) == ["red"]
 

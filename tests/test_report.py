@@ -253,10 +253,12 @@ def test_an_abstention_is_said() -> None:
 def test_the_noised_image_is_a_warning_only_if_the_answer_stays() -> None:
     other = ControlAnswer(answer="red", confidence=0.3, agrees=False)
     same = ControlAnswer(answer="blue", confidence=0.9, agrees=True)
-    for noised, warned in ((other, False), (same, True)):
+    unsure = ControlAnswer(answer="blue", confidence=0.2, agrees=True)
+    for noised, warned in ((other, False), (same, True), (unsure, False)):
         result = a_result(controls=Controls(latents_off=same, image_noised=noised))
         page = report_html(result, scene(), question=QUESTION)
         assert ("may not rest on the image at all" in page) is warned
+        assert ("falls to less than half" in page) is (noised is unsure)
 
 
 def test_patches_lie_where_their_boxes_are() -> None:

@@ -341,7 +341,7 @@ function drawChart(iterations) {
   const chart = at("chart");
   const seen = rows.filter(row => Number.isFinite(row.reward) && Number.isFinite(row.best_reward));
   if (!seen.length) {
-    chart.replaceChildren(make("path", { class: "axis", d: "M70 200H624" }));
+    chart.replaceChildren(make("path", { class: "axis", d: "M92 200H624" }));
     chart.setAttribute("aria-label", "No search yet");
     return;
   }
@@ -351,14 +351,14 @@ function drawChart(iterations) {
   low -= margin;
   high += margin;
   const last = Math.max(iterations, seen.at(-1).round, 1);
-  const x = round => 70 + round / last * 554;
+  const x = round => 92 + round / last * 532;
   const y = value => 200 - (value - low) / (high - low) * 176;
   const parts = [];
   const levels = high - low > 2 * margin ? [low + margin, (low + high) / 2, high - margin] : [(low + high) / 2];
   const names = [3, 4, 5, 6, 7, 8].map(count => levels.map(value => digits(value, count)));
   const shown = names.find(each => new Set(each).size === levels.length) || names[0];
-  levels.forEach((value, index) => parts.push(make("path", { class: "axis", d: `M70 ${y(value)}H624` }),
-    make("text", { x: 62, y: y(value) + 5, "text-anchor": "end" }, shown[index])));
+  levels.forEach((value, index) => parts.push(make("path", { class: "axis", d: `M92 ${y(value)}H624` }),
+    make("text", { x: 84, y: y(value) + 5, "text-anchor": "end" }, shown[index])));
   const ticks = new Set([0, 1, 2, 3, 4, 5].map(i => Math.round(last * i / 5)));
   for (const round of ticks) parts.push(make("text", { x: x(round), y: 226, "text-anchor": "middle" }, String(round)));
   for (const [name, key] of [["current", "reward"], ["best", "best_reward"]]) {
@@ -404,7 +404,7 @@ function drawWhy() {
     const pairs = [["as asked", result], ["latents off", result.controls.latents_off], ["image noised", result.controls.image_noised]];
     at("controls").replaceChildren(make("tbody", {}, ...pairs.map(([name, control]) => make("tr", {},
       make("th", { scope: "row" }, name), make("td", { class: "free" }, visible(control.answer, 300)),
-      make("td", {}, digits(control.confidence))))));
+      make("td", {}, control.confidence === null ? "\u2013" : share(control.confidence))))));
   }
   const usage = result.usage;
   at("cost").textContent = usage ? `${usage.candidates} states scored, ${usage.decoder_calls} decoder calls; the search ended: `

@@ -67,7 +67,7 @@ def study(
             progress=None if tell is None else lambda done, total: tell(done, total, "asking"),
         )
     if as_json:
-        print(json.dumps(found, indent=1, ensure_ascii=False))
+        print(json.dumps(found, indent=1, ensure_ascii=True))
         return
     for each in found["findings"]:
         interval = each["interval"]

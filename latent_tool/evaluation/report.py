@@ -27,7 +27,7 @@ _COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#7a5195", "#b8860b", "#4d4d4d", "#
 
 def write_reports(folder: Path, summary: Mapping[str, Any]) -> None:
     """Write ``summary.json``, ``report.md`` and ``report.html``, each whole or not at all."""
-    text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(summary, indent=2, ensure_ascii=True, allow_nan=False) + "\n"
     write_whole(folder / "summary.json", text.encode())
     write_whole(folder / "report.md", markdown_report(summary).encode())
     write_whole(folder / "report.html", html_report(summary).encode())

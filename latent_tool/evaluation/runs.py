@@ -212,7 +212,7 @@ def _agreeing(row: Row, votes: Mapping[str, Sequence[str]]) -> Row:
 
 def row_line(row: Row) -> bytes:
     """A row as one line of the file."""
-    return json.dumps(row.model_dump(mode="json"), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    return json.dumps(row.model_dump(mode="json"), ensure_ascii=True, allow_nan=False).encode() + b"\n"
 
 
 def extend_methods(manifest: Manifest, methods: Mapping[str, MethodFacts]) -> Manifest:

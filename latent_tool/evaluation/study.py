@@ -609,7 +609,7 @@ def write_study(folder: Path, found: Mapping[str, Any]) -> None:
     markdown, html = markdown_study(found), study_page(found)
     write_whole(folder / "study.md", markdown.encode())
     write_whole(folder / "study.html", html.encode())
-    text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(found, indent=1, ensure_ascii=True, allow_nan=False) + "\n"
     write_whole(folder / "study.json", text.encode())
 
 
