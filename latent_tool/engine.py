@@ -358,17 +358,7 @@ class Engine:
         clock = _Clock(job, self.clock)
         clock.require_time("the image was read")
         yield ReasoningStep(phase="prefill", iterations=job.budget.iterations)
-        try:
-            inputs = self.vlm.prepare(
-                job.images,
-                job.question,
-                system=job.system,
-                position=job.settings.latent_position,
-                thinking_markers=job.settings.thinking_markers,
-                images_first=job.images_first,
-            )
-        except MemoryError:
-            raise NotEnoughMemoryError("The images do not fit into memory.", "Use smaller images.") from None
+        inputs = self._inputs(job)
         budget, warnings = self._fit_context(inputs, job)
         clock.require_time("the image was read")
         prefix: Prefix = yield Prefill(inputs, lambda: clock.require_time("the image was read"))
@@ -431,16 +421,9 @@ class Engine:
         """Everything that drawing several answers to one question takes."""
         clock = _Clock(job, self.clock)
         clock.require_time("the image was read")
-        inputs = self.vlm.prepare(
-            job.images,
-            job.question,
-            system=job.system,
-            position=job.settings.latent_position,
-            thinking_markers=job.settings.thinking_markers,
-            images_first=job.images_first,
-        )
+        inputs = self._inputs(job)
         budget, _ = self._fit_context(inputs, job)
-        prefix: Prefix = yield Prefill(inputs)
+        prefix: Prefix = yield Prefill(inputs, lambda: clock.require_time("the image was read"))
         clock.phase_done("prefill")
         clock.require_time("anything was decoded")
         drawn: list[Decoded] = yield Sample(
@@ -468,6 +451,20 @@ class Engine:
         return float(read_reward(logits, outcome.job.settings).reward[0])
 
     # ------------------------------------------------------------------ its parts
+
+    def _inputs(self, job: Job) -> Inputs:
+        """The prompt as the model takes it."""
+        try:
+            return self.vlm.prepare(
+                job.images,
+                job.question,
+                system=job.system,
+                position=job.settings.latent_position,
+                thinking_markers=job.settings.thinking_markers,
+                images_first=job.images_first,
+            )
+        except MemoryError:
+            raise NotEnoughMemoryError("The images do not fit into memory.", "Use smaller images.") from None
 
     def _fit_context(self, inputs: Inputs, job: Job) -> tuple[Budget, list[str]]:
         """The budget cut to what the model's context holds."""
@@ -678,14 +675,7 @@ class Engine:
         self, sampled: Sampled, noise: NoiseSettings, think: bool
     ) -> Work[tuple[Grounding | None, ...]]:
         job = sampled.job
-        inputs = self.vlm.prepare(
-            job.images,
-            job.question,
-            system=job.system,
-            position=job.settings.latent_position,
-            thinking_markers=job.settings.thinking_markers,
-            images_first=job.images_first,
-        )
+        inputs = self._inputs(job)
         opening = inputs.markers.opening if think else ()
         rows: list[list[Tensor]] = [[] for _ in sampled.decoded]
         for draw in range(noise.draws):

@@ -69,7 +69,6 @@ def questions(count: int, sign: float, seed: int = 0) -> list[Question]:
                 correct=right,
                 confidence=sure,
                 rewards=tuple(0.5 + 0.1 * tilt * (1 + step) + rng.gauss(0, 0.2) for step in range(4)),
-                sampled_rewards=(None, 0.1, 0.1, 0.1),
                 grounding=sign * (sure - 0.5) + rng.gauss(0, 0.05),
                 sequences=tuple(sequences),
             )

@@ -76,7 +76,6 @@ class Question(Part):
     correct: bool
     confidence: float | None
     rewards: tuple[float, ...]
-    sampled_rewards: tuple[float | None, ...]
     grounding: float | None
     sequences: tuple[Drawn, ...]
 
@@ -174,7 +173,6 @@ def _ask(
             correct=_right(item, result.answer),
             confidence=result.confidence,
             rewards=tuple(row.reward for row in result.trace),
-            sampled_rewards=tuple(row.mean_sampled_reward for row in result.trace),
             grounding=attention_lift(attention, boxes, item.boxes or ()),
             sequences=tuple(sequences),
         )
