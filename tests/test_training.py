@@ -235,6 +235,19 @@ def test_a_state_of_another_recipe_is_refused(tmp_path: Path) -> None:
         stages.Trainer(replace(_SMALL, vision_steps=5), tmp_path, 0, 1)
 
 
+def test_runs_of_other_seeds_begin_elsewhere_and_see_other_pictures(tmp_path: Path) -> None:
+    assert max(settings.FULL.language_steps, settings.FULL.vision_steps) * 2 * 32 < stages.NUMBERS_PER_SEED
+    one, other = (stages.Trainer(replace(_SMALL, seed=seed), tmp_path, 0, 1) for seed in (0, 1))
+    assert not torch.equal(next(one.model.parameters()), next(other.model.parameters()))
+    for stage in (0, 1):
+        lessons = [
+            stages._Lessons(replace(_SMALL, seed=seed), one.processor.tokenizer, stage, 0, 0, 1) for seed in (0, 1)
+        ]
+        first, second = (next(iter(each)) for each in lessons)
+        pixels = [each[0] if stage == 0 else each.pixels for each in (first, second)]
+        assert not torch.equal(*pixels)
+
+
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     find = command.importlib.util.find_spec
     monkeypatch.setattr(

@@ -2,6 +2,7 @@
 
     python -m training --out latent_tool/models/embedded      the whole recipe, one to two hours on two cores
     python -m training --out /tmp/model --quick               two minutes: a smaller model of simple scenes
+    python -m training --out DIR --seed 1                     the whole recipe with other weights and other pictures
     python -m training --out DIR --resume                     continue a run that was stopped
     python -m training --out DIR --evaluate-only              measure DIR again and rewrite its card
 
@@ -15,11 +16,15 @@ import importlib.util
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from latent_tool.errors import LatentToolError, MissingExtraError, SettingsError
+from training import settings
+from training.settings import Recipe
 
+SEEDS = 50  # parts of the training stream
 NEEDED = ("torch", "transformers", "PIL", "numpy", "matplotlib", "skimage", "easy_vqa")
 METRICS = "metrics.json"
 
@@ -31,7 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
         missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
         if missing:
             raise MissingExtraError(f"Training the embedded model ({', '.join(missing)})", "train")
-        return _run(options.out, options.run, options.quick, options.resume, options.force, options.evaluate_only)
+        recipe = replace(settings.QUICK if options.quick else settings.FULL, seed=options.seed)
+        return _run(options.out, options.run, recipe, options.resume, options.force, options.evaluate_only)
     except LatentToolError as error:
         print(error, file=sys.stderr)
         return 2
@@ -42,18 +48,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--run", type=Path, help="folder of states and logs (default: training/runs/full or quick)")
     parser.add_argument("--quick", action="store_true", help="a two-minute recipe")
+    parser.add_argument("--seed", type=int, choices=range(SEEDS), metavar="N", default=0, help=f"0 to {SEEDS - 1}")
     parser.add_argument("--resume", action="store_true", help="continue from the last saved state")
     parser.add_argument("--force", action="store_true", help="replace a checkpoint even if it is better or unknown")
     parser.add_argument("--evaluate-only", action="store_true", help="measure the checkpoint that is there")
     return parser
 
 
-def _run(out: Path, run: Path | None, quick: bool, resume: bool, force: bool, evaluate_only: bool) -> int:
-    from training import card, checkpoint, evaluate, settings, stages
+def _run(out: Path, run: Path | None, recipe: Recipe, resume: bool, force: bool, evaluate_only: bool) -> int:
+    from training import card, checkpoint, evaluate, stages
 
-    recipe = settings.QUICK if quick else settings.FULL
-    measure = evaluate.measure_quick if quick else evaluate.measure
-    run = run or Path("training/runs") / ("quick" if quick else "full")
+    measure = evaluate.measure_quick if recipe.tiny else evaluate.measure
+    run = run or Path("training/runs") / ("quick" if recipe.tiny else "full")
     if evaluate_only:
         if not (out / "model.safetensors").exists():
             raise SettingsError(f"There is no checkpoint in {out}.", "Train one first, without --evaluate-only.")

@@ -23,7 +23,7 @@ class Recipe:
     vocabulary: int = 800
 
     processes: int = 2
-    seed: int = 0
+    seed: int = 0  # of the initial weights, and which part of the training stream is seen
 
     vision_steps: int = 700
     vision_batch: int = 32  # images per process and step

@@ -37,6 +37,7 @@ from training.world import assets, from_scene, tiny_scene
 
 STAGES = ("vision", "language")
 _VISION_NUMBERS = 500_000_000  # numbers of the training stream from which the warm-up draws
+NUMBERS_PER_SEED = 10_000_000  # more than either stage of a run draws, so that runs of other seeds share no picture
 
 # glibc returns large tensors to the system after every operation unless told otherwise; this is a third of the time
 ALLOCATOR = {
@@ -331,7 +332,7 @@ class _Lessons(IterableDataset[Any]):
         packer = Packer(self.tokenizer, recipe)
         size = recipe.vision_batch if self.stage == 0 else recipe.language_batch
         for step in range(self.first, self.steps):
-            start = (step * self.world + self.rank) * size
+            start = recipe.seed * NUMBERS_PER_SEED + (step * self.world + self.rank) * size
             if self.stage == 0:
                 yield _dense_batch([_VISION_NUMBERS + start + k for k in range(size)], recipe)
             else:
