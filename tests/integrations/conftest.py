@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,19 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, A
         report.outcome = "failed"
         report.longrepr = f"a skip is a failure here: {report.longrepr}"
     return report
+
+
+@pytest.fixture(autouse=True)
+def closed_loop() -> Iterator[None]:
+    """An event loop for the frameworks' `run_sync`, which takes the thread's one, or makes one, and leaves it open."""
+    loops = {asyncio.new_event_loop()}
+    asyncio.set_event_loop(*loops)
+    yield
+    with suppress(RuntimeError):  # none is left
+        loops.add(asyncio.get_event_loop_policy().get_event_loop())
+    for loop in loops:
+        loop.close()
+    asyncio.set_event_loop(None)
 
 
 @pytest.fixture
