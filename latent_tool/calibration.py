@@ -43,7 +43,9 @@ EMBEDDED_FOLDER = Path(__file__).parent / "models" / "embedded"
 EMBEDDED_FILE = EMBEDDED_FOLDER / "calibration.json"
 # The scores that every ``ReasoningResult`` can carry; a calibration of any other is of use to its maker alone.
 SCORES = (
+    "pooled_probability",
     "answer_probability",
+    "plain_probability",
     "mean_token_probability",
     "first_token_entropy",
     "reward",
@@ -89,7 +91,7 @@ def configuration(
     """Everything a score depends on besides the question and the seed, as plain JSON.
 
     Args:
-        score: name of the score, such as ``"answer_probability"``.
+        score: name of the score, such as ``"pooled_probability"``.
         model: ``"embedded"``, a checkpoint folder (known by its content, wherever it lies) or a hub id (known by its
             name and commit).
         settings, budget, generation: as the reasoner has them; ``None``: the defaults. ``deadline_s`` is left out: what

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from PIL.Image import Image
@@ -38,12 +38,12 @@ from latent_tool.models.requests import (
 )
 from latent_tool.models.vlm import Inputs, Prefix, VisionLanguageModel
 from latent_tool.schema import (
-    ConfidenceSource,
     ControlAnswer,
     Controls,
     GeneratedToken,
     Grounding,
     InjectedCell,
+    MeasuredConfidence,
     Patch,
     ReasoningResult,
     ReasoningStep,
@@ -88,7 +88,7 @@ class Job:
     generation: GenerationSettings | None = None
     images_first: bool = True
     seed: int = 0
-    confidence: Literal["answer_probability", "reward"] = "answer_probability"
+    confidence: MeasuredConfidence = "pooled_probability"
     min_confidence: float | None = None
     grounding: NoiseSettings | None = None
     controls: bool = False
@@ -103,7 +103,8 @@ class Job:
 class Outcome:
     """What one question led to, tensors included.
 
-    ``latents``: ``(L, d)`` of the decoded state, or ``None`` for the plain model; ``patches``: its injected cells.
+    ``latents``: ``(L, d)`` of the decoded state, or ``None`` for the plain model; ``patches``: its injected cells;
+    ``plain_probability``: of the answer by the model without either, see ``Scores``.
     """
 
     job: Job
@@ -113,6 +114,7 @@ class Outcome:
     search: method.Outcome | None
     decoded: Decoded
     answer: ExtractedAnswer
+    plain_probability: float | None
     grounding: Grounding | None
     controls: Controls | None
     usage: Usage
@@ -144,7 +146,7 @@ class Sampled:
     @property
     def probabilities(self) -> list[float]:
         """Joint probability of every answer's tokens given the reasoning before them, in [0, 1]."""
-        return [_joint(decoded, answer) or 0.0 for decoded, answer in zip(self.decoded, self.answers, strict=True)]
+        return [_joint(decoded.log_probabilities, answer) or 0.0 for decoded, answer in zip(self.decoded, self.answers, strict=True)]
 
 
 class _Clock:
@@ -380,6 +382,7 @@ class Engine:
         yield ReasoningStep(phase="decode", iterations=budget.iterations)
         decoded = yield from self._decode(prefix, latents, patches, budget, clock)
         answer = self._extract(prefix, decoded)
+        plain = yield from self._plain_probability(prefix, latents, decoded, answer, clock)
         clock.phase_done("decode")
 
         grounding = controls = None
@@ -411,6 +414,7 @@ class Engine:
             found,
             decoded,
             answer,
+            plain,
             grounding,
             controls,
             usage,
@@ -578,6 +582,19 @@ class Engine:
         clock.calls += len(decoded.tokens)
         return decoded
 
+    def _plain_probability(
+        self, prefix: Prefix, latents: Tensor | None, decoded: Decoded, answer: ExtractedAnswer, clock: _Clock
+    ) -> Work[float | None]:
+        """Joint probability of the answer's tokens by the model as it was before it thought; one forward pass.
+
+        The search raises the confidence in whatever it ends with; this one it cannot raise.
+        """
+        if latents is None or answer.start == answer.stop:
+            return _joint(decoded.log_probabilities, answer)
+        log_p: Tensor = yield TokenLogProbabilities(prefix, None, (), decoded.tokens[: answer.stop])
+        clock.calls += 1
+        return _joint(log_p, answer)
+
     def _extract(self, prefix: Prefix, decoded: Decoded) -> ExtractedAnswer:
         rules = generation_rules(self.vlm.model, prefix.length)
         return extract_answer(decoded.tokens, self.vlm.tokenizer, prefix.inputs.markers.closing, rules.stop_tokens)
@@ -707,7 +724,7 @@ class Engine:
     def _control(self, prefix: Prefix, decoded: Decoded, answer: str) -> ControlAnswer:
         found = self._extract(prefix, decoded)
         same = " ".join(found.text.lower().split()) == " ".join(answer.lower().split())
-        return ControlAnswer(answer=found.text, confidence=_joint(decoded, found), agrees=same)
+        return ControlAnswer(answer=found.text, confidence=_joint(decoded.log_probabilities, found), agrees=same)
 
     def _grounding(
         self, decoded: Decoded, answer: ExtractedAnswer, dependency: Tensor, noise: NoiseSettings
@@ -736,24 +753,27 @@ class Engine:
     def result(self, outcome: Outcome) -> ReasoningResult:
         """The outcome as plain JSON types."""
         job, found = outcome.job, outcome.search
-        probability = _joint(outcome.decoded, outcome.answer)
+        probability = _joint(outcome.decoded.log_probabilities, outcome.answer)
+        plain = outcome.plain_probability
         answer_log_p = outcome.decoded.log_probabilities[outcome.answer.start : outcome.answer.stop]
         scores = Scores(
             reward=found.best.reward if found else None,
             initial_reward=found.initial_reward if found else None,
             top_k_mass=found.best.top_k_mass if found else None,
             answer_probability=probability,
+            plain_probability=plain,
+            pooled_probability=None if probability is None or plain is None else math.sqrt(probability * plain),
             mean_token_probability=float(answer_log_p.mean().exp()) if len(answer_log_p) else None,
             first_token_entropy=float(outcome.decoded.entropies[outcome.answer.start])
             if outcome.answer.start < len(outcome.decoded.entropies)
             else None,
         )
-        confidence: float | None = probability
-        source: ConfidenceSource = "answer_probability"
         if job.confidence == "reward":
             if found is None:
                 raise SettingsError("Without latents there is no reward.", "Gate on the answer probability instead.")
-            confidence, source = _reward_confidence(found.best.reward, job.settings, self.vlm), "reward"
+            confidence: float | None = _reward_confidence(found.best.reward, job.settings, self.vlm)
+        else:
+            confidence = getattr(scores, job.confidence)
         accepted = None
         if job.min_confidence is not None:
             accepted = confidence is not None and confidence >= job.min_confidence
@@ -761,7 +781,7 @@ class Engine:
             answer=outcome.answer.text,
             raw_text=outcome.answer.raw_text,
             confidence=confidence,
-            confidence_source=source if confidence is not None else "unscored",
+            confidence_source=job.confidence if confidence is not None else "unscored",
             accepted=accepted,
             abstained=None if accepted is None else not accepted,
             min_confidence=job.min_confidence,
@@ -802,9 +822,12 @@ class Engine:
         return found
 
 
-def _joint(decoded: Decoded, answer: ExtractedAnswer) -> float | None:
-    """Joint probability of the answer's tokens and of the token that ends it; ``None`` if nothing was decoded."""
-    log_p = decoded.log_probabilities[answer.start : answer.stop]
+def _joint(log_probabilities: Tensor, answer: ExtractedAnswer) -> float | None:
+    """Joint probability of the answer's tokens and of the token that ends it; ``None`` if nothing was decoded.
+
+    ``log_probabilities``: ``(n,)`` of the decoded tokens, at least up to the end of the answer.
+    """
+    log_p = log_probabilities[answer.start : answer.stop]
     return min(1.0, float(log_p.double().sum().exp())) if len(log_p) else None
 
 

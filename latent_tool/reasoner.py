@@ -35,7 +35,7 @@ from pydantic.json_schema import SkipJsonSchema
 from latent_tool.calibration import SCORES, Calibration, configuration, is_folder
 from latent_tool.errors import CalibrationError, CalibrationMismatchError, CancelledError, SettingsError
 from latent_tool.messages import as_request, shown_input
-from latent_tool.schema import ReasoningRequest, ReasoningResult, ReasoningStep
+from latent_tool.schema import MeasuredConfidence, ReasoningRequest, ReasoningResult, ReasoningStep
 from latent_tool.settings import (
     PREFIX_CACHE_BYTES,
     Budget,
@@ -189,8 +189,8 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
     min_confidence: Unit | Literal["calibrated"] | None = Field(
         None, description="Abstain below this confidence, or below the calibration's own threshold; None: never."
     )
-    confidence: Literal["answer_probability", "reward"] = Field(
-        "answer_probability", description="Where the confidence comes from, unless a calibration says."
+    confidence: MeasuredConfidence = Field(
+        "pooled_probability", description="Which score is the confidence, unless a calibration says: see Scores."
     )
     calibration: Calibration | None = Field(
         None,
@@ -222,7 +222,7 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         if self.device is not None and self.device_map is not None:
             raise ValueError("give device or device_map, not both")
         if self.confidence == "reward" and not self.settings.latents:
-            raise ValueError("without latents there is no reward; use confidence='answer_probability'")
+            raise ValueError("without latents there is no reward; use confidence='pooled_probability'")
         if self.confidence == "reward" and self.settings.reward == "neg_log_probability":
             raise ValueError("the reward neg_log_probability has no upper bound, so it is no confidence")
         if self.min_confidence == "calibrated":

@@ -52,6 +52,7 @@ EMBEDDED_SIDE = 1600  # ... and embedded with at most this
 NOTHING = "\N{EN DASH}"  # where there is no number
 SOURCES = {
     "calibrated": "probability of being right, fitted on held-out questions",
+    "pooled_probability": "joint probability of the answer's tokens, pooled over the model with and without latents",
     "answer_probability": "joint probability of the answer's tokens",
     "reward": "reward of the search, rescaled to 0 to 1",
     "unscored": "this answer was not scored",

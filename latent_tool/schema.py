@@ -37,7 +37,8 @@ __all__ = [
 MAX_TEXT = 100_000
 
 Box = tuple[float, float, float, float]
-ConfidenceSource = Literal["calibrated", "answer_probability", "reward", "unscored"]
+MeasuredConfidence = Literal["pooled_probability", "answer_probability", "reward"]
+ConfidenceSource = Literal["calibrated", "pooled_probability", "answer_probability", "reward", "unscored"]
 StopReason = Literal["iterations", "max_candidates", "deadline", "target_reward", "patience", "no_latents"]
 FinishReason = Literal["stop", "length", "deadline"]
 
@@ -155,6 +156,13 @@ class Scores(Plain):
     top_k_mass: float | None = Field(None, description="Probability mass of the top k tokens, in [0, 1].")
     answer_probability: float | None = Field(
         None, description="Joint probability of the answer's tokens and of the token that ends it, in [0, 1]."
+    )
+    plain_probability: float | None = Field(
+        None,
+        description="The same of the same tokens by the plain model, which has no latents and no injected patches.",
+    )
+    pooled_probability: float | None = Field(
+        None, description="Geometric mean of answer_probability and plain_probability (a logarithmic opinion pool)."
     )
     mean_token_probability: float | None = Field(
         None, description="Geometric mean of the same token probabilities, in [0, 1]."

@@ -92,7 +92,7 @@ def what_to_do(result: ReasoningResult) -> str | None:
     if result.accepted is False:
         short = "not known" if result.min_confidence is None else f"below {result.min_confidence:g}"
         return f"The confidence is {short}: do not rely on this answer. {remedy}"
-    likely = result.confidence_source in ("calibrated", "answer_probability")
+    likely = result.confidence_source in ("calibrated", "pooled_probability", "answer_probability")
     if result.accepted is None and likely and result.confidence is not None and result.confidence < UNSURE:
         return f"By its own measure the model is more likely wrong than right. {remedy}"
     return None

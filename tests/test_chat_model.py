@@ -81,7 +81,7 @@ def test_the_reply_carries_its_confidence(chat: ChatLatentReasoner, picture: Ima
     reply = chat.invoke([shows(picture, text=LEFT)])
     metadata = reply.response_metadata
     assert reply.content == "red circle"
-    assert metadata["confidence"] > 0.9 and metadata["confidence_source"] == "answer_probability"
+    assert metadata["confidence"] > 0.9 and metadata["confidence_source"] == "pooled_probability"
     assert metadata["model_name"] == "embedded" and metadata["finish_reason"] == "stop"
     assert isinstance(metadata["patches"], list) and metadata["accepted"] is None
     tokens = metadata["logprobs"]["content"]

@@ -54,7 +54,7 @@ def test_answers(engine: Engine, picture: Image.Image) -> None:
     assert result.answer == "blue square"
     assert result.confidence is not None
     assert result.confidence > 0.5
-    assert result.confidence_source == "answer_probability"
+    assert result.confidence_source == "pooled_probability"
     assert result.image_sizes == [(200, 150)]
 
 
@@ -83,6 +83,29 @@ def test_the_answer_is_decoded_from_the_state_that_was_scored(engine: Engine, ou
     expected = log_p[torch.arange(len(outcome.decoded.tokens)), list(outcome.decoded.tokens)]
     assert torch.allclose(expected, outcome.decoded.log_probabilities, atol=1e-4)
     assert naive.at_answer.argmax(-1).tolist() == list(outcome.decoded.tokens)
+
+
+def test_the_confidence_pools_the_answer_s_probability_with_that_of_the_plain_model(
+    engine: Engine, outcome: Outcome
+) -> None:
+    """Both from naive forward passes: over the decoded state, and over the prompt and the answer alone."""
+    tokens, answer = outcome.decoded.tokens[: outcome.answer.stop], slice(outcome.answer.start, outcome.answer.stop)
+    joint = []
+    for state in ((outcome.latents, outcome.patches), (None, ())):
+        log_p = run_naively(engine.vlm, outcome.inputs, *state, tokens[:-1]).at_answer.log_softmax(-1)
+        joint.append(float(log_p[range(len(tokens)), list(tokens)][answer].sum().exp()))
+    scores = engine.result(outcome).scores
+    assert scores.answer_probability == pytest.approx(joint[0], abs=1e-4)
+    assert scores.plain_probability == pytest.approx(joint[1], abs=1e-4)
+    assert abs(joint[0] - joint[1]) > 1e-3
+    assert engine.result(outcome).confidence == pytest.approx((joint[0] * joint[1]) ** 0.5, abs=1e-4)
+
+
+def test_the_plain_model_has_one_probability(engine: Engine, picture: Image.Image) -> None:
+    result = engine.result(engine.answer(job(picture, settings=SearchSettings(latents=0))))
+    scores = result.scores
+    assert scores.answer_probability == scores.plain_probability == pytest.approx(scores.pooled_probability)
+    assert result.usage.decoder_calls == 1 + result.usage.generated_tokens
 
 
 @pytest.mark.parametrize("part", ["latents", "patches"])
@@ -371,11 +394,12 @@ def test_controls(engine: Engine, picture: Image.Image) -> None:
 # ---------------------------------------------------------------------- confidence
 
 
-def test_confidence_is_the_joint_probability_of_answer_and_end(engine: Engine, picture: Image.Image) -> None:
-    found = engine.answer(job(picture))
+def test_the_answer_probability_is_joint_over_answer_and_end(engine: Engine, picture: Image.Image) -> None:
+    found = engine.answer(job(picture, confidence="answer_probability"))
     naive = run_naively(engine.vlm, found.inputs, found.latents, found.patches, found.decoded.tokens[:-1])
     p = naive.at_answer.softmax(-1)[torch.arange(len(found.decoded.tokens)), list(found.decoded.tokens)]
     assert engine.result(found).confidence == pytest.approx(float(p.prod()), abs=1e-4)
+    assert engine.result(found).confidence_source == "answer_probability"
 
 
 def test_thresholds(engine: Engine, picture: Image.Image) -> None:

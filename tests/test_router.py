@@ -203,7 +203,7 @@ def test_chat_models_get_messages_and_prompts_get_fields(request_: dict[str, Any
 def test_a_latent_chat_model_keeps_its_confidence(request_: dict[str, Any]) -> None:
     chat = ChatLatentReasoner(reasoner=small_reasoner())
     result = ConfidenceRouter(rungs=[chat, never], thresholds=0.9).invoke(request_)
-    assert result.confidence is not None and result.confidence_source == "answer_probability"
+    assert result.confidence is not None and result.confidence_source == "pooled_probability"
 
 
 # ---------------------------------------------------------------------- batch, async, stream

@@ -50,7 +50,7 @@ def test_the_model_sees_four_arguments_with_descriptions(tool: LatentReasoningTo
 def test_content_for_the_model_and_artifact_for_code(tool: LatentReasoningTool, picture: Image.Image) -> None:
     message = call(tool, question=CIRCLE, image=data_uri(picture))
     assert message.status == "success"
-    assert message.content.startswith("Answer: red\nConfidence: high, 1.00 of 1 (answer_probability).\nEvidence: ")
+    assert message.content.startswith("Answer: red\nConfidence: high, 1.00 of 1 (pooled_probability).\nEvidence: ")
     assert "NOT RELIABLE" not in message.content
     assert json.loads(json.dumps(message.artifact)) == message.artifact
     result = ReasoningResult.model_validate(message.artifact)

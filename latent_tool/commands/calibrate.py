@@ -32,7 +32,7 @@ class Kind(StrEnum):
 def calibrate(
     run: Annotated[Path, typer.Argument(help="Folder of a run: what latent-tool eval wrote.")],
     out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="The calibration file to write.")] = None,
-    score: Annotated[str, typer.Option(help="Which score becomes the confidence.")] = "answer_probability",
+    score: Annotated[str, typer.Option(help="Which score becomes the confidence.")] = "pooled_probability",
     method: Annotated[
         str | None, typer.Option(help="Whose answers, if the run has several methods.", show_default=False)
     ] = None,
@@ -84,7 +84,7 @@ def calibrate(
 
 def calibration_of(
     run: Run,
-    score: str = "answer_probability",
+    score: str = "pooled_probability",
     method: str | None = None,
     target_error: float = 0.05,
     confidence_level: float = 0.9,

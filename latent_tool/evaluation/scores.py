@@ -31,7 +31,9 @@ class Score:
 
 
 SCORES: dict[str, Score] = {
+    "pooled_probability": Score("geometric mean of the answer's probability with latents and without", True, True),
     "answer_probability": Score("joint probability of the answer's tokens and of the token that ends it", True, True),
+    "plain_probability": Score("the same of the same tokens by the plain model", True, True),
     "mean_token_probability": Score("geometric mean of the same probabilities", True, True),
     "first_token_entropy": Score("entropy of the first answer token, nats", False),
     "reward": Score("reward of the decoded state"),
@@ -54,6 +56,8 @@ def answer_scores(result: ReasoningResult, examined: Examined | None) -> dict[st
     scores = result.scores
     grounding = None if examined is None else examined.grounding
     return {
+        "pooled_probability": finite(scores.pooled_probability),
+        "plain_probability": finite(scores.plain_probability),
         "answer_probability": finite(scores.answer_probability),
         "mean_token_probability": finite(scores.mean_token_probability),
         "first_token_entropy": finite(scores.first_token_entropy),

@@ -144,7 +144,7 @@ class TokenLogProbabilities:
     tokens: Sequence[int]
 
     def alone(self, vlm: VisionLanguageModel) -> Tensor:
-        return vlm.token_log_probabilities(self.prefix, self.latents, self.patches, self.tokens)
+        return vlm.token_log_probabilities_many([self])[0]
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class TokenEntropies:
     tokens: Sequence[int]
 
     def alone(self, vlm: VisionLanguageModel) -> Tensor:
-        return vlm.token_entropies(self.prefix, self.latents, self.patches, self.tokens)
+        return vlm.token_entropies_many([self])[0]
 
 
 Request = Prefill | Score | Attend | Reason | Decode | Sample | TokenLogProbabilities | TokenEntropies
@@ -175,6 +175,8 @@ def together(vlm: VisionLanguageModel, requests: Sequence[Request]) -> list[Any]
         Reason: vlm.reason_many,
         Decode: vlm.decode_many,
         Sample: vlm.sample_many,
+        TokenLogProbabilities: vlm.token_log_probabilities_many,
+        TokenEntropies: vlm.token_entropies_many,
     }
     many = batched.get(type(requests[0]))
     if many is None or len(requests) == 1:

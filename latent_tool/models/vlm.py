@@ -27,7 +27,17 @@ from latent_tool.models.decoding import Decoded, generation_rules, greedy, sampl
 from latent_tool.models.families import family
 from latent_tool.models.prefix_cache import ImagePrefix, PrefixCache, cut_cache, cut_tensors, image_key
 from latent_tool.models.prompts import Markers, find_markers, render_prompt
-from latent_tool.models.requests import Attend, Decode, Reason, Sample, Score, never, out_of_memory
+from latent_tool.models.requests import (
+    Attend,
+    Decode,
+    Reason,
+    Sample,
+    Score,
+    TokenEntropies,
+    TokenLogProbabilities,
+    never,
+    out_of_memory,
+)
 from latent_tool.models.shared_prefix import (
     Computed,
     Stem,
@@ -94,6 +104,9 @@ class Prefix:
 
 
 Decoding = Generator[int | None, Tensor, Decoded]
+
+# Logits that teacher forcing holds at once for several questions; where there are more, they go one after another.
+_MOST_LOGITS = 2**26
 
 # Tokens that a decoding writes at least before it can be paused.
 _SLICE = 16
@@ -876,30 +889,56 @@ class VisionLanguageModel:
         self, prefix: Prefix, latents: Tensor | None, patches: Sequence[int], tokens: Sequence[int]
     ) -> Tensor:
         """Teacher-forced log-probabilities ``(n,)`` of tokens after a state, float32 on the CPU."""
-        if not tokens:
-            return torch.zeros(0)
-        log_p = self._teacher_forced(prefix, latents, patches, tokens).log_softmax(-1)
-        return log_p[torch.arange(len(tokens)), torch.tensor(list(tokens), device=log_p.device)].cpu()
+        return self.token_log_probabilities_many([TokenLogProbabilities(prefix, latents, patches, tokens)])[0]
 
-    def token_entropies(
-        self, prefix: Prefix, latents: Tensor | None, patches: Sequence[int], tokens: Sequence[int]
-    ) -> Tensor:
+    def token_log_probabilities_many(self, requests: Sequence[TokenLogProbabilities]) -> list[Tensor]:
+        """``token_log_probabilities`` for several questions."""
+        found = []
+        for each, logits in zip(requests, self._teacher_forced(requests), strict=True):
+            chosen = torch.tensor(list(each.tokens), dtype=torch.long, device=logits.device)
+            found.append(logits.log_softmax(-1).gather(-1, chosen[:, None])[:, 0].cpu())
+        return found
+
+    def token_entropies_many(self, requests: Sequence[TokenEntropies]) -> list[Tensor]:
         """Teacher-forced entropies ``(n,)`` in nats of the distributions before tokens, float32 on the CPU."""
-        if not tokens:
-            return torch.zeros(0)
-        return entropy(self._teacher_forced(prefix, latents, patches, tokens)).cpu()
+        return [entropy(logits).cpu() for logits in self._teacher_forced(requests)]
 
-    def _teacher_forced(
-        self, prefix: Prefix, latents: Tensor | None, patches: Sequence[int], tokens: Sequence[int]
-    ) -> Tensor:
-        """Logits ``(n, vocabulary)``, float32, that predict the ``n >= 1`` tokens after a state."""
-        suffix = self._suffix(prefix, None if latents is None else latents[None], [patches], tokens[:-1])
-        before = suffix.length - (len(tokens) - 1)
-        rows = prefix.last_logits[None]
-        if suffix.length:
-            logits, _ = self._continue(prefix, suffix, range(max(before - 1, 0), suffix.length))
-            rows = logits[0] if before else torch.cat([rows, logits[0]])
-        return rows.float()
+    def _teacher_forced(self, requests: Sequence[TokenLogProbabilities | TokenEntropies]) -> list[Tensor]:
+        """Logits ``(n, vocabulary)``, float32, that predict the ``n`` tokens of every request after its state."""
+        suffixes = [
+            self._suffix(
+                each.prefix, None if each.latents is None else each.latents[None], [each.patches], each.tokens[:-1]
+            )
+            for each in requests
+        ]
+        # Of a suffix that begins with the answer, the first token is predicted by the prefix.
+        counts = [min(len(each.tokens), suffix.length) for each, suffix in zip(requests, suffixes, strict=True)]
+        rows: list[Tensor | None] = [None] * len(requests)
+        # Rows of one prefix stand together; a row without a suffix has nothing to run.
+        asked = sorted((row for row, count in enumerate(counts) if count), key=lambda row: id(requests[row].prefix))
+        most = max(counts, default=0)
+        vocabulary = requests[0].prefix.last_logits.shape[-1]
+        if (
+            len(asked) > 1
+            and len(asked) * most * vocabulary <= _MOST_LOGITS
+            and self.shares_prefixes(requests[0].prefix)
+        ):
+            batch = SuffixBatch(self, [requests[row].prefix for row in asked], keep=False)
+            logits = batch.extend([suffixes[row].embeddings for row in asked], range(-most, 0))
+            for place, row in enumerate(asked):
+                rows[row] = logits[place, most - counts[row] :]
+        else:
+            for row in asked:
+                suffix = suffixes[row]
+                keep = range(suffix.length - counts[row], suffix.length)
+                rows[row] = self._continue(requests[row].prefix, suffix, keep)[0][0]
+        found = []
+        for each, tail in zip(requests, rows, strict=True):
+            logits = each.prefix.last_logits[None] if tail is None else tail
+            if tail is not None and len(tail) < len(each.tokens):
+                logits = torch.cat([each.prefix.last_logits[None], tail])
+            found.append(logits[: len(each.tokens)].float())
+        return found
 
 
 def _prefix(inputs: Inputs, prefix: ImagePrefix, last: Tensor) -> Prefix:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +14,7 @@ from tiny_checkpoints import picture
 from torch import Tensor
 
 from latent_tool.models.families import family
+from latent_tool.models.requests import TokenLogProbabilities
 
 
 @pytest.mark.parametrize(("position", "markers"), [("generation_start", None), ("user_turn", MARKERS)])
@@ -44,6 +46,21 @@ def test_teacher_forcing_equals_the_naive_forward_pass(vlm, position, markers, w
         naive = naive_model.run(vlm, inputs, latents, cells, tokens)
         expected = naive.at_answer.log_softmax(-1)[range(4), tokens]
         torch.testing.assert_close(fast, expected, **CLOSE)
+
+
+def test_teacher_forcing_in_one_batch_equals_one_after_another(vlm):
+    prefixes = [vlm.prefill(vlm.prepare([picture()], question)) for question in (QUESTION, "and what is not?")]
+    latents = draw_latents(vlm, 1)[0]
+    states = [(None, ()), (latents, ()), (latents, (2, 0)), (None, (1,))]
+    texts = [[11, 60, 33, 7], [5], [], [9, 8]]
+    asked = [
+        TokenLogProbabilities(prefix, *state, tokens)
+        for prefix, state, tokens in itertools.product(prefixes, states, texts)
+    ]
+    for each, found in zip(asked, vlm.token_log_probabilities_many(asked), strict=True):
+        naive = naive_model.run(vlm, each.prefix.inputs, each.latents, each.patches, each.tokens)
+        expected = naive.at_answer.log_softmax(-1)[range(len(each.tokens)), each.tokens]
+        torch.testing.assert_close(found, expected, **CLOSE)
 
 
 def test_a_wrong_position_or_patch_would_be_seen(vlm):
