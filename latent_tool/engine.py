@@ -146,7 +146,10 @@ class Sampled:
     @property
     def probabilities(self) -> list[float]:
         """Joint probability of every answer's tokens given the reasoning before them, in [0, 1]."""
-        return [_joint(decoded.log_probabilities, answer) or 0.0 for decoded, answer in zip(self.decoded, self.answers, strict=True)]
+        return [
+            _joint(decoded.log_probabilities, answer) or 0.0
+            for decoded, answer in zip(self.decoded, self.answers, strict=True)
+        ]
 
 
 class _Clock:
