@@ -191,6 +191,8 @@ def plain_text(text: str, *, limit: int = 1000) -> str:
 
 def confidence_text(value: float) -> str:
     """A confidence with two or three digits, rounded down, so that it never seems to reach what it does not."""
+    if not math.isfinite(value):
+        return "not finite"
     shown = f"{math.floor(value * 1000 + 1e-9) / 1000:.3f}"
     return shown.removesuffix("0")
 

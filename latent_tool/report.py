@@ -556,7 +556,7 @@ p { margin: .4rem 0; }
 .picture { display: block; width: 100%; height: auto; background: #1e2024; border-radius: .4rem; }
 .pixelated { image-rendering: pixelated; }
 .veil { fill: #808080; fill-opacity: .5; }
-.outline, .tag { fill: #ffb000; }
+.outline { fill: #ffb000; }
 .hit { fill: transparent; vector-effect: non-scaling-stroke; }
 [data-patch]:has(.hit) { outline: none; cursor: pointer; }
 [data-patch]:is(:hover, :focus-visible, .on) .hit { stroke: #000000; stroke-width: 5;
@@ -622,12 +622,12 @@ h3 { font-size: 1rem; margin: 1rem 0 .4rem; }
 .warnings ul { margin: 0; padding-left: 1.1rem; }
 figure { margin: 0 0 1rem; }
 .picture { max-height: 80vh; }
-.tag { stroke: #000000; }
+.tag { fill: #ffb000; stroke: #000000; }
 .leader { stroke: #ffb000; }
 .label { font-family: system-ui, sans-serif; fill: #000000; text-anchor: middle; dominant-baseline: central; }
 .marks:not(:checked) ~ figure .mark, .heats:not(:checked) ~ figure .heat, .heats:not(:checked) ~ .heat,
 .heats:checked ~ figure .veil, .heats:checked ~ p .veil { display: none; }
-.toggle { margin-right: 1rem; }
+.toggle { margin-right: .6rem; }
 .detail { min-height: 3em; }
 tr:target { background: var(--panel); box-shadow: inset .25rem 0 var(--amber); }
 .small.bar { width: 3.8rem; }
@@ -726,9 +726,10 @@ script-src '{{ script_hash }}'; base-uri 'none'; form-action 'none'">
 
 <section aria-labelledby="picture-title">
   <h2 id="picture-title">What the answer rests on</h2>
+  {% if patches or result.attention is not none %}<span class="toggle">Show</span>{% endif %}
   {% if patches %}
   <input type="checkbox" id="marks" class="marks" checked>
-  <label for="marks" class="toggle">show the patches</label>
+  <label for="marks" class="toggle">patches</label>
   {% endif %}
   {% if result.attention is not none %}
   <input type="checkbox" id="heats" class="heats">
@@ -803,10 +804,10 @@ aria-label="{{ figure.heat.about }}"/>
   {% endfor %}
   {% if result.attention is not none %}
   <p class="quiet heat">Attention to a cell, mean over latents, heads and layers, where the answer was decoded:
-    0 <svg class="bar" viewBox="0 0 160 10" preserveAspectRatio="none" aria-hidden="true">\
+    <span class="box">0 <svg class="bar" viewBox="0 0 160 10" preserveAspectRatio="none" aria-hidden="true">\
 <linearGradient id="heat-colours">{% for colour in heat_stops %}
 <stop offset="{{ loop.index0 / (heat_stops | length - 1) }}" stop-color="{{ colour }}"/>{% endfor %}\
-</linearGradient><rect width="160" height="10" fill="url(#heat-colours)"/></svg> {{ most_attention | number }}.
+</linearGradient><rect width="160" height="10" fill="url(#heat-colours)"/></svg> {{ most_attention | number }}.</span>
     Where cells overlap, the largest is seen.</p>
   {% else %}
   <p class="quiet">The attention to all image cells was not measured.</p>

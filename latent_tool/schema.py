@@ -155,7 +155,10 @@ class TraceRow(Plain):
     mean_sampled_reward: float | None = Field(description="Mean reward of the round's noise samples.")
     top_k_mass: float = Field(description="Probability mass of the top k tokens at the best state, in [0, 1].")
     first_token_probability: float | None = Field(
-        None, description="Probability of the most probable first answer token at the best state, in [0, 1]."
+        None,
+        ge=0,
+        le=1,
+        description="Probability of the most probable first answer token at the best state, in [0, 1].",
     )
     sigma: float | None = Field(description="Deviation of the noise, in the units of the settings.")
     accepted: list[int] = Field(description="Cells injected in this round.")

@@ -500,7 +500,15 @@ def test_the_caption_says_what_is_not_drawn() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0, "0.00"), (0.29, "0.29"), (0.8996, "0.899"), (0.93, "0.93"), (0.9999, "0.999"), (1.0, "1.00")],
+    [
+        (0.0, "0.00"),
+        (0.29, "0.29"),
+        (0.8996, "0.899"),
+        (0.93, "0.93"),
+        (0.9999, "0.999"),
+        (1.0, "1.00"),
+        (float("nan"), "not finite"),
+    ],
 )
 def test_a_confidence_is_never_rounded_up(value: float, text: str) -> None:
     assert module.confidence_text(value) == text
