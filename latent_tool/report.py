@@ -573,7 +573,7 @@ p { margin: .4rem 0; }
 .chart circle { fill: var(--amber); stroke: #000000; stroke-width: 1.5; }
 .chart .point { fill: var(--accent); stroke: none; }
 .chart .final { fill: var(--accent); stroke: var(--paper); stroke-width: 2; }
-.chart .count { fill: var(--ink); font-weight: 600; }
+.chart .count { fill: var(--ink); font-weight: 600; paint-order: stroke; stroke: var(--paper); stroke-width: 4px; }
 .bar { width: 100%; max-width: 10rem; height: .7rem; fill: var(--accent); vertical-align: middle; }
 .scroll { overflow-x: auto; }
 .scroll.tall { max-height: 34rem; overflow-y: auto; }
@@ -733,7 +733,7 @@ script-src '{{ script_hash }}'; base-uri 'none'; form-action 'none'">
   {% endif %}
   {% if result.attention is not none %}
   <input type="checkbox" id="heats" class="heats">
-  <label for="heats" class="toggle">heat map of the attention</label>
+  <label for="heats" class="toggle">heat map</label>
   {% endif %}
   {% for figure in figures %}
   {% set i, layout = loop.index0, figure.layout %}

@@ -269,7 +269,7 @@ def test_steps_arrive_one_by_one(browser: Browser, script: Scripted, url: str, p
         until(lambda number=number: page.text("status").startswith(f"Round {number} of 10"), f"round {number}")
         first = f"{0.4 + 0.05 * number:.2f}"
         assert f"first token {first}" in page.text("status")
-        assert page.text("verdict") == f"First token {first} so far; the confidence comes with the answer."
+        assert page.text("verdict") == f"First token {first} so far, not yet a confidence"
         assert page.bar() == pytest.approx(float(first)) and page.count("#sure .final") == 0
         assert browser.run("return document.querySelector('#sure .best').points.numberOfItems") == number + 1
         points = browser.run("return document.querySelector('#chart .best').points.numberOfItems")

@@ -389,7 +389,7 @@ function drawGate() {
   verdict.textContent = "\u00a0";
   if (live !== null) {
     about = `First token ${share(live)} of 1 so far`;
-    verdict.textContent = `First token ${share(live)} so far; the confidence comes with the answer.`;
+    verdict.textContent = `First token ${share(live)} so far, not yet a confidence`;
   }
   if (result) {
     const source = result.confidence_source.replaceAll("_", " ");
