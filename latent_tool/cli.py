@@ -137,6 +137,8 @@ def ask(
     for target in (overlay, heatmap):
         if target is not None:
             require_writable(target, ".png")
+    if overlay is not None and overlay == heatmap:
+        raise typer.BadParameter("is the file of --overlay, too", param_hint="--heatmap")
     if report is not None:
         require_writable(report, ".html")
     limits = {

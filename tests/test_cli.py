@@ -197,6 +197,8 @@ def test_the_heat_map_measures_what_it_shows(folder: Path) -> None:
     assert plain.returncode == 0 and "no attention to the image cells" in plain.stderr
     refused = run("ask", "shapes.png", QUESTION, "--heatmap", "heat.jpg", folder=folder)
     assert refused.returncode == 2 and "does not end in .png" in refused.stderr
+    both = run("ask", "shapes.png", QUESTION, "--overlay", "one.png", "--heatmap", "one.png", folder=folder)
+    assert both.returncode == 2 and "--heatmap" in both.stderr and not (folder / "one.png").exists()
 
 
 def test_hostile_names_and_questions_stay_text(folder: Path) -> None:

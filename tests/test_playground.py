@@ -504,7 +504,8 @@ def test_hostile_text_stays_text(browser: Browser, script: Scripted, url: str, t
     elements = page.count("*")
     sent = json.dumps(hostile_result().model_dump(mode="json")).replace("\\ud800", "")  # is no text a model can write
     script.say(searching(0), ReasoningResult.model_validate_json(sent))
-    question = HOSTILE.replace("\x00", "").replace("\x1b", "").replace("\ud800", "")
+    unseen = "\u200b\u00ad\u2028\U000e0041\ue000"
+    question = HOSTILE.replace("\x00", "").replace("\x1b", "").replace("\ud800", "") + unseen + "\\"
     browser.run(
         "const e = document.getElementById('question'); e.value = arguments[0]; "
         "e.dispatchEvent(new Event('input', {bubbles: true}))",
@@ -519,7 +520,7 @@ def test_hostile_text_stays_text(browser: Browser, script: Scripted, url: str, t
     assert shown.startswith("<img src=x onerror=alert(1)>\"'</script><script>window.hacked = 1</script>")
     assert not {"\u202e", "\x00", "\x1b"} & set(page.text("answered") + page.text("warnings") + page.text("tokens"))
     code = page.text("python")
-    assert not {"\u202e", "\u202c"} & set(code)
+    assert not {"\u202e", "\u202c", *unseen} & set(code)
     call = next(
         node
         for node in ast.walk(ast.parse(code))

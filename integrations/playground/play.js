@@ -504,13 +504,15 @@ function drawWhy() {
 
 /* ------------------------------------------------------------------ the same in Python */
 
-/* A Python literal: JSON texts are Python texts, and what would control or reorder the line is written as an escape. */
+/* A Python literal: JSON texts are Python texts, and what cannot be seen in the line is written as an escape. */
 function literal(value) {
   if (value === null) return "None";
   if (value === true) return "True";
   if (value === false) return "False";
-  return JSON.stringify(value).replace(/[\u007f-\u00a0\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g,
-    char => "\\u" + char.charCodeAt(0).toString(16).padStart(4, "0"));
+  return JSON.stringify(value).replace(/[\p{C}\p{Zl}\p{Zp}\u00a0]/gu, char => {
+    const code = char.codePointAt(0).toString(16);
+    return code.length > 4 ? "\\U" + code.padStart(8, "0") : "\\u" + code.padStart(4, "0");
+  });
 }
 
 function write() {
