@@ -191,9 +191,10 @@ def plain_text(text: str, *, limit: int = 1000) -> str:
 
 def confidence_text(value: float) -> str:
     """A confidence with two or three digits, rounded down, so that it never seems to reach what it does not."""
-    if not math.isfinite(value):
+    thousandths = value * 1000 + 1e-9
+    if not math.isfinite(thousandths):
         return "not finite"
-    shown = f"{math.floor(value * 1000 + 1e-9) / 1000:.3f}"
+    shown = f"{math.floor(thousandths) / 1000:.3f}"
     return shown.removesuffix("0")
 
 
@@ -218,10 +219,9 @@ class Layout(NamedTuple):
             return None
         across, down = self.width / self.size[0], self.height / self.size[1]
         tiny = 1e-6  # so that 12.0 computed in another order does not become 13
-        left = max(0, math.floor(max(0.0, box[0]) * across + tiny))
-        top = max(0, math.floor(max(0.0, box[1]) * down + tiny))
-        right = math.ceil(min(self.size[0], box[2]) * across - tiny)
-        bottom = math.ceil(min(self.size[1], box[3]) * down - tiny)
+        x, y = ([min(max(0.0, edge), side) for edge in box[i::2]] for i, side in enumerate(self.size))
+        left, right = math.floor(x[0] * across + tiny), math.ceil(x[1] * across - tiny)
+        top, bottom = math.floor(y[0] * down + tiny), math.ceil(y[1] * down - tiny)
         if right <= left or bottom <= top:
             return None
         return left + self.left, top + self.top, right + self.left, bottom + self.top

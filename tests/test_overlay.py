@@ -380,7 +380,7 @@ def test_scaling_up_keeps_every_pixel() -> None:
     assert (shown[15::30, 15::30] == noise).all()
 
 
-numbers = st.floats(-400, 700)
+numbers = st.floats(-400, 700) | st.sampled_from([1e308, -1e308, 1e-320])
 anything = st.tuples(*[numbers | st.sampled_from([float("nan"), float("inf")])] * 4)
 crossing = st.tuples(st.floats(-400, 0), st.floats(-400, 0), st.floats(0.5, 700), st.floats(0.5, 700))
 
@@ -508,6 +508,7 @@ def test_the_caption_says_what_is_not_drawn() -> None:
         (0.9999, "0.999"),
         (1.0, "1.00"),
         (float("nan"), "not finite"),
+        (1e308, "not finite"),
     ],
 )
 def test_a_confidence_is_never_rounded_up(value: float, text: str) -> None:
