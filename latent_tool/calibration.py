@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 # To be raised when the code changes what a score means, so that older calibrations no longer fit.
-SCORING = 1
+SCORING = 2
 EMBEDDED_FOLDER = Path(__file__).parent / "models" / "embedded"
 EMBEDDED_FILE = EMBEDDED_FOLDER / "calibration.json"
 # The scores that every ``ReasoningResult`` can carry; a calibration of any other is of use to its maker alone.
@@ -88,7 +89,10 @@ def configuration(
     noise: NoiseSettings | None = None,
     method: str = "reasoner",
 ) -> dict[str, Any]:
-    """Everything a score depends on besides the question and the seed, as plain JSON.
+    """What a score depends on besides the question and the seed, as plain JSON.
+
+    This package counts up to its minor version. Not in it, since they leave scores alike but for rounding or are said
+    to: the versions of torch and transformers, the device, threads and batches.
 
     Args:
         score: name of the score, such as ``"pooled_probability"``.
@@ -109,6 +113,7 @@ def configuration(
         limits = {"max_new_tokens": budget.max_new_tokens}
     return {
         "scoring": SCORING,
+        "latent_tool": ".".join(version("latent-tool").split(".")[:2]),
         "score": score,
         "method": method,
         "model": _model(model, revision),

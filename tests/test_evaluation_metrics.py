@@ -21,6 +21,7 @@ from latent_tool.evaluation.metrics import (
     coverage_at_risk,
     ece,
     ece_noise_floor,
+    holm,
     mcnemar,
     paired_bootstrap,
     reliability,
@@ -150,3 +151,10 @@ def test_the_noise_floor_is_what_perfect_confidences_show() -> None:
     assert np.mean(np.asarray(shown) <= high) > 0.85
     # An overconfident score lies far above it.
     assert ece([0.99] * 300, (rng.random(300) < 0.6).tolist()) > 3 * ece_noise_floor([0.99] * 300)[1]
+
+
+def test_holm_by_hand() -> None:
+    # 4 * 0.005, 3 * 0.01, 2 * 0.03, 1 * 0.04 made non-decreasing.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []

@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 from pictures import draw_shapes
 
-from latent_tool import Budget, LatentReasoner
-from latent_tool.engine import Engine, Job
+from latent_tool import Budget, LatentReasoner, ReasoningResult
+from latent_tool.calibration import Calibration, score_of
+from latent_tool.engine import Engine, Examined, Job
 from latent_tool.errors import DatasetError, SettingsError
 from latent_tool.evaluation import Item, Run, evaluate, load_dataset, load_run, parse_method
-from latent_tool.evaluation.report import html_report, markdown_report
+from latent_tool.evaluation.report import html_report, markdown_report, tables
+from latent_tool.evaluation.scores import answer_scores
 from latent_tool.evaluation.summary import fused_score, summarise
+from latent_tool.schema import Grounding, TokenDependency
 from latent_tool.settings import NoiseSettings, SamplingSettings, SearchSettings
 
 SCENES = "scenes:held_out:7000000-7000006"
@@ -27,6 +30,16 @@ SMALL = LatentReasoner(budget=Budget(iterations=1, max_patches=2))
 def plain(run: Run) -> list[dict[str, Any]]:
     """The rows without their seconds."""
     return [row.model_dump(exclude={"seconds"}) for row in run.rows]
+
+
+def assert_the_same(one: Run, other: Run) -> None:
+    """The rows are the same; a number on the border of two rounded ones may be either."""
+    for first, second in zip(plain(one), plain(other), strict=True):
+        for row in (first, second):
+            row["drawn"] = row["details"].pop("probabilities", [])
+        assert first.pop("drawn") == pytest.approx(second.pop("drawn"), rel=2e-6)
+        assert first.pop("scores") == pytest.approx(second.pop("scores"), rel=2e-6, abs=1.1e-3)
+        assert first == second
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +63,28 @@ def test_one_row_for_every_item_and_method(whole: Run) -> None:
     assert len(drawn.details["votes"]) == 3 and drawn.scores["agreement"] in (1 / 3, 2 / 3, 1.0)
 
 
+def test_scores_are_written_without_their_noise(whole: Run) -> None:
+    """What is written by a run that was killed and went on is to be what would have been written without."""
+    for row in whole.rows:
+        for name, value in row.scores.items():
+            nats = name in ("visual_dependency", "masked_entropy_gain")
+            assert name == "agreement" or value is None or value == (round(value, 3) if nats else float(f"{value:.6g}"))
+        assert all(each == float(f"{each:.6g}") for each in row.details.get("probabilities", []))
+
+
+def test_the_visual_dependency_is_that_of_the_answer_as_in_a_calibration() -> None:
+    tokens = [TokenDependency(token=str(i), probability=0.5, dependency=float(i), in_answer=i > 0) for i in range(3)]
+    grounding = Grounding(tokens=tokens, mean=1.0, share_above=0.5, noise=NoiseSettings())
+    result = ReasoningResult(answer="a", raw_text="a", confidence=None, confidence_source="unscored")
+    scores = answer_scores(result, Examined(grounding, 0.12345678, 0.0))
+    assert scores["visual_dependency"] == 1.5
+    assert scores["visual_dependency"] == score_of(
+        result.model_copy(update={"grounding": grounding}), "visual_dependency"
+    )
+    assert scores["masked_entropy_gain"] == 0.123
+    assert answer_scores(result, None)["visual_dependency"] is None
+
+
 def test_every_answer_has_its_agreement_with_the_samples(whole: Run) -> None:
     votes = {row.id: row.details["votes"] for row in whole.of(METHODS[3])}
     for row in whole.of("greedy"):
@@ -60,6 +95,92 @@ def test_the_random_control_has_at_least_the_evaluations_of_the_search(whole: Ru
     searched = {row.id: row.candidates for row in whole.of(METHODS[1])}
     for row in whole.of("random-latents"):
         assert searched[row.id] <= row.candidates < searched[row.id] + 8
+
+
+def test_the_random_control_matches_a_search_that_the_run_has_already(engine: Engine, tmp_path: Path) -> None:
+    items, searched = (
+        load_dataset("scenes:held_out:7000000-7000002"),
+        "search:iterations=2,samples=4,patches_per_latent=0",
+    )
+    evaluate(engine, items, ["greedy", searched], tmp_path, visual=False, report=False)
+    both = evaluate(engine, items, ["random-latents"], tmp_path, visual=False, report=False)
+    assert both.manifest.methods["random-latents"].matches == searched
+    for row, other in zip(both.of("random-latents"), both.of(searched), strict=True):
+        assert other.candidates <= row.candidates < other.candidates + 8
+    again = evaluate(engine, items, ["random-latents", "search"], tmp_path, visual=False, report=False)
+    assert again.manifest.methods["random-latents"].matches == searched
+
+
+def test_the_random_control_needs_a_search_that_has_ended(whole: Run, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_bytes((whole.path / "run.json").read_bytes())
+    (tmp_path / "items.jsonl").write_bytes((whole.path / "items.jsonl").read_bytes().split(b"\n")[0] + b"\n")
+    with pytest.raises(SettingsError, match="has not answered every question"):
+        evaluate(SMALL, load_dataset(SCENES), ["random-latents"], tmp_path, name=SCENES, batch=3, report=False)
+
+
+def test_an_agreement_is_bound_to_its_sampler(whole: Run) -> None:
+    other = whole.manifest.methods[METHODS[3]].model_copy(update={"fingerprints": {"agreement": "0" * 64}})
+    changed = whole.manifest.model_copy(update={"methods": {**whole.manifest.methods, METHODS[3]: other}})
+    again = Run(whole.path, changed, whole.rows)
+    assert whole.fingerprint("greedy", "agreement") != again.fingerprint("greedy", "agreement")
+    assert whole.fingerprint("greedy", "reward") == again.fingerprint("greedy", "reward")
+    assert whole.fingerprint(METHODS[3], "agreement") == whole.manifest.methods[METHODS[3]].fingerprints["agreement"]
+
+
+def test_every_pair_of_methods_is_compared_on_common_questions(whole: Run) -> None:
+    rows = [row.model_copy(update={"correct": place % 3 == 0}) for place, row in enumerate(whole.rows)]
+    left = next(place for place, row in enumerate(rows) if row.method == "random-latents")
+    run = Run(whole.path, whole.manifest, tuple(rows[:left] + rows[left + 1 :]))
+    summary = summarise(run)
+    pairs = {(pair["method"], pair["against"]): pair for pair in summary["pairs"]}
+    greedy, search, drawn, samples = METHODS
+    assert set(pairs) == {
+        (search, greedy), (drawn, greedy), (samples, greedy), (search, drawn), (search, samples), (drawn, samples)
+    }  # fmt: skip
+    found = pairs[search, drawn]
+    right = {name: {row.id: row.correct for row in run.of(name)} for name in (search, drawn)}
+    common = set(right[search]) & set(right[drawn])
+    assert found["n"] == len(common) == 6
+    assert found["fixed"] == sum(bool(right[search][each]) and not right[drawn][each] for each in common)
+    assert found["broken"] == sum(bool(right[drawn][each]) and not right[search][each] for each in common)
+    gain = (found["fixed"] - found["broken"]) / 6
+    assert found["gain"]["value"] == pytest.approx(gain) and found["gain"]["low"] <= gain <= found["gain"]["high"]
+    for report in (markdown_report(summary), html_report(summary)):
+        assert "Methods against each other" in report
+
+
+def test_the_table_of_kinds_says_how_many_each_method_was_asked(whole: Run) -> None:
+    rows = [row.model_copy(update={"type": str(place % 2)}) for place, row in enumerate(whole.rows)]
+    table = next(
+        each for each in tables(summarise(Run(whole.path, whole.manifest, tuple(rows[:-3])))) if "kind" in each[1]
+    )
+    assert table[1] == ["kind", *whole.methods]  # the random control comes last
+    assert [sum(int(row[column].split("(")[1][:-1]) for row in table[2]) for column in (1, 4)] == [7, 6]
+
+
+def test_the_page_of_the_embedded_model(whole: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With everything there, and with what a run may lack: greedy, answers, a calibration that fits."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import evaluation as page
+
+    rows = tuple(row.model_copy(update={"correct": place % 5 > 0}) for place, row in enumerate(whole.rows))
+    run = Run(whole.path, whole.manifest, rows)
+    shipped = Calibration.load("embedded")
+    own = run.fingerprint(METHODS[1], "pooled_probability")
+    fits = shipped.model_copy(update={"fingerprint": own, "score": "pooled_probability", "configuration": None})
+    text = page.document({"held-out scenes": run, "hard scenes": run}, 1, fits)
+    assert "is not complete" not in text and "promise kept" in text and "none is made" in text
+    scored = [row.scores["pooled_probability"] for row in run.of(METHODS[1])]
+    assert f"| {sum(map(fits.accepts, scored))} (" in text
+    assert "nothing to measure" in page.document({"held-out scenes": run}, 1, shipped)
+    few = {name: facts for name, facts in run.manifest.methods.items() if name != "greedy"}
+    bare = Run(
+        run.path,
+        run.manifest.model_copy(update={"methods": few}),
+        tuple(row for row in rows if row.method != "greedy")[:-2],
+    )
+    text = page.document({"held-out scenes": bare}, 1, shipped)
+    assert "**held-out scenes is not complete**: of 7 questions have an answer: " in text
 
 
 def test_the_manifest_names_data_model_and_configuration(whole: Run) -> None:
@@ -95,7 +216,7 @@ def test_a_file_cut_anywhere_is_completed_to_the_same_rows(whole: Run, tmp_path:
     (tmp_path / "run.json").write_bytes((whole.path / "run.json").read_bytes())
     (tmp_path / "items.jsonl").write_bytes(written[: int(len(written) * share)])
     resumed = evaluate(SMALL, load_dataset(SCENES), METHODS, tmp_path, name=SCENES, batch=3, report=False)
-    assert plain(resumed) == plain(whole)
+    assert_the_same(resumed, whole)
 
 
 SCRIPT = """

@@ -111,7 +111,7 @@ def calibration_of(
         [bool(row.correct) for row in rows],
         score=score,
         configuration=_configuration(run, name, score),
-        fingerprint=facts.fingerprints[score],
+        fingerprint=run.fingerprint(name, score),
         mapping=mapping,
         target_error=target_error,
         confidence_level=confidence_level,
@@ -136,7 +136,7 @@ def check_drift(calibration: Calibration, run: Run, method: str | None = None, l
     from latent_tool.errors import CalibrationMismatchError
 
     name = _method(run, method)
-    if run.manifest.methods[name].fingerprints.get(calibration.score) != calibration.fingerprint:
+    if run.fingerprint(name, calibration.score) != calibration.fingerprint:
         raise CalibrationMismatchError(
             f"The answers of {name} were made with another configuration than the calibration's.",
             "Compare runs of the same model, prompt, settings and budget.",
@@ -174,7 +174,7 @@ def _configuration(run: Run, method: str, score: str) -> dict[str, Any] | None:
         described["model"]["name"] = manifest.model.get("name")
     for images_first in (True, False):
         tried = {**described, "images_first": images_first}
-        if digest(tried) == facts.fingerprints[score]:
+        if digest(tried) == run.fingerprint(method, score):
             return tried
     return None
 

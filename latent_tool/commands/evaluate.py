@@ -164,6 +164,10 @@ def show_progress(quiet: bool) -> Iterator[Callable[[int, int, str], None] | Non
         yield tell
 
 
+# What a method's confidence is: the first of these that it has.
+_GATED = ("pooled_probability", "answer_probability")
+
+
 def _show(summary: dict[str, Any], folder: Path) -> None:
     """The table of methods, for people."""
     from rich.console import Console
@@ -177,7 +181,8 @@ def _show(summary: dict[str, Any], folder: Path) -> None:
         table.add_column(name, justify="left" if name == "method" else "right")
     for name, facts in summary["methods"].items():
         paired = facts["paired"]
-        confidence = facts["scores"].get("answer_probability") or facts["scores"].get("agreement")
+        scores = facts["scores"]
+        confidence = next((scores[name] for name in _GATED if name in scores), None)
         table.add_row(
             Text(name),
             str(facts["labelled"]),
@@ -191,6 +196,4 @@ def _show(summary: dict[str, Any], folder: Path) -> None:
         )
     console: Console = Console(highlight=False)
     console.print(table)
-    console.print(
-        Text(f"\nfixed, broken, p: against greedy (McNemar). AUROC: of the answer probability. {folder}/report.html")
-    )
+    console.print(Text(f"\nfixed, broken, p: against greedy (McNemar). AUROC: of the confidence. {folder}/report.html"))

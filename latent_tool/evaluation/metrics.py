@@ -26,6 +26,7 @@ __all__ = [
     "coverage_at_risk",
     "ece",
     "ece_noise_floor",
+    "holm",
     "mcnemar",
     "paired_bootstrap",
     "reliability",
@@ -105,6 +106,18 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> Comparison:
     broken = sum(bool(old) and not new for old, new in zip(before, after, strict=True))
     p = float(_stats().binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0
     return Comparison(fixed, broken, p)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p values adjusted for being several, by Holm's step-down method (Scandinavian Journal of Statistics 6, 1979).
+
+    ``adjusted(i) = max over j <= i of min(1, (m - j + 1) p(j))`` for the ``m`` values in rising order, ``j`` from 1.
+    """
+    adjusted, highest = [0.0] * len(p), 0.0
+    for rank, place in enumerate(sorted(range(len(p)), key=lambda place: p[place])):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[place]))
+        adjusted[place] = highest
+    return adjusted
 
 
 def paired_bootstrap(

@@ -55,15 +55,20 @@ def tables(summary: Mapping[str, Any]) -> list[Table]:
     """Title, header, rows and an explanation of every table of a report."""
     methods = summary["methods"]
     found = [_methods_table(summary, methods)]
+    others = [pair for pair in summary["pairs"] if pair["against"] != summary["baseline"]]
+    if others:
+        found.append(_pairs_table(others))
     found += [_scores_table(summary, name, facts) for name, facts in methods.items() if facts["scores"]]
     types = sorted({kind for facts in methods.values() for kind in facts["types"]})
     if len(types) > 1:
         rows = []
         for kind in types:
             shares = [facts["types"].get(kind) for facts in methods.values()]
-            count = next(share["n"] for share in shares if share)
-            rows.append([kind, str(count), *[number(share["value"] if share else None) for share in shares]])
-        found.append(("Accuracy by kind of question", ["kind", "n", *methods], rows, ""))
+            rows.append(
+                [kind, *[_NONE if share is None else f"{share['value']:.3f} ({share['n']})" for share in shares]]
+            )
+        note = "In brackets: how many answers. Compare methods whose numbers are the same."
+        found.append(("Accuracy by kind of question", ["kind", *methods], rows, note))
     if summary["errors"]:
         shown = [
             [error["id"], error["method"], str(error["line"] or _NONE), f"{error['type']}: {error['message']}"]
@@ -111,6 +116,30 @@ def _methods_table(summary: Mapping[str, Any], methods: Mapping[str, Any]) -> Ta
     )
     header = ["method", "n", "errors", "accuracy", "fixed / broken", "p", "gain", "candidates", "calls", "tokens", "s"]
     return "Methods", header, rows, note
+
+
+def _pairs_table(pairs: Sequence[Mapping[str, Any]]) -> Table:
+    from latent_tool.evaluation.metrics import holm
+
+    rows = [
+        [
+            pair["method"],
+            pair["against"],
+            str(pair["n"]),
+            f"{pair['fixed']} / {pair['broken']}",
+            p_value(pair["p"]),
+            p_value(adjusted),
+            with_interval(pair["gain"]),
+        ]
+        for pair, adjusted in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True)
+    ]
+    note = (
+        "On the questions that both were asked: answers of the first that are right where the second's are wrong, and "
+        "the other way round; McNemar's exact two-sided *p*, as it is for one comparison alone and adjusted for "
+        f"{len(pairs)} by Holm's method; the *gain* in accuracy with its paired bootstrap interval."
+    )
+    header = ["method", "against", "n", "fixed / broken", "p", "p (Holm)", "gain"]
+    return "Methods against each other", header, rows, note
 
 
 def _scores_table(summary: Mapping[str, Any], name: str, facts: Mapping[str, Any]) -> Table:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -38,10 +38,10 @@ from latent_tool.evaluation.runs import (
     read_rows,
     row_line,
 )
-from latent_tool.evaluation.scores import SCORES, answer_scores, vote
+from latent_tool.evaluation.scores import SCORES, answer_scores, measured, vote
 from latent_tool.files import write_whole
 from latent_tool.reasoner import LatentReasoner
-from latent_tool.settings import GenerationSettings, NoiseSettings
+from latent_tool.settings import Budget, GenerationSettings, NoiseSettings, SearchSettings
 
 if TYPE_CHECKING:
     from latent_tool.engine import Engine, Examined, Job, Outcome, Sampled
@@ -109,20 +109,21 @@ def evaluate(
     if processes > 1 and reasoner is None:
         raise SettingsError("Several processes need a reasoner, not an engine.", "Pass a LatentReasoner.")
     _require_unique(items)
+    folder = Path(out).expanduser()
     plan = Plan(
-        methods=_ordered(methods, reasoner),
+        methods=_ordered(methods, reasoner, read_manifest(folder)),
         generation=None if reasoner is None else reasoner.generation,
         images_first=True if reasoner is None else reasoner.images_first,
         system=system,
         seed=seed if seed is not None else 0 if reasoner is None else reasoner.seed,
         noise=(noise or NoiseSettings()) if visual else None,
     )
-    folder = Path(out).expanduser()
     _make(folder)
     with _locked(folder):
         manifest = _begin(folder, _manifest(model, plan, items, name, batch))
         rows, size = read_rows(folder / ITEMS, manifest)
         _check_rows(rows, items)
+        _check_matched(plan, rows, items)
         _work_through(model, plan, items, batch, processes, folder / ITEMS, rows, size, progress)
         run = load_run(folder)
         if report:
@@ -140,17 +141,26 @@ def _require_unique(items: Sequence[Item]) -> None:
         raise SettingsError("Two items have the same id.", "Give every item an id of its own.")
 
 
-def _ordered(methods: Sequence[str | Method], reasoner: LatentReasoner | None) -> tuple[Method, ...]:
-    """The methods, the random control after the search that it matches."""
+def _ordered(
+    methods: Sequence[str | Method], reasoner: LatentReasoner | None, there: Manifest | None
+) -> tuple[Method, ...]:
+    """The methods, the random control after the search that it matches; that may be one that the run has already."""
     if not methods:
         raise SettingsError("There is no method to evaluate.", "Name at least one, such as greedy.")
     late = [each for each in methods if isinstance(each, str) and each.strip().startswith("random-latents")]
     early = [each for each in methods if each not in late]
+    former = {} if there is None else there.methods
+    known = tuple(
+        Method(facts.name, facts.kind, SearchSettings(**facts.settings), Budget(**facts.budget))
+        for facts in former.values()
+    )
     found: list[Method] = []
     for each in [*early, *late]:
         if isinstance(each, str):
             settings, budget = (None, None) if reasoner is None else (reasoner.settings, reasoner.budget)
-            each = parse_method(each, settings, budget, seen=tuple(found))
+            each = parse_method(each, settings, budget, seen=(*found, *known))
+            if each.kind == "random" and each.name in former:  # it goes on with what it was begun with
+                each = replace(each, matches=former[each.name].matches)
         if any(other.name == each.name for other in found):
             raise SettingsError(f"The method {each.name!r} is named twice.", "Name every method once.")
         found.append(each)
@@ -220,6 +230,7 @@ def _manifest(model: LatentReasoner | Engine, plan: Plan, items: Sequence[Item],
         methods[method.name] = MethodFacts(**method.described(), generation=generation, fingerprints=prints)
     return Manifest(
         latent_tool=version("latent-tool"),
+        software={each: version(each) for each in ("torch", "transformers")},
         dataset=DatasetFacts(
             name=name,
             fingerprint=dataset_fingerprint(items),
@@ -269,6 +280,18 @@ def _check_rows(rows: Sequence[Row], items: Sequence[Item]) -> None:
         raise SettingsError("The folder holds answers to other questions.", "Give another folder.")
 
 
+def _check_matched(plan: Plan, rows: Sequence[Row], items: Sequence[Item]) -> None:
+    """A method whose evaluations are matched is in this call, or has answered everything."""
+    names = {method.name for method in plan.methods}
+    for method in plan.methods:
+        wanted = method.matches
+        if wanted is not None and wanted not in names and sum(row.method == wanted for row in rows) < len(items):
+            raise SettingsError(
+                f"{method.name} needs the evaluations of {wanted}, which has not answered every question yet.",
+                f"Name {wanted} in the same call.",
+            )
+
+
 # --- the work ----------------------------------------------------------------------------------------------------
 
 
@@ -285,15 +308,16 @@ def _work_through(
 ) -> None:
     """Answer what is missing, batch by batch, and append it."""
     names = {method.name for method in plan.methods}
-    done = {(row.id, row.method): row.candidates for row in rows if row.method in names}
+    known: dict[str, dict[tuple[str, str], int]] = {}
+    for row in rows:
+        known.setdefault(row.id, {})[row.id, row.method] = row.candidates
     total = len(items) * len(plan.methods)
-    count = len(done)
+    count = sum(row.method in names for row in rows)
     tasks = []
     for start in range(0, len(items), size):
         part = items[start : start + size]
-        keys = [(item.id, method.name) for item in part for method in plan.methods]
-        there = {key: done[key] for key in keys if key in done}
-        if len(there) < len(part) * len(plan.methods):
+        there = {key: candidates for item in part for key, candidates in known.get(item.id, {}).items()}
+        if sum(name in names for _, name in there) < len(part) * len(plan.methods):
             tasks.append((start, min(start + size, len(items)), there))
     if progress is not None:
         progress(count, total, "loading the model" if tasks else "")
@@ -366,7 +390,7 @@ def answer_batch(
 ) -> Iterator[tuple[str, list[Row]]]:
     """The rows of one batch that are missing, method by method.
 
-    ``there``: rows that exist already, by item and method, with their candidates.
+    ``there``: rows that exist already, by item and method (of this plan or not), with their candidates.
     """
     candidates = dict(there)
     images: dict[str, Any] = {}
@@ -435,8 +459,6 @@ def _in_time(engine: Engine, jobs: Sequence[Job]) -> list[Outcome | Exception]:
     """All answers in one batch; one after another where a deadline is to hold for each."""
     if not any(job.budget.deadline_s for job in jobs):
         return engine.answer_many(jobs)
-    from dataclasses import replace
-
     found: list[Outcome | Exception] = []
     for job in jobs:
         deadline = None if job.budget.deadline_s is None else engine.clock() + job.budget.deadline_s
@@ -485,12 +507,12 @@ def _row(
         forms = {place: item.match.canonical(each.text) for place, each in enumerate(outcome.answers)}
         chosen, share, chance = vote(outcome, forms)
         answer = outcome.answers[chosen].text
-        scores = {"agreement": share, "answer_probability": chance}
+        scores = {"agreement": share, "answer_probability": measured(chance)}
         details = {
             "raw_text": outcome.answers[chosen].raw_text,
             "canonical": forms[chosen],
             "votes": [forms[place] for place in sorted(forms)],
-            "probabilities": outcome.probabilities,
+            "probabilities": [measured(each) for each in outcome.probabilities],
         }
     return Row(
         id=item.id,

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from latent_tool.calibration import digest
 from latent_tool.errors import DatasetError, SettingsError
 from latent_tool.evaluation.scores import SCORES
 from latent_tool.settings import explain_validation
@@ -86,6 +87,7 @@ class Manifest(Part):
 
     schema_version: Literal["1"] = "1"
     latent_tool: str = Field(description="Version of the package.")
+    software: dict[str, str] = Field({}, description="Versions of torch and transformers when the run was begun.")
     dataset: DatasetFacts
     model: dict[str, Any]
     seed: int = 0
@@ -112,6 +114,14 @@ class Run:
     def complete(self) -> bool:
         """Whether every method answered every item (errors are answers, too)."""
         return len(self.rows) == self.manifest.dataset.size * len(self.manifest.methods)
+
+    def fingerprint(self, method: str, score: str) -> str | None:
+        """Of the configuration a method's score was made with; of an agreement, the sampler is part of it."""
+        own = self.manifest.methods[method].fingerprints.get(score)
+        sampler = _sampler(self.manifest)
+        if score != "agreement" or own is None or sampler in (None, method):
+            return own
+        return digest({"answers": own, "samples": self.manifest.methods[str(sampler)].fingerprints.get(score)})
 
     @cached_property
     def _by_method(self) -> dict[str, tuple[Row, ...]]:
@@ -196,9 +206,14 @@ def read_rows(path: Path, manifest: Manifest) -> tuple[list[Row], int]:
     return rows, whole
 
 
+def _sampler(manifest: Manifest) -> str | None:
+    """The method whose samples the others' answers are compared with."""
+    return next((name for name, method in manifest.methods.items() if method.kind == "sample"), None)
+
+
 def with_agreement(rows: Sequence[Row], manifest: Manifest) -> list[Row]:
     """The rows, each with the share of the run's self-consistency samples that give the same answer."""
-    sampler = next((name for name, method in manifest.methods.items() if method.kind == "sample"), None)
+    sampler = _sampler(manifest)
     votes = {row.id: row.details["votes"] for row in rows if row.method == sampler and "votes" in row.details}
     return [_agreeing(row, votes) for row in rows]
 

@@ -1,6 +1,7 @@
 """The scores that are compared as confidences: what each means, and which way it points.
 
-A score that could not be measured is ``None``, is counted as missing, and is never taken for 0.
+A score that could not be measured is ``None``, is counted as missing, and is never taken for 0. Measured ones are kept
+to six significant digits, those that compare two images to a thousandth of a nat: what follows is float32's noise.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from latent_tool.calibration import SCORES as CALIBRATED
+from latent_tool.calibration import score_of
+
 if TYPE_CHECKING:
     from latent_tool.engine import Examined, Sampled
     from latent_tool.schema import ReasoningResult
 
-__all__ = ["FUSED_FROM", "SCORES", "Score", "answer_scores", "finite", "vote"]
+__all__ = ["FUSED_FROM", "SCORES", "Score", "answer_scores", "measured", "vote"]
 
 
 @dataclass(frozen=True)
@@ -39,32 +43,32 @@ SCORES: dict[str, Score] = {
     "reward": Score("reward of the decoded state"),
     "initial_reward": Score("reward of the latents where they start"),
     "agreement": Score("share of the self-consistency samples that give this answer", True, True),
-    "visual_dependency": Score("mean S of the generated tokens, nats"),
+    "visual_dependency": Score("mean S of the answer's tokens, nats"),
     "masked_entropy_gain": Score("mean entropy of the answer's tokens, image masked minus image shown, nats"),
 }
 # What the fused score is made of; those that a run lacks are left out.
 FUSED_FROM = tuple(SCORES)
 
 
-def finite(value: float | None) -> float | None:
-    """The value, or ``None`` if it is no finite number."""
-    return value if value is not None and math.isfinite(value) else None
+def measured(value: float | None) -> float | None:
+    """The value to six significant digits; ``None`` if it is no finite number."""
+    return float(f"{value:.6g}") if value is not None and math.isfinite(value) else None
+
+
+def _nats(value: float | None) -> float | None:
+    """A difference of two images' logarithms to three decimals: theirs is the noise of both, some 1e-6."""
+    return round(value, 3) if value is not None and math.isfinite(value) else None
 
 
 def answer_scores(result: ReasoningResult, examined: Examined | None) -> dict[str, float | None]:
     """The scores of one answer, by name; ``None`` where not measured."""
-    scores = result.scores
     grounding = None if examined is None else examined.grounding
+    seen = result.model_copy(update={"grounding": grounding})
+    plain = [name for name in SCORES if name in CALIBRATED and name != "visual_dependency"]
     return {
-        "pooled_probability": finite(scores.pooled_probability),
-        "plain_probability": finite(scores.plain_probability),
-        "answer_probability": finite(scores.answer_probability),
-        "mean_token_probability": finite(scores.mean_token_probability),
-        "first_token_entropy": finite(scores.first_token_entropy),
-        "reward": finite(scores.reward),
-        "initial_reward": finite(scores.initial_reward),
-        "visual_dependency": None if grounding is None else finite(grounding.mean),
-        "masked_entropy_gain": None if examined is None else finite(examined.masked_entropy_gain),
+        **{name: measured(score_of(result, name)) for name in plain},
+        "visual_dependency": _nats(score_of(seen, "visual_dependency")),
+        "masked_entropy_gain": None if examined is None else _nats(examined.masked_entropy_gain),
     }
 
 

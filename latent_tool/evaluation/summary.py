@@ -1,6 +1,7 @@
 """What a run says, as one plain JSON object: the only thing the reports are made from.
 
-Per method: accuracy, the paired comparison with greedy, cost, and every score as a confidence. Errors of a method count
+Per method: accuracy, the paired comparison with greedy, cost, and every score as a confidence; and every pair of
+methods compared on the questions that both were asked. Errors of a method count
 as wrong answers; rows of the data set that could not be used, and unlabelled ones, are left out and counted.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "target_error": TARGET_ERROR,
         "baseline": base,
         "methods": {name: _method(run, name, base) for name in run.methods if run.of(name)},
+        "pairs": _pairs(run),
         "scores": {name: score.meaning for name, score in SCORES.items()},
         "errors": _errors(run),
     }
@@ -113,8 +116,22 @@ def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
+def _pairs(run: Run) -> list[dict[str, Any]]:
+    """Every method against every other; a search against what is no search, else the later against the earlier."""
+    found = []
+    usable = {name: [row for row in run.of(name) if _usable(row)] for name in run.methods}
+    for before, after in combinations(run.methods, 2):
+        searches = [name.partition(":")[0] == "search" for name in (before, after)]
+        if searches == [True, False]:
+            before, after = after, before
+        compared = _paired(usable[before], usable[after])
+        if compared is not None:
+            found.append({"method": after, "against": before, **compared})
+    return found
+
+
 def _paired(base: Sequence[Row], rows: Sequence[Row]) -> dict[str, Any] | None:
-    """The method against greedy on the questions that both were asked."""
+    """The rows against those of another method, on the questions that both were asked."""
     known = {row.id: row for row in base if _usable(row)}
     pairs = [(_right(known[row.id]), _right(row)) for row in rows if row.id in known]
     if not pairs:
