@@ -118,11 +118,9 @@ def vote(methods: Sequence[str]) -> Rule:
         chosen = []
         for column, place in enumerate(places):
             totals: dict[str, float] = {}
-            for number, method in enumerate(methods):
+            for chance, method in zip(chances[:, column], methods, strict=True):
                 answer = table.rows[method][place].details["canonical"]
-                totals[answer] = totals.get(answer, 0.0) + float(
-                    np.log(chances[number, column] / (1 - chances[number, column]))
-                )
+                totals[answer] = totals.get(answer, 0.0) + float(np.log(chance / (1 - chance)))
             best = max(totals, key=lambda answer: totals[answer])
             chosen.append(next(name for name in methods if table.rows[name][place].details["canonical"] == best))
         return chosen
