@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import socket
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from importlib.metadata import version
@@ -78,15 +79,17 @@ def _connect(needed: dict[str, float]) -> None:
     """Connect to the cluster. One that is this machine alone must have room for an actor: none will be added."""
     if ray.is_initialized():
         return
-    alone = not os.environ.get("RAY_ADDRESS")
+    address = os.environ.get("RAY_ADDRESS", "")
+    alone = not address
     try:
+        _reach(address)
         ray.init(
             address="local" if alone else None,
             include_dashboard=False if alone else None,
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ServiceUnavailableError(
             f"The Ray cluster cannot be reached: {_last_line(error)}", "Check RAY_ADDRESS, and that the cluster runs."
         ) from error
@@ -97,6 +100,13 @@ def _connect(needed: dict[str, float]) -> None:
                 f"An actor takes {amount:g} {name}, and this machine has {there.get(name, 0.0):g}.",
                 "Ask for less, or name a cluster in RAY_ADDRESS.",
             )
+
+
+def _reach(address: str) -> None:
+    """Raise ``OSError`` if nobody listens at ``host:port``: Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 class _Actor:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from pictures import draw_shapes
 from PIL import Image
+from ray_cluster import free_ports
 from scripted_agents import CIRCLE, plain
 
 from latent_tool import LatentReasoner
@@ -158,3 +159,16 @@ def test_what_is_wrong_is_told_by_its_type(cluster: None, tmp_path: Path) -> Non
     for wrong in ({"count": 0}, {"num_gpus": -1.0}):
         with pytest.raises(SettingsError):
             actors(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    done = subprocess.run(
+        [sys.executable, "-m", "latent_tool.cli", "eval", SCENES, "--out", str(tmp_path / "run"), "--ray", "--quiet"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "RAY_ADDRESS": f"127.0.0.1:{port}"},
+    )
+    assert done.returncode == 1 and done.stdout == ""
+    assert "The Ray cluster cannot be reached" in done.stderr and "Check RAY_ADDRESS" in done.stderr
