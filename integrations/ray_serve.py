@@ -140,6 +140,12 @@ def application(
             "are not in rising order.",
             "A replica must be able to hold a whole batch; raise max_ongoing or max_requests.",
         )
+    fewest, most = replicas if isinstance(replicas, tuple) else (replicas, replicas)
+    if not 0 <= fewest <= most or most < 1 or num_cpus < 0 or num_gpus < 0:
+        raise SettingsError(
+            f"{fewest} to {most} replicas with {num_cpus:g} CPUs and {num_gpus:g} GPUs cannot be had.",
+            "Name the fewest first, at least one at most, and no negative shares.",
+        )
     service = {
         "reasoner": reasoner,
         "policy": policy,
@@ -150,7 +156,6 @@ def application(
     create_app(**service)  # so that what is wrong is said here and not by a replica
     scaling: dict[str, Any] = {"num_replicas": replicas}
     if isinstance(replicas, tuple):
-        fewest, most = replicas
         scaling = {
             "autoscaling_config": {
                 "min_replicas": fewest,
