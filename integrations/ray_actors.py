@@ -10,10 +10,7 @@ it may be the batch that ends them. This module knows nothing of methods, scores
 
 from __future__ import annotations
 
-import logging
-import os
 import platform
-import socket
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from importlib.metadata import version
@@ -28,6 +25,7 @@ from latent_tool.errors import (
     SettingsError,
 )
 from latent_tool.evaluation.runner import Found, Task, Worker, Workers
+from latent_tool.integrations.ray_connection import connect, last_line
 
 try:
     import ray
@@ -63,50 +61,16 @@ def actors(count: int = 1, *, num_cpus: float = 1.0, num_gpus: float = 0.0) -> W
 
     def answer(open_worker: Callable[[], Worker], tasks: Sequence[Task]) -> Generator[Found, None, None]:
         try:
-            _connect({"CPU": num_cpus, "GPU": num_gpus})
+            connect({"CPU": num_cpus, "GPU": num_gpus})
             pool = _Pool(count, num_cpus, num_gpus, open_worker)
             try:
                 yield from _in_order(pool, tasks)
             finally:
                 pool.end()
         except RayError as error:
-            raise ServiceError(f"Ray failed: {_last_line(error)}", _GO_ON) from error
+            raise ServiceError(f"Ray failed: {last_line(error)}", _GO_ON) from error
 
     return answer
-
-
-def _connect(needed: dict[str, float]) -> None:
-    """Connect to the cluster. One that is this machine alone must have room for an actor: none will be added."""
-    if ray.is_initialized():
-        return
-    address = os.environ.get("RAY_ADDRESS", "")
-    alone = not address
-    try:
-        _reach(address)
-        ray.init(
-            address="local" if alone else None,
-            include_dashboard=False if alone else None,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ServiceUnavailableError(
-            f"The Ray cluster cannot be reached: {_last_line(error)}", "Check RAY_ADDRESS, and that the cluster runs."
-        ) from error
-    there = ray.cluster_resources()
-    for name, amount in needed.items():
-        if alone and there.get(name, 0.0) < amount:
-            raise SettingsError(
-                f"An actor takes {amount:g} {name}, and this machine has {there.get(name, 0.0):g}.",
-                "Ask for less, or name a cluster in RAY_ADDRESS.",
-            )
-
-
-def _reach(address: str) -> None:
-    """Raise ``OSError`` if nobody listens at ``host:port``: Ray would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit() and "/" not in host:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 class _Actor:
@@ -222,7 +186,3 @@ def _in_order(pool: _Pool, tasks: Sequence[Task]) -> Generator[Found, None, None
         while given in early:
             yield early.pop(given)
             given += 1
-
-
-def _last_line(error: Exception) -> str:
-    return next(reversed(str(error).strip().splitlines()), type(error).__name__)

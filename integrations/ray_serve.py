@@ -25,12 +25,12 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from latent_tool.errors import MissingExtraError, SettingsError
 from latent_tool.integrations.http_service import LOOPBACK, ServiceLimits, create_app
+from latent_tool.integrations.ray_connection import connect
 from latent_tool.reasoner import OPTIONS_KEY, LatentReasoner
 from latent_tool.schema import ReasoningRequest, ReasoningResult
 from latent_tool.settings import Budget, ImagePolicy
 
 try:
-    import ray
     from ray import serve
     from ray.serve import Application
     from ray.serve.config import BackpressureConfig
@@ -182,10 +182,22 @@ def application(
     return deployment.bind(service, batch_size, batch_wait_s, max_ongoing // batch_size)
 
 
-def run(application: Application, *, host: str = "127.0.0.1", port: int = 8000, blocking: bool = True) -> None:
-    """Start the application at an address, on the cluster named by ``RAY_ADDRESS`` or on this machine alone."""
-    if not ray.is_initialized():
-        ray.init(include_dashboard=None if os.environ.get("RAY_ADDRESS") else False)
+def run(
+    application: Application,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    num_cpus: float = 0.0,
+    num_gpus: float = 0.0,
+    blocking: bool = True,
+) -> None:
+    """Start the application at an address, on the cluster named by ``RAY_ADDRESS`` or on this machine alone.
+
+    ``num_cpus`` and ``num_gpus``: what this machine alone must have, for one replica at least.
+
+    Raises ``ServiceUnavailableError`` when the cluster cannot be reached, ``SettingsError`` when there is no room.
+    """
+    connect({"CPU": num_cpus, "GPU": num_gpus}, logs=True)
     serve.start(http_options={"host": host, "port": port})
     serve.run(application, name="latent_tool", blocking=blocking)
 

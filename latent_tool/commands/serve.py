@@ -111,7 +111,7 @@ def serve(
             batch_size=batch_size,
             max_ongoing=max_requests,
         )
-        ray_serve.run(found, host=host, port=port)
+        ray_serve.run(found, host=host, port=port, num_cpus=num_cpus, num_gpus=num_gpus)
         return
     app = create_app(reasoner, **service)
     with _listening(host, port) as listener:

@@ -20,6 +20,7 @@ MODULES = [
     ("openai_agents", "openai-agents", "agents"),
     ("pydantic_ai", "pydantic-ai", "pydantic_ai"),
     ("ray_actors", "ray", "ray"),
+    ("ray_connection", "ray", "ray"),
     ("ray_serve", "ray", "ray"),
     ("smolagents", "smolagents", "smolagents"),
 ]
