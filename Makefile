@@ -50,6 +50,22 @@ $(INTEGRATIONS)/ready: pyproject.toml constraints.txt
 test-integrations: $(INTEGRATIONS)/ready  ## Run the tests of every agent framework, with the real libraries.
 	OMP_NUM_THREADS=1 $(INTEGRATIONS)/bin/python -m pytest tests/integrations tests/test_langgraph.py
 
+# Frameworks that do not go together with the others, or with each other: one environment for each, and the server ours.
+MCP_CLIENTS := crewai dspy strands
+
+.venv-mcp-%/ready: tests/mcp_clients/%.txt
+	@echo "Setting up $(@D) (a minute or two the first time) ..."
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+.PHONY: test-mcp-clients $(MCP_CLIENTS:%=test-mcp-%)
+test-mcp-clients: $(MCP_CLIENTS:%=test-mcp-%)  ## Run docs/frameworks.md with CrewAI, DSPy and Strands, through MCP.
+
+$(MCP_CLIENTS:%=test-mcp-%): test-mcp-%: .venv-mcp-%/ready $(INTEGRATIONS)/ready
+	OMP_NUM_THREADS=1 LATENT_TOOL_COMMAND=$(CURDIR)/$(INTEGRATIONS)/bin/latent-tool \
+	    $(<D)/bin/python -m pytest -c tests/mcp_clients/pytest.ini tests/mcp_clients/test_$*.py
+
 check: $(VENV)/dev  ## Lint, formatting and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -83,4 +99,4 @@ format: $(VENV)/dev  ## Mend what the linter can mend.
 	$(BIN)/ruff format .
 
 clean:  ## Remove the environment and everything generated.
-	rm -rf $(VENV) $(INTEGRATIONS) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(INTEGRATIONS) .venv-mcp-* build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -394,7 +394,10 @@ async def _on_invalid(http: Request, error: Exception) -> Response:
         f"{'.'.join(str(part) for part in each['loc'][1:]) or 'body'}: {each['msg'].removeprefix('Value error, ')}"
         for each in found
     ]
-    wrong = InputError(f"The request is not valid: {'; '.join(parts)}.", "See /openapi.json for its fields.")
+    hint = "See /openapi.json for its fields."
+    if any(each["loc"] == ("body",) for each in found) and "json" not in http.headers.get("content-type", ""):
+        hint = "Send one JSON object, with the header Content-Type: application/json."
+    wrong = InputError(f"The request is not valid: {'; '.join(parts)}.", hint)
     return _response(_problem(wrong))
 
 

@@ -15,6 +15,8 @@ import ipaddress
 import os
 import re
 import secrets
+import socket
+import sys
 from collections import OrderedDict
 from contextlib import aclosing
 from importlib.metadata import version
@@ -167,16 +169,37 @@ def run_http(
     """Serve streamable HTTP at ``http://host:port/mcp`` until interrupted.
 
     Raises:
-        SettingsError: the host is not a loopback address and there is no token, or the token is too short.
+        SettingsError: the host is not a loopback address and there is no token, the token is too short, or the port
+            cannot be had.
         ModelError: the model cannot be used.
     """
     import uvicorn
 
     tool = tool or ImageTool()
     app = http_app(tool, host=host, token=token)
-    if isinstance(tool.reasoner, LatentReasoner):
-        tool.reasoner.engine()  # a model that does not load is told before anybody asks
-    uvicorn.run(app, host=host, port=port, access_log=False)
+    with _bound(host, port) as address:
+        if isinstance(tool.reasoner, LatentReasoner):
+            tool.reasoner.engine()  # a model that does not load is told before anybody asks
+        print(f"Listening at http://{_in_url(host)}:{port}{PATH}", file=sys.stderr, flush=True)
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[address])
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket with that address, which nobody can connect to yet. Raises ``SettingsError``."""
+    address = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    address.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        address.bind((host, port))
+    except OSError as error:
+        address.close()
+        raise SettingsError(
+            f"{host}, port {port}, cannot be listened at ({error.strerror}).", "Name another host or port."
+        ) from None
+    return address
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def http_app(tool: ImageTool | None = None, *, host: str = "127.0.0.1", token: str | None = None) -> Starlette:

@@ -25,12 +25,12 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from latent_tool.errors import MissingExtraError, SettingsError
 from latent_tool.integrations.http_service import LOOPBACK, ServiceLimits, create_app
+from latent_tool.integrations.ray_connection import connect
 from latent_tool.reasoner import OPTIONS_KEY, LatentReasoner
 from latent_tool.schema import ReasoningRequest, ReasoningResult
 from latent_tool.settings import Budget, ImagePolicy
 
 try:
-    import ray
     from ray import serve
     from ray.serve import Application
     from ray.serve.config import BackpressureConfig
@@ -140,6 +140,12 @@ def application(
             "are not in rising order.",
             "A replica must be able to hold a whole batch; raise max_ongoing or max_requests.",
         )
+    fewest, most = replicas if isinstance(replicas, tuple) else (replicas, replicas)
+    if not 0 <= fewest <= most or most < 1 or num_cpus < 0 or num_gpus < 0:
+        raise SettingsError(
+            f"{fewest} to {most} replicas with {num_cpus:g} CPUs and {num_gpus:g} GPUs cannot be had.",
+            "Name the fewest first, at least one at most, and no negative shares.",
+        )
     service = {
         "reasoner": reasoner,
         "policy": policy,
@@ -150,7 +156,6 @@ def application(
     create_app(**service)  # so that what is wrong is said here and not by a replica
     scaling: dict[str, Any] = {"num_replicas": replicas}
     if isinstance(replicas, tuple):
-        fewest, most = replicas
         scaling = {
             "autoscaling_config": {
                 "min_replicas": fewest,
@@ -177,10 +182,22 @@ def application(
     return deployment.bind(service, batch_size, batch_wait_s, max_ongoing // batch_size)
 
 
-def run(application: Application, *, host: str = "127.0.0.1", port: int = 8000, blocking: bool = True) -> None:
-    """Start the application at an address, on the cluster named by ``RAY_ADDRESS`` or on this machine alone."""
-    if not ray.is_initialized():
-        ray.init(include_dashboard=None if os.environ.get("RAY_ADDRESS") else False)
+def run(
+    application: Application,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    num_cpus: float = 0.0,
+    num_gpus: float = 0.0,
+    blocking: bool = True,
+) -> None:
+    """Start the application at an address, on the cluster named by ``RAY_ADDRESS`` or on this machine alone.
+
+    ``num_cpus`` and ``num_gpus``: what this machine alone must have, for one replica at least.
+
+    Raises ``ServiceUnavailableError`` when the cluster cannot be reached, ``SettingsError`` when there is no room.
+    """
+    connect({"CPU": num_cpus, "GPU": num_gpus}, logs=True)
     serve.start(http_options={"host": host, "port": port})
     serve.run(application, name="latent_tool", blocking=blocking)
 

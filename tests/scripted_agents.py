@@ -31,16 +31,17 @@ class Close(float):
     __hash__ = float.__hash__
 
 
+def plain(value: Any) -> Any:
+    """JSON without what time it took, its numbers to be compared to 1e-4."""
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items() if key != "seconds"}
+    if isinstance(value, list):
+        return [plain(each) for each in value]
+    return Close(value) if isinstance(value, float) else value
+
+
 def essence(result: ReasoningResult) -> Any:
     """A result without what time it took, its numbers to be compared to 1e-4."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(each) for key, each in value.items() if key != "seconds"}
-        if isinstance(value, list):
-            return [plain(each) for each in value]
-        return Close(value) if isinstance(value, float) else value
-
     return plain(result.model_dump(mode="json"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from latent_tool.engine import Engine, Examined, Job
 from latent_tool.errors import DatasetError, SettingsError
 from latent_tool.evaluation import Item, Run, evaluate, load_dataset, load_run, parse_method
 from latent_tool.evaluation.report import html_report, markdown_report, tables
+from latent_tool.evaluation.runner import Found, Task, Worker
 from latent_tool.evaluation.scores import answer_scores
 from latent_tool.evaluation.summary import fused_score, summarise
 from latent_tool.schema import Grounding, TokenDependency
@@ -265,6 +267,32 @@ def test_several_processes_give_the_same_answers(tmp_path: Path) -> None:
     assert [(row.id, row.answer) for row in crowd.rows] == [(row.id, row.answer) for row in alone.rows]
     for one, other in zip(alone.rows, crowd.rows, strict=True):
         assert one.scores == pytest.approx(other.scores, abs=1e-4)
+
+
+def test_others_may_answer_the_batches(engine: Engine, whole: Run, tmp_path: Path) -> None:
+    """What they are given can be sent elsewhere; what they give back is written in its order."""
+    import pickle
+
+    ended = []
+
+    def workers(open_worker: Callable[[], Worker], tasks: Sequence[Task]) -> Generator[Found, None, None]:
+        try:
+            worker = pickle.loads(pickle.dumps(open_worker))()
+            for task in pickle.loads(pickle.dumps(tasks)):
+                yield list(worker.answer(task))
+        finally:
+            ended.append(True)
+
+    items = load_dataset(SCENES)
+    run = evaluate(SMALL, items, METHODS, tmp_path, name=SCENES, batch=3, report=False, workers=workers)
+    assert [(row.id, row.method, row.answer) for row in run.rows] == [
+        (row.id, row.method, row.answer) for row in whole.rows
+    ]
+    assert (tmp_path / "run.json").read_bytes() == (whole.path / "run.json").read_bytes() and ended == [True]
+    with pytest.raises(SettingsError, match="beside other workers"):
+        evaluate(SMALL, items, ["greedy"], tmp_path, processes=2, workers=workers)
+    with pytest.raises(SettingsError, match="need a reasoner"):
+        evaluate(engine, items, ["greedy"], tmp_path, workers=workers)
 
 
 def test_further_methods_are_added_and_other_runs_refused(engine: Engine, tmp_path: Path) -> None:

@@ -55,6 +55,14 @@ def evaluate(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 16,
     processes: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 1,
+    on_ray: Annotated[
+        bool, typer.Option("--ray", help="Answer on Ray: the cluster of RAY_ADDRESS, or this machine alone.")
+    ] = False,
+    actors: Annotated[
+        int, typer.Option(min=1, help="With --ray: engines at most, fewer while the cluster has no room.")
+    ] = 1,
+    num_cpus: Annotated[float, typer.Option(min=0, help="With --ray: processors of an engine.")] = 1,
+    num_gpus: Annotated[float, typer.Option(min=0, help="With --ray: GPUs of an engine, also a fraction.")] = 0,
     visual: Annotated[
         bool, typer.Option(help="Also measure the scores that need further images: visual dependency, masked entropy.")
     ] = True,
@@ -82,6 +90,11 @@ def evaluate(
     from latent_tool.reasoner import LatentReasoner
 
     require_libraries()
+    workers = None
+    if on_ray:
+        from latent_tool.integrations import ray_actors
+
+        workers = ray_actors.actors(actors, num_cpus=num_cpus, num_gpus=num_gpus)
     items = load_dataset(
         data,
         match=match,
@@ -103,6 +116,7 @@ def evaluate(
             name=Path(data).name if Path(data).exists() else data,
             batch=batch,
             processes=processes,
+            workers=workers,
             system=system,
             visual=visual,
             progress=progress,

@@ -17,6 +17,7 @@ from latent_tool.settings import Budget, BudgetLevel, ImagePolicy
 __all__ = ["serve"]
 
 TOKEN = "LATENT_TOOL_TOKEN"
+TOKEN_LENGTH = 16  # characters; a shorter one can be guessed
 
 
 def serve(
@@ -110,7 +111,7 @@ def serve(
             batch_size=batch_size,
             max_ongoing=max_requests,
         )
-        ray_serve.run(found, host=host, port=port)
+        ray_serve.run(found, host=host, port=port, num_cpus=num_cpus, num_gpus=num_gpus)
         return
     app = create_app(reasoner, **service)
     with _listening(host, port) as listener:
@@ -122,11 +123,20 @@ def serve(
 
 def _token(file: Path | None) -> str | None:
     if file is None:
-        return os.environ.get(TOKEN) or None
-    try:
-        return file.read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        raise SettingsError(f"{str(file)!r} cannot be read.", "Name a text file that holds the token.") from None
+        token = os.environ.get(TOKEN, "")
+        if not token:
+            return None
+    else:
+        try:
+            token = file.read_text().strip()
+        except (OSError, UnicodeDecodeError):
+            raise SettingsError(f"{str(file)!r} cannot be read.", "Name a text file that holds the token.") from None
+    if len(token) < TOKEN_LENGTH:
+        raise SettingsError(
+            f"The token is shorter than {TOKEN_LENGTH} characters.",
+            "Make one with: python -c 'import secrets; print(secrets.token_urlsafe())'",
+        )
+    return token
 
 
 def _is_loopback(host: str) -> bool:

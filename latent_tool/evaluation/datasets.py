@@ -11,6 +11,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -281,7 +282,7 @@ class _Reader:
             self._check_policy(path)
             if not path.is_file():
                 raise _RowError(f"there is no image {each}")
-            references.append(str(path))
+            references.append(os.path.abspath(path))  # other processes may be in another folder
         return references
 
     def _check_policy(self, path: Path) -> None:

@@ -11,10 +11,11 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -46,10 +47,17 @@ from latent_tool.settings import Budget, GenerationSettings, NoiseSettings, Sear
 if TYPE_CHECKING:
     from latent_tool.engine import Engine, Examined, Job, Outcome, Sampled
 
-__all__ = ["Progress", "evaluate"]
+__all__ = ["Found", "Progress", "Task", "Worker", "Workers", "evaluate"]
 
 # Told how many answers are there, how many there will be, and which method is at work.
 Progress = Callable[[int, int, str], None]
+# A batch to answer: its first item, the one after its last, and which answers are there, with their candidates.
+Task = tuple[int, int, dict[tuple[str, str], int]]
+# The rows that were missing in a batch, method by method.
+Found = list[tuple[str, list[Row]]]
+# Who answers the batches: is given a function that makes a ``Worker`` in the process that calls it (both can be
+# pickled) and the tasks; gives what was found for each, in their order, as it becomes known. Closing it ends the work.
+Workers = Callable[[Callable[[], "Worker"], Sequence[Task]], Generator[Found, None, None]]
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,7 @@ def evaluate(
     name: str = "items",
     batch: int = 16,
     processes: int = 1,
+    workers: Workers | None = None,
     seed: int | None = None,
     system: str | None = None,
     noise: NoiseSettings | None = None,
@@ -93,6 +102,7 @@ def evaluate(
         name: the data set's name in the reports.
         batch: questions answered together.
         processes: processes of one thread each; more than one needs a reasoner.
+        workers: who answers instead, such as ``latent_tool.integrations.ray_actors.actors(8)``; needs a reasoner.
         seed: of the search and of samples; ``None``: the reasoner's.
         system: system text before every question.
         noise: how the image is noised for the visual dependency.
@@ -106,8 +116,10 @@ def evaluate(
     reasoner = model if isinstance(model, LatentReasoner) else None
     if processes < 1 or batch < 1:
         raise SettingsError("Processes and batch are at least 1.", "Leave them out for the defaults.")
-    if processes > 1 and reasoner is None:
-        raise SettingsError("Several processes need a reasoner, not an engine.", "Pass a LatentReasoner.")
+    if (processes > 1 or workers is not None) and reasoner is None:
+        raise SettingsError("Other processes need a reasoner, not an engine.", "Pass a LatentReasoner.")
+    if processes > 1 and workers is not None:
+        raise SettingsError("Processes are named beside other workers.", "Name one of the two.")
     _require_unique(items)
     folder = Path(out).expanduser()
     plan = Plan(
@@ -124,7 +136,9 @@ def evaluate(
         rows, size = read_rows(folder / ITEMS, manifest)
         _check_rows(rows, items)
         _check_matched(plan, rows, items)
-        _work_through(model, plan, items, batch, processes, folder / ITEMS, rows, size, progress)
+        serve = workers or (_here if processes == 1 else partial(_in_processes, processes))
+        answers = partial(serve, partial(Worker, model, plan, items))
+        _work_through(answers, plan, items, batch, folder / ITEMS, rows, size, progress)
         run = load_run(folder)
         if report:
             from latent_tool.evaluation.report import write_reports
@@ -296,11 +310,10 @@ def _check_matched(plan: Plan, rows: Sequence[Row], items: Sequence[Item]) -> No
 
 
 def _work_through(
-    model: LatentReasoner | Engine,
+    workers: Callable[[Sequence[Task]], Generator[Found, None, None]],
     plan: Plan,
     items: Sequence[Item],
     size: int,
-    processes: int,
     path: Path,
     rows: Sequence[Row],
     whole: int,
@@ -313,12 +326,12 @@ def _work_through(
         known.setdefault(row.id, {})[row.id, row.method] = row.candidates
     total = len(items) * len(plan.methods)
     count = sum(row.method in names for row in rows)
-    tasks = []
+    tasks: list[Task] = []
     for start in range(0, len(items), size):
         part = items[start : start + size]
         there = {key: candidates for item in part for key, candidates in known.get(item.id, {}).items()}
         if sum(name in names for _, name in there) < len(part) * len(plan.methods):
-            tasks.append((start, min(start + size, len(items)), there))
+            tasks.append((start, start + len(part), there))
     if progress is not None:
         progress(count, total, "loading the model" if tasks else "")
     with path.open("ab") as file:
@@ -326,49 +339,59 @@ def _work_through(
             file.truncate(whole)
         if not tasks:
             return
-        with _answers(model, plan, items, tasks, processes) as answers:
-            for name, found in answers:
-                file.write(b"".join(row_line(row) for row in found))
-                file.flush()
-                os.fsync(file.fileno())
-                count += len(found)
-                if progress is not None:
-                    progress(count, total, name)
+        with closing(workers(tasks)) as answers:
+            for found in answers:
+                for name, answered in found:
+                    file.write(b"".join(row_line(row) for row in answered))
+                    file.flush()
+                    os.fsync(file.fileno())
+                    count += len(answered)
+                    if progress is not None:
+                        progress(count, total, name)
 
 
-Task = tuple[int, int, dict[tuple[str, str], int]]
-Answers = Iterator[tuple[str, list[Row]]]
+class Worker:
+    """Answers batches of one run with one engine."""
+
+    def __init__(self, model: LatentReasoner | Engine, plan: Plan, items: Sequence[Item]) -> None:
+        self.engine = model.engine() if isinstance(model, LatentReasoner) else model
+        self.plan = plan
+        self.items = items
+
+    def answer(self, task: Task) -> Iterator[tuple[str, list[Row]]]:
+        """The rows of a batch that are missing, method by method. Errors of questions are rows."""
+        start, stop, there = task
+        return answer_batch(self.engine, self.plan, self.items[start:stop], there)
 
 
-@contextmanager
-def _answers(
-    model: LatentReasoner | Engine, plan: Plan, items: Sequence[Item], tasks: Sequence[Task], processes: int
-) -> Iterator[Answers]:
-    """What is missing, in the order of the tasks, from this process or from others."""
-    if processes == 1:
-        engine = model.engine() if isinstance(model, LatentReasoner) else model
-        yield (each for start, stop, there in tasks for each in answer_batch(engine, plan, items[start:stop], there))
-        return
-    assert isinstance(model, LatentReasoner)
+def _here(open_worker: Callable[[], Worker], tasks: Sequence[Task]) -> Generator[Found, None, None]:
+    """Answer in this process: every method is told as soon as it is through."""
+    worker = open_worker()
+    for task in tasks:
+        for found in worker.answer(task):
+            yield [found]
+
+
+def _in_processes(count: int, open_worker: Callable[[], Worker], tasks: Sequence[Task]) -> Generator[Found, None, None]:
+    """Answer in other processes of this machine, each with one thread."""
     context = multiprocessing.get_context("spawn")
-    workers = min(processes, len(tasks))
-    pool = ProcessPoolExecutor(workers, context, initializer=_open, initargs=(model, plan, items))
+    pool = ProcessPoolExecutor(min(count, len(tasks)), context, initializer=_open, initargs=(open_worker,))
     try:
-        yield (each for found in pool.map(_serve, tasks) for each in found)
+        yield from pool.map(_serve, tasks)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-# The reasoner's engine, the plan and the items of a worker process.
-_opened: list[tuple[Engine, Plan, Sequence[Item]]] = []
+# The worker of a process.
+_opened: list[Worker] = []
 
 
-def _open(reasoner: LatentReasoner, plan: Plan, items: Sequence[Item]) -> None:
+def _open(open_worker: Callable[[], Worker]) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     from latent_tool.engine import use_threads
 
     use_threads(1)
-    _opened.append((reasoner.engine(), plan, items))
+    _opened.append(open_worker())
 
 
 def _end_with_parent() -> None:
@@ -379,10 +402,8 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _serve(task: Task) -> list[tuple[str, list[Row]]]:
-    engine, plan, items = _opened[0]
-    start, stop, there = task
-    return list(answer_batch(engine, plan, items[start:stop], there))
+def _serve(task: Task) -> Found:
+    return list(_opened[0].answer(task))
 
 
 def answer_batch(

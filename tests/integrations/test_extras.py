@@ -6,6 +6,8 @@ import subprocess
 import sys
 from importlib.metadata import metadata, requires
 
+import pytest
+
 # Module of latent_tool.integrations, the extra that brings what it needs, and the package that is needed.
 MODULES = [
     ("ag2", "ag2", "ag2"),
@@ -17,6 +19,9 @@ MODULES = [
     ("mcp", "mcp", "mcp"),
     ("openai_agents", "openai-agents", "agents"),
     ("pydantic_ai", "pydantic-ai", "pydantic_ai"),
+    ("ray_actors", "ray", "ray"),
+    ("ray_connection", "ray", "ray"),
+    ("ray_serve", "ray", "ray"),
     ("smolagents", "smolagents", "smolagents"),
 ]
 
@@ -52,13 +57,12 @@ for module in {[module for module, _, _ in MODULES]!r}:
         assert line.startswith(f"{module} {extra} ") and line.endswith(f"pip install 'latent-tool[{extra}]'")
 
 
-def test_the_command_names_the_missing_extra() -> None:
-    code = "import sys; sys.modules['mcp'] = None; sys.argv = ['latent-tool', 'mcp']\n"
+@pytest.mark.parametrize(
+    ("arguments", "package", "extra"),
+    [(["mcp"], "mcp", "mcp"), (["eval", "scenes", "--out", "run", "--ray"], "ray", "ray")],
+)
+def test_the_command_names_the_missing_extra(arguments: list[str], package: str, extra: str) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; sys.argv = ['latent-tool', *{arguments!r}]\n"
     done = run("-c", code + "from latent_tool.cli import main; main()")
     assert done.returncode == 1 and done.stdout == ""
-    assert "pip install 'latent-tool[mcp]'" in done.stderr
-
-
-def test_the_server_is_there_before_torch_is() -> None:
-    done = run("-c", "import sys, latent_tool.integrations.mcp; print('torch' in sys.modules)")
-    assert done.stdout == "False\n", done.stderr
+    assert f"pip install 'latent-tool[{extra}]'" in done.stderr

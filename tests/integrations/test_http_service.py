@@ -181,6 +181,8 @@ def test_errors_name_themselves_and_the_remedy(
 def test_what_is_no_request_at_all(client: httpx.Client) -> None:
     problem(client.post("/v1/ask", content=b"{", headers={"content-type": "application/json"}), 400, "InputError")
     problem(client.post("/v1/ask", content=b"[]", headers={"content-type": "application/json"}), 422, "InputError")
+    undeclared = client.post("/v1/ask", content=b"{}", headers={"content-type": "application/x-www-form-urlencoded"})
+    assert "Content-Type: application/json" in undeclared.json()["hint"]
     problem(
         client.post("/v1/ask", content=json.dumps(question()), headers={"content-type": "text/plain"}),
         422,

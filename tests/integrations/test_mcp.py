@@ -359,3 +359,6 @@ def test_wrong_use_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ):
         done = CliRunner().invoke(app, ["mcp", *arguments])
         assert isinstance(done.exception, SettingsError) and said in str(done.exception), (arguments, done.exception)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = CliRunner().invoke(app, ["mcp", "--http", "--port", str(taken.getsockname()[1])])
+    assert isinstance(done.exception, SettingsError) and "cannot be listened at" in str(done.exception)

@@ -128,7 +128,18 @@ def test_a_full_queue_is_a_clear_503(started: str) -> None:
     assert {each.headers["retry-after"] for each in refused} == {"3"}
 
 
-@pytest.mark.parametrize("wrong", [{"batch_size": 64}, {"max_ongoing": 1000}, {"batch_size": 0}, {"token": ""}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"batch_size": 64},
+        {"max_ongoing": 1000},
+        {"batch_size": 0},
+        {"token": ""},
+        {"replicas": 0},
+        {"replicas": (3, 2)},
+        {"num_gpus": -1},
+    ],
+)
 def test_what_is_wrong_is_said_before_it_starts(wrong: dict[str, Any]) -> None:
     from latent_tool.integrations.ray_serve import application
 

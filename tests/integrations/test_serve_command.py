@@ -16,6 +16,8 @@ from scripted_agents import CIRCLE
 from latent_tool import RemoteReasoner
 from latent_tool.errors import AccessError, ImageNotAllowedError
 
+TOKEN = "a-token-for-this-test"
+
 
 def command(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
@@ -31,6 +33,7 @@ def command(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     [
         (["--host", "0.0.0.0"], "LATENT_TOOL_TOKEN"),
         (["--token-file", "nowhere.txt"], "cannot be read"),
+        (["--token-file", "SHORT"], "shorter than 16"),
         (["--folder", "nowhere"], "no folder"),
         (["--max-iterations", "3"], "allows 3"),
         (["--host", "192.0.2.1", "--token-file", "TOKEN"], "cannot be listened at"),
@@ -38,8 +41,10 @@ def command(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     ],
 )
 def test_what_is_wrong_is_said_before_it_listens(arguments: list[str], words: str, tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("s3cret\n")
-    process = command(*(str(tmp_path / "token") if each == "TOKEN" else each for each in arguments))
+    (tmp_path / "token").write_text(TOKEN + "\n")
+    (tmp_path / "short").write_text("s3cret\n")
+    files = {each.upper(): str(tmp_path / each) for each in ("token", "short")}
+    process = command(*(files.get(each, each) for each in arguments))
     _, said = process.communicate(timeout=120)
     assert process.returncode == 2
     assert words in said
@@ -47,18 +52,18 @@ def test_what_is_wrong_is_said_before_it_listens(arguments: list[str], words: st
 
 def test_it_serves_until_it_is_stopped(tmp_path: Path) -> None:
     draw_shapes().save(tmp_path / "a.png")
-    (tmp_path / "token").write_text("s3cret\n")
+    (tmp_path / "token").write_text(TOKEN + "\n")
     process = command("--port", "0", "--folder", str(tmp_path), "--token-file", str(tmp_path / "token"))
     assert process.stderr is not None
     try:
         said = process.stderr.readline()
         url = said.strip().removeprefix("Listening at ")
         assert url.startswith("http://127.0.0.1:"), said + process.stderr.read()
-        reasoner = RemoteReasoner(url, token="s3cret", budget="quick")
+        reasoner = RemoteReasoner(url, token=TOKEN, budget="quick")
         assert reasoner.invoke({"image": draw_shapes(), "question": CIRCLE}).answer
         with pytest.raises(AccessError):
             RemoteReasoner(url).invoke({"image": draw_shapes(), "question": CIRCLE})
-        headers = {"authorization": "Bearer s3cret"}
+        headers = {"authorization": f"Bearer {TOKEN}"}
         for image, status in ((str(tmp_path / "a.png"), 200), ("/etc/hostname", 422)):
             body = {"image": image, "question": CIRCLE, "budget": {"iterations": 0}}
             reply = httpx.post(f"{url}/v1/ask", json=body, headers=headers, timeout=60)
