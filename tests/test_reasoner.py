@@ -296,7 +296,7 @@ def test_tokens_spell_what_was_decoded(reasoner: LatentReasoner, request_: dict[
     for token in result.tokens:
         assert token.in_answer
         product *= token.probability
-    assert product == pytest.approx(result.confidence, rel=1e-6)
+    assert product == pytest.approx(result.scores.answer_probability, rel=1e-6)
 
 
 # ---------------------------------------------------------------------- events and traces
