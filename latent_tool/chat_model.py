@@ -191,7 +191,7 @@ class ChatLatentReasoner(BaseChatModel):
         """The reasoner's config: a child of this run, with the options of this call."""
         max_tokens = kwargs.pop("max_tokens", self.max_tokens)
         options = CallOptions(**kwargs)
-        budget = options.budget or self.reasoner.budget
+        budget = self.reasoner.budget.replaced_by(options.budget)
         if max_tokens is not None:
             budget = budget.but(max_new_tokens=max_tokens)
         if self.timeout is not None:

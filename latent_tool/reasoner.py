@@ -39,6 +39,7 @@ from latent_tool.schema import MeasuredConfidence, ReasoningRequest, ReasoningRe
 from latent_tool.settings import (
     PREFIX_CACHE_BYTES,
     Budget,
+    BudgetLevel,
     GenerationSettings,
     ImagePolicy,
     NoiseSettings,
@@ -70,7 +71,11 @@ class CallOptions(Settings):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    budget: Budget | None = Field(None, description="A Budget, its fields, or quick, standard or thorough.")
+    budget: Budget | BudgetLevel | None = Field(
+        None,
+        description="A Budget, its fields, or quick, standard or thorough, beside which the reasoner's own deadline, "
+        "max_candidates and max_new_tokens hold.",
+    )
     seed: int | None = Field(None, ge=0, lt=2**63, description="Seed of the search.")
     min_confidence: Unit | Literal["calibrated"] | None = Field(
         None, description="Abstain below this confidence, or below the calibration's own threshold."
@@ -81,8 +86,9 @@ class CallOptions(Settings):
 
     @field_validator("budget", mode="before")
     @classmethod
-    def _coerce_budget(cls, value: Any) -> Budget | None:
-        return None if value is None else Budget.coerce(value)
+    def _coerce_budget(cls, value: Any) -> Budget | str | None:
+        budget = None if value is None else Budget.coerce(value)
+        return value if isinstance(value, str) else budget
 
     @classmethod
     def of(cls, config: RunnableConfig) -> CallOptions:
@@ -128,9 +134,9 @@ class _Call:
             self.began += time.monotonic() - before
         return engine
 
-    def deadline(self, budget: Budget) -> float | None:
-        """When the answer must be there, in the time of ``time.monotonic``."""
-        return None if budget.deadline_s is None else self.began + budget.deadline_s
+    def deadline(self, budget: Budget, elapsed: float) -> float | None:
+        """When the answer must be there, in the time of ``time.monotonic``; ``elapsed`` seconds were spent before."""
+        return None if budget.deadline_s is None else self.began + budget.deadline_s - elapsed
 
     async def in_thread(self, config: RunnableConfig, function: Callable[..., T], *arguments: Any) -> T:
         """Run ``function`` in a worker thread; when the task is cancelled, the work stops at its next step."""
@@ -442,9 +448,8 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         cancelled = _Abort(call.cancelled, options.cancelled)
         if cancelled.is_set():
             raise CancelledError("The question was cancelled.")
-        budget = self.budget if options.budget is None else options.budget
-        if request.budget is not None:
-            budget = Budget.coerce(request.budget)
+        budget = self.budget.replaced_by(options.budget).replaced_by(request.budget)
+        elapsed = request.elapsed_s or 0.0
         wanted: Threshold = _first_given(request.min_confidence, options.min_confidence, self.min_confidence)
         if wanted == "calibrated":
             self._require_threshold()
@@ -454,7 +459,7 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
             self._require_calibrated(budget, request.system)
         began = time.monotonic()
         queued = began - call.began
-        loaded = load_images(request.image_references, self.image_policy, deadline=call.deadline(budget))
+        loaded = load_images(request.image_references, self.image_policy, deadline=call.deadline(budget, elapsed))
         image_seconds = time.monotonic() - began
         engine = call.engine(self)
 
@@ -473,10 +478,10 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
             min_confidence=None if isinstance(wanted, str) or self.calibration is not None else wanted,
             grounding=self._noise(),
             controls=self.controls,
-            deadline=call.deadline(budget),
+            deadline=call.deadline(budget, elapsed),
             cancelled=cancelled,
             image_seconds=image_seconds,
-            queue_seconds=queued,
+            queue_seconds=queued + elapsed,
             warnings=tuple(warning for each in loaded for warning in each.warnings),
         )
         return engine, job, wanted

@@ -63,7 +63,7 @@ class _Question:
     def request_for(self, rung: int) -> ReasoningRequest:
         """The request as a rung sees it: a budget of its own holds for the first rung alone, the others have theirs."""
         changes: dict[str, Any] = {"min_confidence": None}
-        return self.request.model_copy(update=changes if rung == 0 else {**changes, "budget": None})
+        return self.request.model_copy(update=changes if rung == 0 else {**changes, "budget": None, "elapsed_s": None})
 
     def config_for(self, rung: int, calibrated: bool) -> RunnableConfig:
         """The config of a rung: a child of this run, with the options of the call that concern it.

@@ -120,6 +120,20 @@ class Budget(Settings):
             "Pass a Budget, its fields as a dict, or one of: quick, standard, thorough.",
         )
 
+    def replaced_by(self, wanted: Budget | BudgetLevel | Mapping[str, Any] | None) -> Budget:
+        """What a request that asks for another budget gets; ``None`` asks for none.
+
+        The name of a level says how hard to search: ``deadline_s``, ``max_candidates`` and ``max_new_tokens`` stay.
+        """
+        if wanted is None:
+            return self
+        budget = Budget.coerce(wanted)
+        if not isinstance(wanted, str):
+            return budget
+        return budget.but(
+            deadline_s=self.deadline_s, max_candidates=self.max_candidates, max_new_tokens=self.max_new_tokens
+        )
+
 
 _LEVELS: dict[str, Budget] = {
     "quick": Budget(iterations=3, max_patches=8, patience=2),
