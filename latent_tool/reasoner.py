@@ -27,7 +27,7 @@ from langchain_core.callbacks import (
     dispatch_custom_event,
 )
 from langchain_core.runnables import RunnableConfig, RunnableSerializable, ensure_config
-from langchain_core.runnables.config import run_in_executor
+from langchain_core.runnables.config import ContextThreadPoolExecutor, run_in_executor
 from langchain_core.runnables.utils import ConfigurableFieldSpec
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
@@ -548,7 +548,7 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
     def _answer_many(
         self, values: Sequence[Any], configs: Sequence[RunnableConfig], call: _Call
     ) -> list[Exception | ReasoningResult]:
-        """Results and errors in the order of the questions; images are opened one group at a time."""
+        """Results and errors in the order of the questions; images are opened one group at a time, in threads."""
         size = configs[0].get("max_concurrency") or _BATCH_SIZE
         answers: list[Exception | ReasoningResult] = []
         for begin in range(0, len(values), size):
@@ -559,24 +559,25 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
     def _answer_group(
         self, values: Sequence[Any], configs: Sequence[RunnableConfig], call: _Call
     ) -> list[Exception | ReasoningResult]:
-        prepared: list[Exception | tuple[Job, Threshold]] = []
-        engine: Engine | None = None
-        for value, config in zip(values, configs, strict=True):
+        def prepare(value: Any, config: RunnableConfig) -> Exception | tuple[Engine, Job, Threshold]:
             try:
-                engine, job, wanted = self._job(value, config, call)
-                prepared.append((job, wanted))
+                return self._job(value, config, call)
             except Exception as error:
-                prepared.append(error)
-        if engine is None:
-            return [each for each in prepared if isinstance(each, Exception)]
-        outcomes = iter(engine.answer_many([each[0] for each in prepared if not isinstance(each, Exception)]))
+                return error
+
+        # One deadline runs for all: an image that is slow to come must not keep the others waiting.
+        with ContextThreadPoolExecutor(min(len(values), _BATCH_SIZE)) as pool:
+            prepared = list(pool.map(prepare, values, configs))
+        ready = [each for each in prepared if not isinstance(each, Exception)]
+        outcomes = iter(ready[0][0].answer_many([job for _, job, _ in ready]) if ready else ())
         answers: list[Exception | ReasoningResult] = []
         for each in prepared:
             if isinstance(each, Exception):
                 answers.append(each)
                 continue
+            engine, _, wanted = each
             found = next(outcomes)
-            answers.append(found if isinstance(found, Exception) else self._result(engine, found, each[1]))
+            answers.append(found if isinstance(found, Exception) else self._result(engine, found, wanted))
         return answers
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import os
 import pickle
 import random
 import threading
 import uuid
+from contextvars import ContextVar
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -200,6 +202,38 @@ async def test_batches_are_fused_up_to_max_concurrency(
     sizes.clear()
     await reasoner.abatch([request_] * 3)
     assert max(sizes) == 3
+
+
+WHO = ContextVar("WHO", default="nobody")
+
+
+class Together(os.PathLike[str]):
+    """A file that can be opened only while another one is being opened, too; notes who opens it."""
+
+    def __init__(self, path: Path, meeting: threading.Barrier) -> None:
+        self.path, self.meeting, self.opened_by = path, meeting, ""
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __fspath__(self) -> str:
+        self.meeting.wait(20)
+        self.opened_by = WHO.get()
+        return str(self.path)
+
+
+async def test_the_images_of_a_batch_are_opened_together(
+    reasoner: LatentReasoner, picture: Image.Image, tmp_path: Path
+) -> None:
+    """So that a slow one does not use up the time of the others."""
+    picture.save(tmp_path / "a.png")
+    meeting = threading.Barrier(3)
+    images = [Together(tmp_path / "a.png", meeting) for _ in range(3)]
+    asked = [{"image": image, "question": CIRCLE} for image in images]
+    WHO.set("me")
+    for answers in (reasoner.batch(asked), await reasoner.abatch(asked)):
+        assert [each.answer for each in answers] == ["red"] * 3
+        assert [each.opened_by for each in images] == ["me"] * 3
 
 
 def test_options_of_a_batch_belong_to_their_question(reasoner: LatentReasoner, request_: dict[str, Any]) -> None:
