@@ -171,7 +171,11 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
 
     model: str = Field("embedded", min_length=1, description="Checkpoint directory, hub id, or 'embedded'.")
     dtype: str = Field("auto", description="'auto', 'float32', 'bfloat16' or 'float16'.")
-    device: str | None = Field(None, description="For example 'cpu' or 'cuda:0'; None leaves the model where it loads.")
+    device: str | None = Field(
+        "auto",
+        description="For example 'cpu' or 'cuda:0'; 'auto': a GPU if torch can use one (not for the embedded model, "
+        "nor with device_map or quantized weights); None leaves the model where it loads.",
+    )
     device_map: str | dict[str, Any] | None = Field(None, description="Passed to from_pretrained; excludes device.")
     revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
     local_files_only: bool = Field(False, description="Never ask the hub.")
@@ -225,7 +229,7 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.device is not None and self.device_map is not None:
+        if self.device not in (None, "auto") and self.device_map is not None:
             raise ValueError("give device or device_map, not both")
         if self.confidence == "reward" and not self.settings.latents:
             raise ValueError("without latents there is no reward; use confidence='pooled_probability'")

@@ -308,6 +308,16 @@ def test_wrong_requests_are_input_errors(reasoner: LatentReasoner, wrong: Any) -
         reasoner.invoke(wrong)
 
 
+@pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
+def test_the_device_is_chosen_where_the_model_is_loaded() -> None:
+    """So that what was saved on one machine, and a calibration, hold on another."""
+    for device in ("auto", None, "cuda:0"):
+        saved = dumpd(LatentReasoner(device=device))
+        assert load(saved, allowed_objects=[LatentReasoner], valid_namespaces=["latent_tool"]).device == device
+    assert LatentReasoner(device_map="auto").device == "auto"
+    assert LatentReasoner().configuration() == LatentReasoner(device="cuda:0").configuration()
+
+
 def test_the_image_policy_is_enforced(picture: Image.Image, tmp_path: Path) -> None:
     picture.save(tmp_path / "a.png")
     request = {"image": tmp_path / "a.png", "question": CIRCLE}

@@ -131,7 +131,7 @@ def _setup(reasoner: LatentReasoner, policy: ImagePolicy, limits: ServiceLimits)
     """What the page needs to know of the reasoner: its name, the levels of budgets, ceilings, and its constructor."""
     levels = {name: Budget.level(name).model_dump(mode="json") for name in ("quick", "standard", "thorough")}  # type: ignore[arg-type]
     own = reasoner.budget.model_dump(mode="json")
-    known = {"model": "embedded", "device": None, "dtype": "auto", "grounding": False, "controls": False}
+    known = {"model": "embedded", "device": "auto", "dtype": "auto", "grounding": False, "controls": False}
     given = {name: getattr(reasoner, name) for name, default in known.items() if getattr(reasoner, name) != default}
     return {
         "model": reasoner.model,
