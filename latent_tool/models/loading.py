@@ -86,17 +86,19 @@ class ModelSpec:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers' loading chatter off stderr; levels are restored."""
-    logger = logging.getLogger("transformers")
-    level, progress = logger.level, transformers.utils.logging.is_progress_bar_enabled()
-    logger.setLevel(logging.ERROR)
+    """Keep the chatter of loading, and of retries without a network, off stderr; levels are restored."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
+    levels, progress = [each.level for each in loggers], transformers.utils.logging.is_progress_bar_enabled()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if progress:
             transformers.utils.logging.enable_progress_bar()
 
