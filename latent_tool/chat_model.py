@@ -44,7 +44,8 @@ class ChatLatentReasoner(BaseChatModel):
 
     ``response_metadata`` of the reply holds ``confidence`` (in [0, 1]), ``confidence_source``, ``accepted``,
     ``patches``, ``scores``, ``warnings``, ``finish_reason``, ``model_name``, and under ``logprobs`` the log-probability
-    of every token of the answer.
+    of every token of the answer after thinking; the confidence also asks the model before it thought (see
+    ``LatentReasoner``), so that it is not their product.
 
     ``stream`` yields the answer's tokens once it has been found and scored: what comes before an answer is search and
     reasoning, which goes out as the custom event ``latent_step``.

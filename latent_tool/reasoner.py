@@ -153,6 +153,9 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
     Input is a ``ReasoningRequest`` or a dict of its fields; output is a ``ReasoningResult``. ``stream`` and ``astream``
     yield a ``ReasoningStep`` for every phase and round of the search, and then the result.
 
+    The confidence is the probability of the whole answer, pooled over the model after it thought and the plain model
+    (``Scores.pooled_probability``), unless ``confidence`` or ``calibration`` says otherwise; the result names it.
+
     The same question, seed and settings give the same answer however it is asked. The model is loaded once per process
     and shared by all reasoners that name it, when the first question is asked.
 
@@ -200,7 +203,9 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         None, description="Abstain below this confidence, or below the calibration's own threshold; None: never."
     )
     confidence: MeasuredConfidence = Field(
-        "pooled_probability", description="Which score is the confidence, unless a calibration says: see Scores."
+        "pooled_probability",
+        description="Which score is the confidence, unless a calibration says: the answer's probability pooled over "
+        "the model after and before it thought, that after it thought, or the reward; see Scores.",
     )
     calibration: Calibration | None = Field(
         None,

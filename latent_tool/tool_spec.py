@@ -167,7 +167,7 @@ class ImageTool(Settings):
     the task that awaits ``aask`` stops the search within one step.
 
     The agent chooses how hard to search, nothing more: deadlines and other limits of the reasoner hold, the time it
-    takes to open the image counts, and so does a threshold of the reasoner's own.
+    takes to open the image counts, and so does a threshold of the reasoner's own. Without one it is 0.5.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -224,7 +224,8 @@ class ImageTool(Settings):
         """The options that were bound to the reasoner with ``with_config``: a call's own would replace them all."""
         reasoner: Any = self.reasoner
         while (bound := getattr(reasoner, "bound", None)) is not None:
-            options = CallOptions.of(getattr(reasoner, "config", {}))
+            config: Any = getattr(reasoner, "config", {})
+            options = CallOptions.of(config)
             if options.model_fields_set:
                 return options
             reasoner = bound
