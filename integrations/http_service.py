@@ -256,7 +256,10 @@ class _Desk:
                 f"The request has {len(images)} images; this service takes {self.limits.max_images}.",
                 "Send fewer images.",
             )
-        budget = self.budget if request.budget is None else _within(Budget.coerce(request.budget), self.limits.budget)
+        budget = self.budget
+        if request.budget is not None:
+            wanted = Budget.coerce(request.budget) if budget is None else budget.replaced_by(request.budget)
+            budget = _within(wanted, self.limits.budget)
         request = request.model_copy(update={"budget": budget})
         if self.opens:
             return request, []

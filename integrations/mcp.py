@@ -80,7 +80,8 @@ def image_server(tool: ImageTool | None = None, *, trust_roots: bool = False, to
     """An MCP server with the tool.
 
     Args:
-        tool: who answers, and which images may be opened; by default the embedded model and no files or URLs.
+        tool: who answers, and which images may be opened; by default the embedded model, no files or URLs, and
+            decoding in processes of their own (``ImagePolicy.server()``).
         trust_roots: the client may open files in its own roots although the image policy names no folder. Only for a
             client that could read them anyway: one that has started the server as its own process.
         token: bearer token that HTTP clients must send; at least 16 characters.
@@ -88,7 +89,7 @@ def image_server(tool: ImageTool | None = None, *, trust_roots: bool = False, to
     Raises:
         SettingsError: the token is too short.
     """
-    asked = tool or ImageTool()
+    asked = tool or _default_tool()
     server = _Server(
         "latent-tool",
         title="latent-tool",
@@ -155,6 +156,10 @@ _WHERE = (
 )
 
 
+def _default_tool() -> ImageTool:
+    return ImageTool(image_policy=ImagePolicy.server())
+
+
 def run_stdio(tool: ImageTool | None = None) -> None:
     """Serve the program at the other end of standard input and output, until it closes them.
 
@@ -175,7 +180,7 @@ def run_http(
     """
     import uvicorn
 
-    tool = tool or ImageTool()
+    tool = tool or _default_tool()
     app = http_app(tool, host=host, token=token)
     with _bound(host, port) as address:
         if isinstance(tool.reasoner, LatentReasoner):
@@ -213,7 +218,7 @@ def http_app(tool: ImageTool | None = None, *, host: str = "127.0.0.1", token: s
             f"Without a token the server listens to this machine only, not on {host}.",
             "Set LATENT_TOOL_TOKEN or give --token-file; clients then send it as bearer token.",
         )
-    tool = tool or ImageTool()
+    tool = tool or _default_tool()
     names = {host, "127.0.0.1", "localhost", "[::1]"}
     return image_server(tool, token=token).streamable_http_app(
         streamable_http_path=PATH,

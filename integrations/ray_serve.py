@@ -208,7 +208,7 @@ class Arguments(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str = Field("embedded", description="Checkpoint directory or hub id.")
-    device: str | None = None
+    device: str = "auto"
     dtype: str = "auto"
     budget: str = Field("standard", description="quick, standard or thorough.")
     deadline_s: float | None = Field(None, description="Seconds per question at most.")

@@ -6,6 +6,7 @@ This module knows chat messages; asking is the reasoner's business. It has no to
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -22,11 +23,13 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import RunnableConfig, ensure_config
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 
-from latent_tool.messages import request_from_messages
+from latent_tool.errors import SettingsError
+from latent_tool.images import is_whole
+from latent_tool.messages import image_blocks, request_from_messages
 from latent_tool.reasoner import OPTIONS_KEY, CallOptions, LatentReasoner
-from latent_tool.schema import ImageReference, ReasoningResult
+from latent_tool.schema import GeneratedToken, ImageReference, ReasoningResult
 from latent_tool.settings import ImagePolicy, settings_error
 
 __all__ = ["ChatLatentReasoner"]
@@ -41,13 +44,17 @@ class ChatLatentReasoner(BaseChatModel):
 
     ``response_metadata`` of the reply holds ``confidence`` (in [0, 1]), ``confidence_source``, ``accepted``,
     ``patches``, ``scores``, ``warnings``, ``finish_reason``, ``model_name``, and under ``logprobs`` the log-probability
-    of every token of the answer.
+    of every token of the answer after thinking; the confidence also asks the model before it thought (see
+    ``LatentReasoner``), so that it is not their product.
 
     ``stream`` yields the answer's tokens once it has been found and scored: what comes before an answer is search and
     reasoning, which goes out as the custom event ``latent_step``.
 
     A call takes ``stop`` and ``max_tokens``, and of ``CallOptions`` ``budget``, ``seed`` and ``min_confidence``, as
     keyword arguments (for example through ``bind``) or in ``config["configurable"]["latent_reasoner"]``.
+
+    LangChain's cache is used only for conversations that hold their images: it knows neither ``image`` nor what is
+    behind a path or a URL.
 
     Raises:
         SettingsError: a field is out of its range or not known.
@@ -63,6 +70,11 @@ class ChatLatentReasoner(BaseChatModel):
     timeout: float | None = Field(None, gt=0, allow_inf_nan=False, description="The budget's deadline, in seconds.")
     streaming: bool = Field(False, description="Let invoke stream to callbacks, too.")
     stop: list[str] | None = Field(None, description="Texts before which the answer is cut.")
+
+    @field_validator("stop")
+    @classmethod
+    def _no_empty_stop(cls, value: list[str] | None) -> list[str] | None:
+        return None if value is None else _checked_stop(value)
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -84,6 +96,25 @@ class ChatLatentReasoner(BaseChatModel):
     def _identifying_params(self) -> dict[str, Any]:
         """What a cached answer depends on."""
         return self.reasoner.model_dump(mode="json") | {"max_tokens": self.max_tokens, "timeout": self.timeout}
+
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        """What a cached answer depends on, the messages aside; LangChain leaves out what is not plain JSON."""
+        return f"{super()._get_llm_string(stop=stop, **kwargs)}---{self.reasoner.quantization_config!r}"
+
+    def _may_be_cached(self, messages: list[BaseMessage]) -> bool:
+        """Whether the messages hold all that the answer is about, so that equal messages have equal answers."""
+        blocks = [block for message in messages for block in image_blocks(message)]
+        return all(is_whole(block) for block in blocks) if blocks else self.image is None
+
+    def _generate_with_cache(self, messages: list[BaseMessage], *arguments: Any, **options: Any) -> ChatResult:
+        if self.cache is False or self._may_be_cached(messages):
+            return super()._generate_with_cache(messages, *arguments, **options)
+        return self.model_copy(update={"cache": False})._generate_with_cache(messages, *arguments, **options)
+
+    async def _agenerate_with_cache(self, messages: list[BaseMessage], *arguments: Any, **options: Any) -> ChatResult:
+        if self.cache is False or self._may_be_cached(messages):
+            return await super()._agenerate_with_cache(messages, *arguments, **options)
+        return await self.model_copy(update={"cache": False})._agenerate_with_cache(messages, *arguments, **options)
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
@@ -119,6 +150,7 @@ class ChatLatentReasoner(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
+        stop = self.stop if stop is None else _checked_stop(stop)
         request = request_from_messages(messages, self.image)
         return self._reply(self.reasoner.invoke(request, self._config(run_manager, kwargs)), stop)
 
@@ -129,6 +161,7 @@ class ChatLatentReasoner(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
+        stop = self.stop if stop is None else _checked_stop(stop)
         request = request_from_messages(messages, self.image)
         return self._reply(await self.reasoner.ainvoke(request, self._config(run_manager, kwargs)), stop)
 
@@ -159,7 +192,7 @@ class ChatLatentReasoner(BaseChatModel):
         """The reasoner's config: a child of this run, with the options of this call."""
         max_tokens = kwargs.pop("max_tokens", self.max_tokens)
         options = CallOptions(**kwargs)
-        budget = options.budget or self.reasoner.budget
+        budget = self.reasoner.budget.replaced_by(options.budget)
         if max_tokens is not None:
             budget = budget.but(max_new_tokens=max_tokens)
         if self.timeout is not None:
@@ -172,7 +205,7 @@ class ChatLatentReasoner(BaseChatModel):
     def _reply(self, result: ReasoningResult, stop: list[str] | None) -> ChatResult:
         """The result as an assistant's message."""
         text = result.answer
-        for sequence in stop if stop is not None else self.stop or []:
+        for sequence in stop or ():
             text = text.partition(sequence)[0]
         plain = result.model_dump(mode="json", include={"patches", "scores", "warnings", "finish_reason"})
         metadata = {
@@ -186,8 +219,8 @@ class ChatLatentReasoner(BaseChatModel):
             **plain,
             "logprobs": {
                 "content": [
-                    {"token": piece, "logprob": math.log(p), "bytes": list(piece.encode()), "top_logprobs": []}
-                    for piece, p in _pieces(result, text)
+                    {"token": piece, "logprob": logprob, "bytes": list(piece.encode()), "top_logprobs": []}
+                    for piece, logprob in _pieces(result, text)
                 ]
             },
         }
@@ -215,20 +248,32 @@ def _with_options(config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict
     return {**{name: getattr(options, name) for name in options.model_fields_set}, **kwargs}
 
 
+def _checked_stop(stop: list[str]) -> list[str]:
+    """The texts an answer is cut before. Raises ``SettingsError`` for an empty one, which stands everywhere."""
+    if not all(stop):
+        raise SettingsError("A stop text is empty.", "Leave it out of stop.")
+    return stop
+
+
 def _pieces(result: ReasoningResult, text: str) -> list[tuple[str, float]]:
-    """The answer, or the beginning of it, in the pieces its tokens spell, each with the token's probability."""
+    """The answer, or the beginning of it, in the pieces its tokens spell, each with the token's log-probability."""
     tokens = [token for token in result.tokens if token.in_answer]
     begin = "".join(token.token for token in tokens).find(text)
     if begin < 0:  # a character made of several tokens has no pieces
-        return [(text, math.prod(token.probability for token in tokens))]
+        return [(text, sum(map(_logprob, tokens)))]
     pieces = []
     position = -begin
     for token in tokens:
         piece = token.token[max(0, -position) : max(0, len(text) - position)]
         if piece:
-            pieces.append((piece, max(token.probability, 1e-300)))
+            pieces.append((piece, _logprob(token)))
         position += len(token.token)
     return pieces
+
+
+def _logprob(token: GeneratedToken) -> float:
+    """Of a token; a probability that is too small for a float is as small as one can be."""
+    return math.log(max(token.probability, sys.float_info.min))
 
 
 def _chunks(reply: ChatResult) -> Iterator[ChatGenerationChunk]:

@@ -5,11 +5,15 @@ Exit codes: 0 answered, 3 below ``--min-confidence``, 2 bad usage or input, 1 an
 
 from __future__ import annotations
 
+import io
+import math
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
@@ -19,7 +23,7 @@ from latent_tool.commands.mcp import mcp
 from latent_tool.commands.play import play
 from latent_tool.commands.serve import serve
 from latent_tool.commands.study import study
-from latent_tool.errors import InputError, LatentToolError, ModelError
+from latent_tool.errors import ImageNotAllowedError, InputError, LatentToolError, ModelError
 from latent_tool.files import require_writable, write_whole
 
 if TYPE_CHECKING:
@@ -65,6 +69,13 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _finite(value: float | None) -> float | None:
+    """Click compares with the limits of an option, which not-a-number passes."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter("must be a finite number")
+    return value
+
+
 @app.callback()
 def _main(
     _version_wanted: Annotated[
@@ -84,20 +95,27 @@ def ask(
     model: Annotated[
         str, typer.Option(help="Checkpoint directory or hub id; the model that ships with the package by default.")
     ] = "embedded",
-    device: Annotated[str | None, typer.Option(help="For example cpu or cuda:0.")] = None,
+    device: Annotated[str, typer.Option(help="For example cpu or cuda:0; auto takes a GPU if there is one.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     system: Annotated[str | None, typer.Option(help="System text before the question.")] = None,
     budget: Annotated[Level, typer.Option(help="How much work at most.")] = Level.standard,
-    iterations: Annotated[int | None, typer.Option(help="Rounds of the search; 0 is a plain answer.")] = None,
-    max_patches: Annotated[int | None, typer.Option(help="Image cells injected at most.")] = None,
-    max_candidates: Annotated[int | None, typer.Option(help="States scored at most.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Tokens of the answer at most.")] = None,
+    iterations: Annotated[
+        int | None, typer.Option(min=0, max=10_000, help="Rounds of the search; 0 scores the initial latents only.")
+    ] = None,
+    max_patches: Annotated[int | None, typer.Option(min=0, max=4096, help="Image cells injected at most.")] = None,
+    max_candidates: Annotated[int | None, typer.Option(min=1, help="States scored at most.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, max=32_768, help="Tokens of the answer at most.")] = None,
     deadline: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="From reading the image to the last token.")
+        float | None,
+        typer.Option(
+            min=0.001, callback=_finite, metavar="SECONDS", help="From reading the image to the last token at most."
+        ),
     ] = None,
     preset: Annotated[Preset, typer.Option(help="How the search works.")] = Preset.default,
-    latents: Annotated[int | None, typer.Option(help="Latent thought tokens; 0 is the plain model.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
+    latents: Annotated[
+        int | None, typer.Option(min=0, max=256, help="Latent thought tokens; 0 is the plain model.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the search.")] = 0,
     min_confidence: Annotated[
         str | None,
         typer.Option(
@@ -134,11 +152,14 @@ def ask(
     """
     from latent_tool.settings import Budget, SearchSettings
 
-    for target in (overlay, heatmap):
-        if target is not None:
-            require_writable(target, ".png")
+    references = [image, *(also or [])]
+    if any(each.strip().lower().startswith(("http:", "https:")) for each in references):
+        raise ImageNotAllowedError("URLs are not opened here.", "Download the image and name its file.")
     if overlay is not None and overlay == heatmap:
         raise typer.BadParameter("is the file of --overlay, too", param_hint="--heatmap")
+    drawings = [*_drawings(overlay, len(references)), *_drawings(heatmap, len(references), heatmap=True)]
+    for drawing in drawings:
+        require_writable(drawing.path, ".png")
     if report is not None:
         require_writable(report, ".html")
     limits = {
@@ -150,12 +171,13 @@ def ask(
     }
     chosen = Budget.level(budget.value).but(**{name: value for name, value in limits.items() if value is not None})
     settings = SearchSettings.paper() if preset is Preset.paper else SearchSettings()
-    if latents is not None:
+    if latents == 0:  # without latents there is no place where they start
+        settings = settings.but(latents=0, init=SearchSettings().init)
+    elif latents is not None:
         settings = settings.but(latents=latents)
 
     from latent_tool.reasoner import LatentReasoner
 
-    references = [image, *(also or [])]
     reasoner = LatentReasoner(
         model=model,
         device=device,
@@ -170,16 +192,19 @@ def ask(
         controls=controls,
     )
     result = _follow(reasoner, {"images": references, "question": question, "system": system}, quiet)
-    if overlay is not None:
-        _write_overlays(result, references, overlay)
-    if heatmap is not None:
-        _write_overlays(result, references, heatmap, heatmap=True)
-    if report is not None:
-        _write_report(result, references, question, report)
+    written: list[Path] = []
+    failure: LatentToolError | None = None
+    try:
+        for path in _write_files(result, references, question, drawings, report):
+            written.append(path)
+    except LatentToolError as error:  # the answer is told all the same
+        failure = error
     if as_json:
-        print(result.model_dump_json(indent=2))
+        _print(_json(result))
     else:
-        _show(result, references, overlay, heatmap, report)
+        _show(result, references, written)
+    if failure is not None:
+        raise failure
     if result.accepted is False:
         raise typer.Exit(UNSURE)
 
@@ -204,7 +229,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print the table
             }
             for row in supported()
         ]
-        print(json.dumps(rows, indent=2))
+        _print(json.dumps(rows, indent=2))
         return
     from rich.console import Console
     from rich.table import Table
@@ -215,8 +240,9 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print the table
     for row in supported():
         marks = ("yes" if flag else "no" for flag in (row.exact_prefix, row.boxes_verified, row.decoding_verified))
         table.add_row(row.model_type, row.example, *marks, ", ".join(row.needs), row.note)
-    Console(highlight=False).print(table)
-    print(
+    with _reaching_stdout():
+        Console(highlight=False).print(table)
+    _print(
         "\nprefix: scoring from the cache equals one full forward pass; boxes: every image cell found in the pixels;"
         "\ndecoding: equals the model's own generate. Checked on tiny random checkpoints of each family."
     )
@@ -235,9 +261,12 @@ def _confidence_wanted(text: str | None) -> float | str | None:
     if text is None or text == "calibrated":
         return text
     try:
-        return float(text)
+        wanted = float(text)
     except ValueError:
-        raise typer.BadParameter("is neither a number nor 'calibrated'", param_hint="--min-confidence") from None
+        wanted = math.nan
+    if not 0 <= wanted <= 1:
+        raise typer.BadParameter("must be a number from 0 to 1, or 'calibrated'", param_hint="--min-confidence")
+    return wanted
 
 
 def _pictures(references: list[str]) -> list[Image]:
@@ -248,13 +277,35 @@ def _pictures(references: list[str]) -> list[Image]:
     return [load_image(reference, ImagePolicy.local()).image for reference in references]
 
 
-def _write_overlays(result: ReasoningResult, references: list[str], path: Path, *, heatmap: bool = False) -> None:
-    """Write the overlay of the first image to ``path`` and those of further images beside it, numbered from 1."""
+class _Drawing(NamedTuple):
+    """A picture to be written: where, and which of the request's images with what on it."""
+
+    path: Path
+    index: int
+    heatmap: bool
+
+
+def _drawings(path: Path | None, images: int, *, heatmap: bool = False) -> list[_Drawing]:
+    """That of the first image goes to ``path``, those of further images beside it, numbered from 1."""
+    if path is None:
+        return []
+    paths = [path, *(path.with_stem(f"{path.stem}-{index}") for index in range(1, images))]
+    return [_Drawing(each, index, heatmap) for index, each in enumerate(paths)]
+
+
+def _write_files(
+    result: ReasoningResult, references: list[str], question: str, drawings: list[_Drawing], report: Path | None
+) -> Iterator[Path]:
+    """Write the pictures and the report; yields each path when its file is there."""
     from latent_tool.overlay import overlay_png
 
-    for index, picture in enumerate(_pictures(references)):
-        target = path if index == 0 else path.with_stem(f"{path.stem}-{index}")
-        write_whole(target, overlay_png(result, picture, index=index, heatmap=heatmap))
+    pictures = _pictures(references) if drawings else []
+    for path, index, heatmap in drawings:
+        write_whole(path, overlay_png(result, pictures[index], index=index, heatmap=heatmap))
+        yield path
+    if report is not None:
+        _write_report(result, references, question, report)
+        yield report
 
 
 def _write_report(result: ReasoningResult, references: list[str], question: str, path: Path) -> None:
@@ -291,14 +342,49 @@ def _follow(reasoner: Any, request: dict[str, Any], quiet: bool) -> ReasoningRes
     raise LatentToolError("The reasoner gave no result.")
 
 
-def _show(result: ReasoningResult, references: list[str], *written: Path | None) -> None:
+@contextmanager
+def _reaching_stdout() -> Iterator[None]:
+    """What is printed inside must get out. Raises ``LatentToolError`` if it cannot, for example on a full disk."""
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has had enough: nothing is wrong
+        raise
+    except OSError as error:
+        # What is left in the buffer would be tried again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise LatentToolError(
+            f"The result cannot be written to standard output ({error.strerror}).",
+            "Send it to a file that has room for it.",
+        ) from None
+
+
+def _print(text: str) -> None:
+    with _reaching_stdout():
+        print(text)
+
+
+def _json(result: ReasoningResult) -> str:
+    """The result as JSON, with escapes for what standard output has no characters for."""
+    import json
+
+    text = result.model_dump_json(indent=2)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(json.loads(text), indent=2)
+    return text
+
+
+def _show(result: ReasoningResult, references: list[str], written: list[Path]) -> None:
     """Print a result for people; warnings and advice go to stderr."""
     from rich.console import Console
 
     from latent_tool.terminal import print_result, what_to_do
 
-    paths = [path for path in written if path is not None]
-    print_result(Console(highlight=False), result, pictures=lambda: _pictures(references), written=paths)
+    with _reaching_stdout():
+        print_result(Console(highlight=False), result, pictures=lambda: _pictures(references), written=written)
     for note in (*result.warnings, what_to_do(result)):
         if note:
             _note(note)
@@ -334,6 +420,8 @@ def main() -> None:
     """Entry point of the ``latent-tool`` command."""
     # Read when torch is loaded: on a busy machine, threads that spin make a small model twenty times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a question mark for what an encoding lacks, not a traceback
     try:
         app()
     except LatentToolError as error:

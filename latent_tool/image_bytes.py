@@ -16,7 +16,7 @@ import re
 import struct
 import threading
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,6 +30,7 @@ __all__ = ["Header", "Limits", "check_size", "convert_copy", "decode", "read_hea
 
 MAX_PARTS = 100_000  # chunks, segments or directory entries in one file
 MAX_SCANS = 100  # of a progressive JPEG; encoders write about ten
+MAX_RLE = 2_000_000  # pixels, and bytes, of a run-length encoded BMP: Pillow decodes these in Python
 MAX_TAG_BYTES = 2_000_000  # of one TIFF tag; strip offsets and colour maps are the largest
 
 
@@ -368,27 +369,35 @@ def _gif(data: bytes) -> Header:
     place = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
     kept, frames = [data[:place]], 0
     control = b""
-    while place < len(data):
+    pieces = iter(range(MAX_PARTS + len(data) // 64))  # writers fill them: 255 bytes each
+    for _ in range(MAX_PARTS):
+        if place >= len(data):
+            break
         start, kind = place, data[place]
         if kind == 0x21:  # extension
-            place = _after_gif_blocks(data, place + 2)
+            place = _after_gif_pieces(data, place + 2, pieces)
             if data[start + 1] == 0xF9 and not frames:
                 control = data[start:place]
         elif kind == 0x2C:  # frame
             left, top, wide, high, flags = struct.unpack_from("<HHHHB", data, place + 1)
             place += 10 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
-            place = _after_gif_blocks(data, place + 1)
+            place = _after_gif_pieces(data, place + 1, pieces)
             frames += 1
             if frames == 1:
                 width, height = max(width, left + wide), max(height, top + high)
                 kept += [control, data[start:place], b";"]
         else:
             break
+    else:
+        raise _too_many_parts("GIF")
     return Header("GIF", (width, height), frames, 1, b"".join(kept))
 
 
-def _after_gif_blocks(data: bytes, place: int) -> int:
+def _after_gif_pieces(data: bytes, place: int, pieces: Iterator[int]) -> int:
+    """Where the block ends that consists of pieces from ``place`` on; ``pieces`` counts those of the whole file."""
     while place < len(data) and (length := data[place]):
+        if next(pieces, None) is None:
+            raise _too_many_parts("GIF")
         place += length + 1
     return place + 1
 
@@ -431,6 +440,11 @@ def _webp_size(kind: bytes, data: bytes, body: int) -> tuple[int, int]:
 def _bmp(data: bytes) -> Header:
     (header,) = struct.unpack_from("<I", data, 14)
     width, height = struct.unpack_from("<HH" if header == 12 else "<ii", data, 18)
+    compression = 0 if header == 12 else struct.unpack_from("<I", data, 30)[0]
+    if compression in (1, 2) and max(width * abs(height), len(data)) > MAX_RLE:
+        raise ImageTooLargeError(
+            f"The BMP image is run-length encoded and has more than {MAX_RLE} pixels or bytes.", "Save it as PNG."
+        )
     return Header("BMP", (width, abs(height)), 1, 1, data)
 
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from latent_tool.settings import ImagePolicy
 
-__all__ = ["LoadedImage", "load_image", "load_images", "portable_image"]
+__all__ = ["LoadedImage", "is_whole", "load_image", "load_images", "portable_image"]
 
 
 @dataclass(frozen=True)
@@ -233,6 +233,15 @@ def _from_pillow(value: Any, policy: ImagePolicy) -> LoadedImage:
 
 
 # Content blocks ---------------------------------------------------------------------------------------------------
+
+
+def is_whole(reference: object) -> bool:
+    """Whether the text of a reference is the image itself: base64 or a data URI, not a path or a URL."""
+    try:
+        value = _unwrap(reference)
+    except ImageDecodeError:
+        return False
+    return isinstance(value, _Base64) or (isinstance(value, str) and value.strip()[:5].lower() == "data:")
 
 
 class _Base64(str):

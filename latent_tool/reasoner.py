@@ -27,7 +27,7 @@ from langchain_core.callbacks import (
     dispatch_custom_event,
 )
 from langchain_core.runnables import RunnableConfig, RunnableSerializable, ensure_config
-from langchain_core.runnables.config import run_in_executor
+from langchain_core.runnables.config import ContextThreadPoolExecutor, run_in_executor
 from langchain_core.runnables.utils import ConfigurableFieldSpec
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
@@ -39,6 +39,7 @@ from latent_tool.schema import MeasuredConfidence, ReasoningRequest, ReasoningRe
 from latent_tool.settings import (
     PREFIX_CACHE_BYTES,
     Budget,
+    BudgetLevel,
     GenerationSettings,
     ImagePolicy,
     NoiseSettings,
@@ -70,7 +71,11 @@ class CallOptions(Settings):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    budget: Budget | None = Field(None, description="A Budget, its fields, or quick, standard or thorough.")
+    budget: Budget | BudgetLevel | None = Field(
+        None,
+        description="A Budget, its fields, or quick, standard or thorough, beside which the reasoner's own deadline, "
+        "max_candidates and max_new_tokens hold.",
+    )
     seed: int | None = Field(None, ge=0, lt=2**63, description="Seed of the search.")
     min_confidence: Unit | Literal["calibrated"] | None = Field(
         None, description="Abstain below this confidence, or below the calibration's own threshold."
@@ -81,8 +86,9 @@ class CallOptions(Settings):
 
     @field_validator("budget", mode="before")
     @classmethod
-    def _coerce_budget(cls, value: Any) -> Budget | None:
-        return None if value is None else Budget.coerce(value)
+    def _coerce_budget(cls, value: Any) -> Budget | str | None:
+        budget = None if value is None else Budget.coerce(value)
+        return value if isinstance(value, str) else budget
 
     @classmethod
     def of(cls, config: RunnableConfig) -> CallOptions:
@@ -128,9 +134,9 @@ class _Call:
             self.began += time.monotonic() - before
         return engine
 
-    def deadline(self, budget: Budget) -> float | None:
-        """When the answer must be there, in the time of ``time.monotonic``."""
-        return None if budget.deadline_s is None else self.began + budget.deadline_s
+    def deadline(self, budget: Budget, elapsed: float) -> float | None:
+        """When the answer must be there, in the time of ``time.monotonic``; ``elapsed`` seconds were spent before."""
+        return None if budget.deadline_s is None else self.began + budget.deadline_s - elapsed
 
     async def in_thread(self, config: RunnableConfig, function: Callable[..., T], *arguments: Any) -> T:
         """Run ``function`` in a worker thread; when the task is cancelled, the work stops at its next step."""
@@ -146,6 +152,9 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
 
     Input is a ``ReasoningRequest`` or a dict of its fields; output is a ``ReasoningResult``. ``stream`` and ``astream``
     yield a ``ReasoningStep`` for every phase and round of the search, and then the result.
+
+    The confidence is the probability of the whole answer, pooled over the model after it thought and the plain model
+    (``Scores.pooled_probability``), unless ``confidence`` or ``calibration`` says otherwise; the result names it.
 
     The same question, seed and settings give the same answer however it is asked. The model is loaded once per process
     and shared by all reasoners that name it, when the first question is asked.
@@ -165,7 +174,11 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
 
     model: str = Field("embedded", min_length=1, description="Checkpoint directory, hub id, or 'embedded'.")
     dtype: str = Field("auto", description="'auto', 'float32', 'bfloat16' or 'float16'.")
-    device: str | None = Field(None, description="For example 'cpu' or 'cuda:0'; None leaves the model where it loads.")
+    device: str | None = Field(
+        "auto",
+        description="For example 'cpu' or 'cuda:0'; 'auto': a GPU if torch can use one (not for the embedded model, "
+        "nor with device_map or quantized weights); None leaves the model where it loads.",
+    )
     device_map: str | dict[str, Any] | None = Field(None, description="Passed to from_pretrained; excludes device.")
     revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
     local_files_only: bool = Field(False, description="Never ask the hub.")
@@ -190,7 +203,9 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         None, description="Abstain below this confidence, or below the calibration's own threshold; None: never."
     )
     confidence: MeasuredConfidence = Field(
-        "pooled_probability", description="Which score is the confidence, unless a calibration says: see Scores."
+        "pooled_probability",
+        description="Which score is the confidence, unless a calibration says: the answer's probability pooled over "
+        "the model after and before it thought, that after it thought, or the reward; see Scores.",
     )
     calibration: Calibration | None = Field(
         None,
@@ -222,7 +237,7 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.device is not None and self.device_map is not None:
+        if self.device not in (None, "auto") and self.device_map is not None:
             raise ValueError("give device or device_map, not both")
         if self.confidence == "reward" and not self.settings.latents:
             raise ValueError("without latents there is no reward; use confidence='pooled_probability'")
@@ -445,9 +460,8 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         cancelled = _Abort(call.cancelled, options.cancelled)
         if cancelled.is_set():
             raise CancelledError("The question was cancelled.")
-        budget = self.budget if options.budget is None else options.budget
-        if request.budget is not None:
-            budget = Budget.coerce(request.budget)
+        budget = self.budget.replaced_by(options.budget).replaced_by(request.budget)
+        elapsed = request.elapsed_s or 0.0
         wanted: Threshold = _first_given(request.min_confidence, options.min_confidence, self.min_confidence)
         if wanted == "calibrated":
             self._require_threshold()
@@ -457,7 +471,7 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
             self._require_calibrated(budget, request.system)
         began = time.monotonic()
         queued = began - call.began
-        loaded = load_images(request.image_references, self.image_policy, deadline=call.deadline(budget))
+        loaded = load_images(request.image_references, self.image_policy, deadline=call.deadline(budget, elapsed))
         image_seconds = time.monotonic() - began
         engine = call.engine(self)
 
@@ -477,10 +491,10 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
             attention=self.attention,
             grounding=self._noise(),
             controls=self.controls,
-            deadline=call.deadline(budget),
+            deadline=call.deadline(budget, elapsed),
             cancelled=cancelled,
             image_seconds=image_seconds,
-            queue_seconds=queued,
+            queue_seconds=queued + elapsed,
             warnings=tuple(warning for each in loaded for warning in each.warnings),
         )
         return engine, job, wanted
@@ -547,7 +561,7 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
     def _answer_many(
         self, values: Sequence[Any], configs: Sequence[RunnableConfig], call: _Call
     ) -> list[Exception | ReasoningResult]:
-        """Results and errors in the order of the questions; images are opened one group at a time."""
+        """Results and errors in the order of the questions; images are opened one group at a time, in threads."""
         size = configs[0].get("max_concurrency") or _BATCH_SIZE
         answers: list[Exception | ReasoningResult] = []
         for begin in range(0, len(values), size):
@@ -558,24 +572,25 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
     def _answer_group(
         self, values: Sequence[Any], configs: Sequence[RunnableConfig], call: _Call
     ) -> list[Exception | ReasoningResult]:
-        prepared: list[Exception | tuple[Job, Threshold]] = []
-        engine: Engine | None = None
-        for value, config in zip(values, configs, strict=True):
+        def prepare(value: Any, config: RunnableConfig) -> Exception | tuple[Engine, Job, Threshold]:
             try:
-                engine, job, wanted = self._job(value, config, call)
-                prepared.append((job, wanted))
+                return self._job(value, config, call)
             except Exception as error:
-                prepared.append(error)
-        if engine is None:
-            return [each for each in prepared if isinstance(each, Exception)]
-        outcomes = iter(engine.answer_many([each[0] for each in prepared if not isinstance(each, Exception)]))
+                return error
+
+        # One deadline runs for all: an image that is slow to come must not keep the others waiting.
+        with ContextThreadPoolExecutor(min(len(values), _BATCH_SIZE)) as pool:
+            prepared = list(pool.map(prepare, values, configs))
+        ready = [each for each in prepared if not isinstance(each, Exception)]
+        outcomes = iter(ready[0][0].answer_many([job for _, job, _ in ready]) if ready else ())
         answers: list[Exception | ReasoningResult] = []
         for each in prepared:
             if isinstance(each, Exception):
                 answers.append(each)
                 continue
+            engine, _, wanted = each
             found = next(outcomes)
-            answers.append(found if isinstance(found, Exception) else self._result(engine, found, each[1]))
+            answers.append(found if isinstance(found, Exception) else self._result(engine, found, wanted))
         return answers
 
 

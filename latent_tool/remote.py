@@ -307,7 +307,7 @@ class _Call:
         self.retry_after_s = 0.0
         self.listening = False
         self.cancelled: threading.Event | None = None
-        self.budget: Budget | None = None
+        self.budget: Budget | None = None  # None, or a level's name among the fields: the service's own limits
         self.fields: dict[str, Any] = {}
         self.warnings: list[str] = []
 
@@ -316,9 +316,14 @@ class _Call:
         reasoner, request, options = self.reasoner, as_request(value), CallOptions.of(config)
         self.cancelled = options.cancelled
         self.listening = listening or self.cancelled is not None  # between two lines a call can be stopped
-        self.budget = reasoner.budget if options.budget is None else options.budget
-        if request.budget is not None:
-            self.budget = Budget.coerce(request.budget)
+        self.began -= request.elapsed_s or 0.0
+        level: str | None = None
+        self.budget = reasoner.budget
+        for wanted in (options.budget, request.budget):
+            if self.budget is None and isinstance(wanted, str):
+                level = wanted  # beside which the limits of the service's reasoner hold
+            elif wanted is not None:
+                self.budget = Budget.coerce(wanted) if self.budget is None else self.budget.replaced_by(wanted)
         self.check()
         images = []
         for reference in request.image_references:
@@ -328,6 +333,7 @@ class _Call:
         given = {
             "question": request.question,
             "system": request.system,
+            "budget": level,  # a whole budget is sent with what is left of its deadline
             "seed": _first_given(request.seed, options.seed, reasoner.seed),
             "min_confidence": _first_given(request.min_confidence, options.min_confidence, reasoner.min_confidence),
         }

@@ -63,7 +63,7 @@ class _Question:
     def request_for(self, rung: int) -> ReasoningRequest:
         """The request as a rung sees it: a budget of its own holds for the first rung alone, the others have theirs."""
         changes: dict[str, Any] = {"min_confidence": None}
-        return self.request.model_copy(update=changes if rung == 0 else {**changes, "budget": None})
+        return self.request.model_copy(update=changes if rung == 0 else {**changes, "budget": None, "elapsed_s": None})
 
     def config_for(self, rung: int, calibrated: bool) -> RunnableConfig:
         """The config of a rung: a child of this run, with the options of the call that concern it.
@@ -94,11 +94,11 @@ class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
     with a prompt (it is given the request's fields as a dict) or any other Runnable or function that takes a
     ``ReasoningRequest``. It answers with a ``ReasoningResult``, a message or a text.
 
-    An answer is accepted when its confidence reaches the rung's threshold. An answer without a confidence, such as a
-    chat model's, cannot be compared and is accepted unless it is empty. With the threshold ``"calibrated"`` the
-    calibration of the rung's own reasoner decides, and a confidence that is not calibrated is not accepted. When no
-    rung is left the result is that of the most confident rung, with ``accepted=False`` and ``abstained=True``.
-    ``result.route`` tells what was tried, why it was not accepted, and what it cost.
+    An answer is accepted when its confidence, whatever its source, reaches the rung's threshold. An answer without a
+    confidence, such as a chat model's, cannot be compared and is accepted unless it is empty. With the threshold
+    ``"calibrated"`` the calibration of the rung's own reasoner decides, and a confidence that is not calibrated is not
+    accepted. When no rung is left the result is that of the most confident rung, with ``accepted=False`` and
+    ``abstained=True``. ``result.route`` tells what was tried, why it was not accepted, and what it cost.
 
     A request's own ``min_confidence`` stands for all thresholds; its ``budget`` holds for the first rung. The same goes
     for the options of a call (see ``LatentReasoner``). The caller's request is never changed. ``batch`` asks a rung all

@@ -77,11 +77,19 @@ class ReasoningRequest(BaseModel):
         None, max_length=MAX_TEXT, description="System text put before the question, if the model's template can."
     )
     budget: Budget | Literal["quick", "standard", "thorough"] | None = Field(
-        None, description="How much work at most: a budget or the name of a level. None: the reasoner's own."
+        None,
+        description="How much work at most: a budget, or the name of a level, beside which the reasoner's own "
+        "deadline, max_candidates and max_new_tokens hold. None: the reasoner's own.",
     )
     seed: int | None = Field(None, ge=0, lt=2**63, description="Seed of the search. None: the reasoner's own.")
     min_confidence: float | None = Field(
         None, ge=0, le=1, allow_inf_nan=False, description="Abstain below this confidence. None: the reasoner's own."
+    )
+    elapsed_s: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds already spent on this question, which count against its deadline.",
     )
 
     @classmethod

@@ -41,11 +41,15 @@ PREFIX_CACHE_BYTES = 256 * 2**20
 
 def explain_validation(error: ValidationError) -> str:
     """Say in one line what pydantic found wrong, field by field, without repeating the caller's values."""
-    parts = []
+    found: dict[str, list[str]] = {}
     for item in error.errors(include_url=False, include_context=False, include_input=False):
-        where = ".".join(str(part) for part in item["loc"]) or "value"
-        parts.append(f"{where}: {item['msg'].removeprefix('Value error, ')}")
-    return "; ".join(parts)
+        where = ".".join(str(part) for part in item["loc"] if not _UNION_TAG.match(str(part))) or "value"
+        found.setdefault(where, []).append(item["msg"].removeprefix("Value error, "))
+    return "; ".join(f"{where}: {' or '.join(messages)}" for where, messages in found.items())
+
+
+# What pydantic calls the alternatives of a union, where it says in which of them something is wrong.
+_UNION_TAG = re.compile(r"constrained-|literal\[|function-|float$|int$|str$|json-or-python\[")
 
 
 def settings_error(owner: type[BaseModel], error: ValidationError) -> InputError:
@@ -118,6 +122,20 @@ class Budget(Settings):
         raise SettingsError(
             f"A budget cannot be made from {type(value).__name__}.",
             "Pass a Budget, its fields as a dict, or one of: quick, standard, thorough.",
+        )
+
+    def replaced_by(self, wanted: Budget | BudgetLevel | Mapping[str, Any] | None) -> Budget:
+        """What a request that asks for another budget gets; ``None`` asks for none.
+
+        The name of a level says how hard to search: ``deadline_s``, ``max_candidates`` and ``max_new_tokens`` stay.
+        """
+        if wanted is None:
+            return self
+        budget = Budget.coerce(wanted)
+        if not isinstance(wanted, str):
+            return budget
+        return budget.but(
+            deadline_s=self.deadline_s, max_candidates=self.max_candidates, max_new_tokens=self.max_new_tokens
         )
 
 

@@ -120,7 +120,7 @@ def print_result(
     facts.add_column(style="dim")
     facts.add_column(overflow="fold")
     facts.add_row("answer", Text(plain(result.answer) or "(empty)", style="bold"))
-    facts.add_row("confidence", _confidence(result))
+    facts.add_row("confidence", _confidence(result, "#-" if console.options.ascii_only else "█░"))
     if result.scores.reward is not None:
         facts.add_row("reward", f"{result.scores.initial_reward:.4f} -> {result.scores.reward:.4f}")
     facts.add_row("patches", _patch_table(result))
@@ -150,14 +150,14 @@ def print_result(
     console.print(facts)
 
 
-def _confidence(result: ReasoningResult) -> Any:
+def _confidence(result: ReasoningResult, blocks: str) -> Any:
     from rich.text import Text
 
     if result.confidence is None:
         return "not known"
     filled = round(result.confidence * 20)
     colour = "green" if result.accepted is not False else "yellow"
-    bar = Text("█" * filled, style=colour) + Text("░" * (20 - filled), style="dim")
+    bar = Text(blocks[0] * filled, style=colour) + Text(blocks[1] * (20 - filled), style="dim")
     source = Text(f" {result.confidence_source.replace('_', ' ')}", style="dim")
     return Text(f"{confidence_text(result.confidence)} ") + bar + source
 

@@ -22,6 +22,7 @@ from latent_tool.settings import BudgetLevel, ImagePolicy, settings_error
 from latent_tool.tool_spec import (
     DESCRIPTION,
     MENDABLE,
+    MIN_CONFIDENCE,
     NAME,
     ImageTool,
     ToolArguments,
@@ -48,7 +49,8 @@ class LatentReasoningTool(BaseTool):
 
     Without ``image`` the newest image in the agent's messages is asked about (this needs LangGraph, which LangChain's
     agents run on). The image policy is the tool's own, whatever the reasoner's: by default only images that are in the
-    conversation, no files and no URLs.
+    conversation, no files and no URLs. The agent chooses how hard to search; the reasoner's own deadline, limits and
+    threshold hold.
 
     What the agent's model can mend (a wrong image reference, an empty question, a deadline that was too short) comes
     back to it as an error message with a remedy; what it cannot mend (a model that does not load) is raised.
@@ -67,9 +69,7 @@ class LatentReasoningTool(BaseTool):
     reasoner: Runnable[ReasoningRequest, ReasoningResult] = Field(
         default_factory=lambda: LatentReasoner(), description="Who answers: a LatentReasoner or a ConfidenceRouter."
     )
-    min_confidence: float | None = Field(
-        0.5, ge=0, le=1, description="Below it an answer is marked as not reliable; None: the reasoner's own threshold."
-    )
+    min_confidence: float | None = Field(None, ge=0, le=1, description=MIN_CONFIDENCE)
     image_policy: ImagePolicy = Field(ImagePolicy.untrusted(), description="Which images the agent may have opened.")
 
     def __init__(self, **values: Any) -> None:

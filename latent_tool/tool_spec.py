@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
@@ -19,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from latent_tool.errors import DeadlineError, ImageNotAllowedError, ImageNotFoundError, InputError
 from latent_tool.images import LoadedImage, load_images
 from latent_tool.overlay import overlay_png
-from latent_tool.reasoner import OPTIONS_KEY, LatentReasoner
+from latent_tool.reasoner import OPTIONS_KEY, CallOptions, LatentReasoner
 from latent_tool.schema import MAX_TEXT, ReasoningRequest, ReasoningResult, ReasoningStep
 from latent_tool.settings import Budget, BudgetLevel, ImagePolicy, Settings, explain_validation
 
@@ -27,6 +28,7 @@ __all__ = [
     "BRIEF_SCHEMA",
     "DESCRIPTION",
     "MENDABLE",
+    "MIN_CONFIDENCE",
     "NAME",
     "ImageTool",
     "NamedImageArguments",
@@ -45,6 +47,12 @@ DESCRIPTION = (
 
 # What the agent's model can mend, and so gets to read; anything else is the developer's and is raised.
 MENDABLE = (InputError, DeadlineError)
+
+# Below, the model holds its own answer for more likely wrong than right.
+UNSURE = 0.5
+MIN_CONFIDENCE = (
+    f"Below it an answer is marked as not reliable; None: the threshold of the reasoner, or {UNSURE} if it has none."
+)
 
 _PATCHES_NAMED = 5
 
@@ -157,6 +165,9 @@ class ImageTool(Settings):
 
     ``ask`` and ``aask`` raise ``MENDABLE`` errors for what the agent's model can mend; their text says how. Cancelling
     the task that awaits ``aask`` stops the search within one step.
+
+    The agent chooses how hard to search, nothing more: deadlines and other limits of the reasoner hold, the time it
+    takes to open the image counts, and so does a threshold of the reasoner's own. Without one it is 0.5.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -164,9 +175,7 @@ class ImageTool(Settings):
     reasoner: Reasoner = Field(
         default_factory=lambda: LatentReasoner(), description="Who answers: a LatentReasoner or a ConfidenceRouter."
     )
-    min_confidence: float | None = Field(
-        0.5, ge=0, le=1, description="Below it an answer is marked as not reliable; None: the reasoner's own threshold."
-    )
+    min_confidence: float | None = Field(None, ge=0, le=1, description=MIN_CONFIDENCE)
     image_policy: ImagePolicy = Field(ImagePolicy.untrusted(), description="Which images the agent may have opened.")
 
     def ask(
@@ -179,72 +188,83 @@ class ImageTool(Settings):
             shown: the images of the newest message that has any, as references; used when no image is named.
             config: passed to the reasoner.
         """
-        asked = ToolArguments.parse(arguments)
-        opened = self._open(asked.image, shown)
-        result = self.reasoner.invoke(self._request(asked, opened), config)
-        return _reply(result, opened, asked.overlay)
+        asked, began = ToolArguments.parse(arguments), time.monotonic()
+        opened = self._open(asked.image, shown, began)
+        result = self.reasoner.invoke(self._request(asked, opened, began), config)
+        return self._reply(result, opened, asked.overlay)
 
     async def aask(
         self, arguments: ToolArguments | Mapping[str, Any], *, shown: Sequence[Any] = (), config: Any = None
     ) -> ToolReply:
         """``ask`` without blocking the event loop."""
-        asked = ToolArguments.parse(arguments)
-        opened = await asyncio.to_thread(self._open, asked.image, shown)
-        result = await self.reasoner.ainvoke(self._request(asked, opened), config)
-        return await asyncio.to_thread(_reply, result, opened, asked.overlay)
+        asked, began = ToolArguments.parse(arguments), time.monotonic()
+        opened = await asyncio.to_thread(self._open, asked.image, shown, began)
+        result = await self.reasoner.ainvoke(self._request(asked, opened, began), config)
+        return await asyncio.to_thread(self._reply, result, opened, asked.overlay)
 
     async def steps(
         self, arguments: ToolArguments | Mapping[str, Any], *, shown: Sequence[Any] = ()
     ) -> AsyncGenerator[ReasoningStep | ToolReply, None]:
         """Every step of the search, then the reply. Closing the iterator stops the search."""
-        asked = ToolArguments.parse(arguments)
-        opened = await asyncio.to_thread(self._open, asked.image, shown)
+        asked, began = ToolArguments.parse(arguments), time.monotonic()
+        opened = await asyncio.to_thread(self._open, asked.image, shown, began)
         # A caller that goes away between two steps must not wait for the garbage collector to stop the search.
         abandoned = threading.Event()
-        options = {"configurable": {OPTIONS_KEY: {"cancelled": abandoned}}}
+        options = {"configurable": {OPTIONS_KEY: self._bound_options().but(cancelled=abandoned)}}
         try:
-            async for item in self.reasoner.astream(self._request(asked, opened), options):
+            async for item in self.reasoner.astream(self._request(asked, opened, began), options):
                 if isinstance(item, ReasoningStep):
                     yield item
                 else:
-                    yield await asyncio.to_thread(_reply, item, opened, asked.overlay)
+                    yield await asyncio.to_thread(self._reply, item, opened, asked.overlay)
         finally:
             abandoned.set()
 
-    def _open(self, image: str | None, shown: Sequence[Any]) -> list[LoadedImage]:
+    def _bound_options(self) -> CallOptions:
+        """The options that were bound to the reasoner with ``with_config``: a call's own would replace them all."""
+        reasoner: Any = self.reasoner
+        while (bound := getattr(reasoner, "bound", None)) is not None:
+            config: Any = getattr(reasoner, "config", {})
+            options = CallOptions.of(config)
+            if options.model_fields_set:
+                return options
+            reasoner = bound
+        return CallOptions()
+
+    def _open(self, image: str | None, shown: Sequence[Any], began: float) -> list[LoadedImage]:
         """The image that was named, or those that the conversation shows."""
         if image is None and not shown:
             raise InputError("There is no image in the conversation.", "Name one with the argument 'image'.")
         try:
-            return load_images(shown if image is None else [image], self.image_policy)
+            budget = getattr(self.reasoner, "budget", None)  # others get to know how long it took
+            deadline = began + budget.deadline_s if isinstance(budget, Budget) and budget.deadline_s else None
+            return load_images(shown if image is None else [image], self.image_policy, deadline=deadline)
         except (ImageNotAllowedError, ImageNotFoundError) as error:
             if image is None or not shown:
                 raise
             hint = "Leave the argument 'image' out to ask about the newest image of the conversation."
             raise type(error)(error.message, hint) from error
 
-    def _request(self, asked: ToolArguments, images: list[LoadedImage]) -> ReasoningRequest:
-        budget = None if asked.budget is None else Budget.level(asked.budget)
-        if budget is not None and isinstance(self.reasoner, LatentReasoner):
-            # A level says how long to search; the limits the developer has set stay.
-            own = self.reasoner.budget
-            budget = budget.but(
-                deadline_s=own.deadline_s, max_candidates=own.max_candidates, max_new_tokens=own.max_new_tokens
-            )
+    def _request(self, asked: ToolArguments, images: list[LoadedImage], began: float) -> ReasoningRequest:
         return ReasoningRequest(
             images=[each.image for each in images],
             question=asked.question,
-            budget=budget,
+            budget=asked.budget,
             min_confidence=self.min_confidence,
+            elapsed_s=time.monotonic() - began,
         )
 
-
-def _reply(result: ReasoningResult, images: list[LoadedImage], overlay: bool) -> ToolReply:
-    warnings = [warning for each in images for warning in each.warnings]
-    if warnings:
-        result = result.model_copy(update={"warnings": [*warnings, *result.warnings]})
-    pictures = [overlay_png(result, each.image, index=i) for i, each in enumerate(images)] if overlay else []
-    return ToolReply(result, tuple(pictures))
+    def _reply(self, result: ReasoningResult, images: list[LoadedImage], overlay: bool) -> ToolReply:
+        changes: dict[str, Any] = {}
+        if result.accepted is None and result.confidence is not None:  # nobody has set a threshold
+            sure = result.confidence >= UNSURE
+            changes = {"accepted": sure, "abstained": not sure, "min_confidence": UNSURE}
+        warnings = [warning for each in images for warning in each.warnings]
+        if warnings:
+            changes["warnings"] = [*warnings, *result.warnings]
+        result = result.model_copy(update=changes)
+        pictures = [overlay_png(result, each.image, index=i) for i, each in enumerate(images)] if overlay else []
+        return ToolReply(result, tuple(pictures))
 
 
 def explain_arguments(error: ValidationError, arguments: type[ToolArguments] = ToolArguments) -> str:

@@ -220,6 +220,8 @@ def gif_cases() -> Iterator[tuple[str, bytes, bool]]:
     yield "gif: comment of 3 MB in blocks of 1", good[:body] + b"!\xfe" + blocks(1, 1_500_000) + good[body:], False
     yield "gif: comment of 15 MB", good[:body] + b"!\xfe" + blocks(255, 60_000) + good[body:], False
     yield "gif: 30,000 comments", good[:body] + (b"!\xfe" + blocks(5, 1)) * 30_000 + good[body:], False
+    yield "gif: 6.3 million empty comments", good[:body] + b"!\xfe\0" * 6_300_000 + good[body:], True
+    yield "gif: comment of 18 MB in blocks of 1", good[:body] + b"!\xfe" + blocks(1, 9_000_000) + good[body:], True
     yield "gif: comment without end", good[:body] + b"!\xfe" + b"\xff" * 100_000, True
     for bits in (0, 1, 12, 13, 255):
         yield f"gif: codes of {bits} bits", good[:body] + frame[:10] + bytes((bits,)) + frame[11:], False
@@ -312,6 +314,15 @@ def bmp_cases() -> Iterator[tuple[str, bytes, bool]]:
         yield f"bmp: {bits} bits", bmp(5, 5, bytes(400), bits=bits), True
     for packing in (3, 4, 5, 6, 255, 2**32 - 1):
         yield f"bmp: packing {packing}", bmp(5, 5, bytes(400), packing=packing), True
+    for packing, bits in ((1, 8), (2, 4)):
+        runs = {"packing": packing, "bits": bits, "colours": 2}
+        yield (
+            f"bmp: runs, 40 million pixels in 8 kB, {bits} bits",
+            bmp(20_000, 2_000, b"\1\1\0\0" * 2_000, **runs),
+            True,
+        )
+        yield f"bmp: runs of nothing, 16 MB, {bits} bits", bmp(100, 100, b"\0\0" * 8_000_000, **runs), True
+        yield f"bmp: runs, 1.9 million pixels, {bits} bits", bmp(1_900, 1_000, b"\1\1\0\0" * 1_000, **runs), False
     yield "bmp: billions of colours", bmp(5, 5, bytes(80), bits=8, colours=2**32 - 1), True
     yield "bmp: 70,000 colours", bmp(5, 5, bytes(80), bits=8, colours=70_000), True
     yield "bmp: runs that never end", bmp(3000, 3000, b"\xff\1" * 50_000, bits=8, packing=1), False

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import base64
 import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.caches import InMemoryCache
+from langchain_core.globals import set_llm_cache
 from langchain_core.load import dumpd, load
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
+from pictures import draw_shapes
 from PIL import Image
 from scripted_agents import CIRCLE, SQUARE, shows, small_reasoner
 from test_reasoner import Recorder, options
 
-from latent_tool import ChatLatentReasoner, LatentReasoner
+from latent_tool import ChatLatentReasoner, LatentReasoner, ReasoningResult
 from latent_tool.errors import ImageDecodeError, ImageNotAllowedError, InputError, QuestionError, SettingsError
 from latent_tool.messages import image_block, messages_from_request, request_from_messages
+from latent_tool.schema import GeneratedToken
 
 pytestmark = pytest.mark.disable_socket
 
@@ -198,3 +205,75 @@ async def test_the_reasoner_runs_below_the_chat_model(chat: ChatLatentReasoner, 
     recorder = Recorder()
     await chat.ainvoke(messages, {"callbacks": [recorder]})
     assert [step["phase"] for step in recorder.steps] == phases
+
+
+# ---------------------------------------------------------------------- LangChain's cache
+
+
+@pytest.fixture
+def cache() -> Iterator[InMemoryCache]:
+    cache = InMemoryCache()
+    set_llm_cache(cache)
+    yield cache
+    set_llm_cache(None)
+
+
+def as_bytes(image: Image.Image) -> bytes:
+    return base64.b64decode(image_block(image)["base64"])
+
+
+@pytest.mark.parametrize("form", [lambda image: image, as_bytes], ids=["picture", "bytes"])
+async def test_another_image_never_gets_a_cached_answer(
+    chat: ChatLatentReasoner, cache: InMemoryCache, form: Callable[[Image.Image], Any]
+) -> None:
+    red, green = (
+        ChatLatentReasoner(reasoner=chat.reasoner, image=form(draw_shapes(colour=colour)))
+        for colour in ((220, 25, 25), (20, 150, 40))
+    )
+    assert [red.invoke(CIRCLE).content, green.invoke(CIRCLE).content] == ["red", "green"]
+    assert [(await each.ainvoke(CIRCLE)).content for each in (red, green)] == ["red", "green"]
+    assert [each.content for each in green.batch([CIRCLE, CIRCLE])] == ["green"] * 2
+    assert not cache._cache  # what can never be found again is not kept
+
+
+async def test_a_file_that_changed_never_gets_a_cached_answer(cache: InMemoryCache, tmp_path: Path) -> None:
+    path = tmp_path / "shapes.png"
+    reasoner = small_reasoner()
+    own = ChatLatentReasoner(reasoner=reasoner, image=path)
+    shown = [HumanMessage([{"type": "image", "url": path.as_uri()}, {"type": "text", "text": CIRCLE}])]
+    answers = []
+    for colour in ((220, 25, 25), (20, 150, 40)):
+        draw_shapes(colour=colour).save(path)
+        answers.append([own.invoke(CIRCLE).content, ChatLatentReasoner(reasoner=reasoner).invoke(shown).content])
+        answers.append([(await own.ainvoke(CIRCLE)).content, (await own.ainvoke(shown)).content])
+    assert answers == [["red"] * 2] * 2 + [["green"] * 2] * 2
+
+
+async def test_a_conversation_that_holds_its_images_is_cached(
+    chat: ChatLatentReasoner, cache: InMemoryCache, picture: Image.Image
+) -> None:
+    recorder, messages = Recorder(), [shows(picture, text=CIRCLE)]
+    first = chat.invoke(messages, {"callbacks": [recorder]})
+    again = [chat.invoke(messages, {"callbacks": [recorder]}), await chat.ainvoke(messages, {"callbacks": [recorder]})]
+    assert [each.response_metadata for each in again] == [first.response_metadata] * 2
+    assert len(recorder.starts) == 1
+    other = chat.invoke([shows(draw_shapes(colour=(20, 150, 40)), text=CIRCLE)])
+    assert other.content == "green"
+    assert chat.invoke(messages, max_tokens=1, config={"callbacks": [recorder]}).content == "red"
+    assert len(recorder.starts) == 2  # another call
+
+
+def test_a_stop_text_must_not_be_empty(chat: ChatLatentReasoner, picture: Image.Image) -> None:
+    with pytest.raises(SettingsError, match="empty"):
+        chat.invoke([shows(picture, text=LEFT)], stop=["x", ""])
+    with pytest.raises(SettingsError, match="empty"):
+        ChatLatentReasoner(reasoner=chat.reasoner, stop=[""])
+
+
+def test_an_answer_too_improbable_for_a_float_has_a_log_probability(chat: ChatLatentReasoner) -> None:
+    tokens = [GeneratedToken(token="\ufffd", probability=p, in_answer=True) for p in [1e-9] * 100 + [0.0]]
+    result = ReasoningResult(
+        answer="é", raw_text="é", confidence=0.0, confidence_source="answer_probability", tokens=tokens
+    )
+    (piece,) = chat._reply(result, None).generations[0].message.response_metadata["logprobs"]["content"]
+    assert piece["token"] == "é" and -math.inf < piece["logprob"] < 100 * math.log(1e-9)

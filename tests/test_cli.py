@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pictures import draw_shapes
@@ -20,14 +22,17 @@ from latent_tool.schema import ReasoningResult
 QUESTION = "what color is the circle?"
 
 
-def run(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: str, folder: Path, stdout: Any = subprocess.PIPE, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run the command in an empty folder, in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "latent_tool.cli", *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **environment},
-        capture_output=True,
-        text=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        encoding=environment.get("PYTHONIOENCODING", "utf-8"),
         timeout=120,
     )
 
@@ -42,7 +47,7 @@ def test_ask_for_people(folder: Path) -> None:
     done = run("ask", "shapes.png", QUESTION, "--iterations", "2", "--overlay", "seen.png", folder=folder)
     assert done.returncode == 0, done.stderr
     assert "red" in done.stdout
-    assert "answer probability" in done.stdout
+    assert "pooled probability" in done.stdout
     assert done.stderr == ""
     assert "\x1b" not in done.stdout
     with Image.open(folder / "seen.png") as seen:
@@ -112,7 +117,12 @@ def no_vision(folder: Path) -> Path:
         ("shapes.png", "why? " * 20_000),
         ("shapes.png", QUESTION, "--iterations", "-1"),
         ("shapes.png", QUESTION, "--deadline", "nan"),
+        ("shapes.png", QUESTION, "--deadline", "0"),
+        ("shapes.png", QUESTION, "--max-new-tokens", "0"),
+        ("shapes.png", QUESTION, "--latents", "300"),
         ("shapes.png", QUESTION, "--min-confidence", "2"),
+        ("shapes.png", QUESTION, "--min-confidence", "nan"),
+        ("shapes.png", QUESTION, "--min-confidence", "high"),
         ("shapes.png", QUESTION, "--budget", "huge"),
         ("shapes.png", QUESTION, "--seed", "-3"),
         ("shapes.png", QUESTION, "--model", "./no-such-model"),
@@ -140,11 +150,81 @@ def test_bad_input_is_one_clear_error(
     assert captured.out == ""
     assert "Traceback" not in captured.err
     assert "rror" in captured.err
-    if len(arguments) > 1 and "huge" not in arguments:
-        assert "what to do" in captured.err
+    assert "what to do" in captured.err or "Invalid value for" in captured.err or len(arguments) == 1
+    for python in ("Known fields", "deadline_s", "constrained", "hosts of the image policy"):
+        assert python not in captured.err
     done = CliRunner().invoke(app, ["ask", "shapes.png", QUESTION, "--iterations", "0"])
     assert done.exit_code == 0
     assert "red" in done.stdout
+
+
+def test_paper_without_latents_is_the_plain_model(folder: Path) -> None:
+    done = run("ask", "shapes.png", QUESTION, "--preset", "paper", "--latents", "0", "--json", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert ReasoningResult.model_validate_json(done.stdout).scores.reward is None
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_any_encoding_of_the_output_will_do(folder: Path, encoding: str) -> None:
+    """The name of the overlay has characters that the first two lack."""
+    arguments = ("ask", "shapes.png", QUESTION, "--iterations", "0", "--overlay", "gesehen-\N{SNOWMAN}.png")
+    done = run(*arguments, folder=folder, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+    assert done.returncode == 0, done.stderr
+    assert "red" in done.stdout and done.stderr == ""
+    assert ("#" * 19 in done.stdout) is (encoding != "utf-8")
+    done = run(*arguments, "--json", folder=folder, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+    assert ReasoningResult.model_validate_json(done.stdout).answer == "red"
+
+
+def test_json_has_escapes_where_the_output_has_no_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    from latent_tool import cli
+
+    result = ReasoningResult(answer="é☃", raw_text="é☃", confidence=None, confidence_source="unscored")
+    for encoding in ("ascii", "latin-1", "utf-8"):
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+        text = cli._json(result)
+        assert ReasoningResult.model_validate_json(text.encode(encoding)) == result
+        assert ("☃" in text) is (encoding == "utf-8")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is always full")
+@pytest.mark.parametrize("options", [(), ("--json",)], ids=["people", "json"])
+def test_an_output_that_cannot_be_written_is_an_error(folder: Path, options: tuple[str, ...]) -> None:
+    with open("/dev/full", "w") as full:
+        done = run("ask", "shapes.png", QUESTION, "--iterations", "0", *options, folder=folder, stdout=full)
+    assert done.returncode == 1
+    assert "error: The result cannot be written to standard output (No space left on device)." in done.stderr
+    assert len(done.stderr.splitlines()) == 2
+
+
+def test_every_overlay_can_be_written_before_the_search_begins(folder: Path) -> None:
+    (folder / "seen-1.png").mkdir()
+    done = run("ask", "shapes.png", QUESTION, "--also", "shapes.png", "--overlay", "seen.png", folder=folder)
+    assert done.returncode == 2 and done.stdout == ""
+    assert "'seen-1.png' cannot be written" in done.stderr
+    assert not (folder / "seen.png").exists()
+
+
+def test_the_answer_is_told_when_a_file_cannot_be_written_after_all(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder is gone by then."""
+    from latent_tool import cli
+    from latent_tool.errors import SettingsError
+
+    monkeypatch.chdir(folder)
+    (folder / "out").mkdir()
+    follow = cli._follow
+
+    def and_remove(*arguments: object) -> ReasoningResult:
+        result = follow(*arguments)
+        (folder / "out").rmdir()
+        return result
+
+    monkeypatch.setattr(cli, "_follow", and_remove)
+    done = CliRunner().invoke(app, ["ask", "shapes.png", QUESTION, "--iterations", "0", "--overlay", "out/seen.png"])
+    assert isinstance(done.exception, SettingsError) and "cannot be written" in done.exception.message
+    assert "red" in done.stdout and "written" not in done.stdout
 
 
 def test_a_traceback_never_reaches_the_user(bad_files: Path) -> None:

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
-from hostile_images import as_image, cases, originals
+from hostile_images import as_image, bmp, cases, originals
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from image_samples import data_uri, png
@@ -92,6 +92,14 @@ def test_hostile_image(name: str, recwarn: pytest.WarningsRecorder, capfd: pytes
     out, err = capfd.readouterr()
     assert not recwarn.list and not out
     assert not err or "tiff" in name  # libtiff complains to the standard error output, and cannot be told not to
+
+
+def test_run_lengths_of_ordinary_size_are_read() -> None:
+    """Two rows of five pixels, from the bottom: a run each, of a white and of a black palette entry."""
+    black = bmp(5, 2, b"\5\1\0\0\5\0\0\1", bits=8, packing=1, colours=2)
+    loaded = attempt(black[:58] + b"\xff\xff\xff\0" + black[62:])
+    assert isinstance(loaded, LoadedImage) and loaded.image.size == (5, 2)
+    assert [loaded.image.getpixel((4, y)) for y in range(2)] == [(0, 0, 0), (255, 255, 255)]
 
 
 def test_pillow_images_opened_from_hostile_bytes() -> None:

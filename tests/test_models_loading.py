@@ -56,6 +56,26 @@ def test_dtype(copied):
     refused(ModelLoadError, ModelSpec(model=str(copied), dtype="int8"), "int8", "bfloat16")
 
 
+def test_the_best_device(monkeypatch):
+    for gpu in (torch.xpu, torch.backends.mps, torch.cuda):
+        monkeypatch.setattr(gpu, "is_available", lambda: False)
+    seen = [loading.best_device()]
+    for gpu in (torch.xpu, torch.backends.mps, torch.cuda):
+        monkeypatch.setattr(gpu, "is_available", lambda: True)
+        seen.append(loading.best_device())
+    assert seen == ["cpu", "xpu", "mps", "cuda"]
+
+
+def test_auto_takes_the_best_device_unless_something_else_decides(copied, monkeypatch):
+    assert str(load_weights(ModelSpec(model=str(copied))).device) == loading.best_device()
+    monkeypatch.setattr(loading, "best_device", lambda: "meta")  # a device that every torch has
+    assert load_weights(ModelSpec(model=str(copied))).device.type == "meta"
+    for spec in (ModelSpec(), ModelSpec(model=str(copied), device=None), ModelSpec(model=str(copied), device="cpu")):
+        assert load_weights(spec).device.type == "cpu"
+    for spec, quantized in ((ModelSpec(model="x", device_map="auto"), False), (ModelSpec(model="x"), True)):
+        assert loading._device(spec, quantized=quantized) is None
+
+
 def test_attention_implementation_and_device(copied):
     vlm = load(ModelSpec(model=str(copied), attn_implementation="eager", device="cpu"))
     assert vlm.model.config._attn_implementation == "eager"

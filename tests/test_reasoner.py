@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import os
 import pickle
 import random
 import threading
 import uuid
+from contextvars import ContextVar
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -202,6 +204,38 @@ async def test_batches_are_fused_up_to_max_concurrency(
     assert max(sizes) == 3
 
 
+WHO = ContextVar("WHO", default="nobody")
+
+
+class Together(os.PathLike[str]):
+    """A file that can be opened only while another one is being opened, too; notes who opens it."""
+
+    def __init__(self, path: Path, meeting: threading.Barrier) -> None:
+        self.path, self.meeting, self.opened_by = path, meeting, ""
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __fspath__(self) -> str:
+        self.meeting.wait(20)
+        self.opened_by = WHO.get()
+        return str(self.path)
+
+
+async def test_the_images_of_a_batch_are_opened_together(
+    reasoner: LatentReasoner, picture: Image.Image, tmp_path: Path
+) -> None:
+    """So that a slow one does not use up the time of the others."""
+    picture.save(tmp_path / "a.png")
+    meeting = threading.Barrier(3)
+    images = [Together(tmp_path / "a.png", meeting) for _ in range(3)]
+    asked = [{"image": image, "question": CIRCLE} for image in images]
+    WHO.set("me")
+    for answers in (reasoner.batch(asked), await reasoner.abatch(asked)):
+        assert [each.answer for each in answers] == ["red"] * 3
+        assert [each.opened_by for each in images] == ["me"] * 3
+
+
 def test_options_of_a_batch_belong_to_their_question(reasoner: LatentReasoner, request_: dict[str, Any]) -> None:
     one, two = reasoner.batch([request_] * 2, [options(seed=1), options(seed=2)])
     assert (one.seed, two.seed) == (1, 2)
@@ -274,6 +308,16 @@ def test_wrong_requests_are_input_errors(reasoner: LatentReasoner, wrong: Any) -
         reasoner.invoke(wrong)
 
 
+@pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
+def test_the_device_is_chosen_where_the_model_is_loaded() -> None:
+    """So that what was saved on one machine, and a calibration, hold on another."""
+    for device in ("auto", None, "cuda:0"):
+        saved = dumpd(LatentReasoner(device=device))
+        assert load(saved, allowed_objects=[LatentReasoner], valid_namespaces=["latent_tool"]).device == device
+    assert LatentReasoner(device_map="auto").device == "auto"
+    assert LatentReasoner().configuration() == LatentReasoner(device="cuda:0").configuration()
+
+
 def test_the_image_policy_is_enforced(picture: Image.Image, tmp_path: Path) -> None:
     picture.save(tmp_path / "a.png")
     request = {"image": tmp_path / "a.png", "question": CIRCLE}
@@ -296,7 +340,7 @@ def test_tokens_spell_what_was_decoded(reasoner: LatentReasoner, request_: dict[
     for token in result.tokens:
         assert token.in_answer
         product *= token.probability
-    assert product == pytest.approx(result.confidence, rel=1e-6)
+    assert product == pytest.approx(result.scores.answer_probability, rel=1e-6)
 
 
 # ---------------------------------------------------------------------- events and traces

@@ -5,21 +5,32 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, ToolMessage
+from langchain_core.runnables import RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
 from pictures import draw_shapes
 from PIL import Image
 from scripted_agents import CIRCLE, SQUARE, calls, scripted, shows, small_reasoner
 
-from latent_tool import Budget, ConfidenceRouter, ImagePolicy, LatentReasoningTool, Patch, ReasoningResult
-from latent_tool.errors import ModelNotFoundError, SettingsError
+from latent_tool import (
+    Budget,
+    ConfidenceRouter,
+    ImagePolicy,
+    LatentReasoningTool,
+    Patch,
+    ReasoningRequest,
+    ReasoningResult,
+)
+from latent_tool.errors import DeadlineError, ModelNotFoundError, SettingsError
 from latent_tool.messages import image_block
-from latent_tool.tool_spec import describe
+from latent_tool.tool_spec import ImageTool, ToolReply, describe
 
 pytestmark = pytest.mark.disable_socket
 
@@ -150,6 +161,84 @@ def test_a_level_keeps_the_developers_limits(picture: Image.Image) -> None:
     budget = call(tool, question=CIRCLE, image=data_uri(picture), budget="thorough").artifact["budget"]
     limits = {"deadline_s": 500, "max_new_tokens": 9, "max_candidates": 6}
     assert Budget(**budget) == Budget.level("thorough").but(**limits)
+
+
+OWN = Budget(iterations=1, deadline_s=500, max_new_tokens=9, max_candidates=6)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda reasoner: ConfidenceRouter(rungs=[reasoner], thresholds=0.0),
+        lambda reasoner: reasoner.with_retry(),
+        lambda reasoner: reasoner.with_fallbacks([reasoner]),
+        lambda reasoner: RunnableLambda(reasoner.invoke),
+        lambda reasoner: small_reasoner().with_config(configurable={"latent_reasoner": {"budget": OWN}}),
+    ],
+    ids=["router", "retry", "fallbacks", "function", "config"],
+)
+async def test_no_wrapping_lifts_the_developers_limits(wrap: Any, picture: Image.Image) -> None:
+    tool = ImageTool(reasoner=wrap(small_reasoner(budget=OWN)))
+    asked = {"question": CIRCLE, "budget": "thorough"}
+    limits = {"deadline_s": 500, "max_new_tokens": 9, "max_candidates": 6}
+    expected = Budget.level("thorough").but(**limits)
+    replies = [tool.ask(asked, shown=[picture]), await tool.aask(asked, shown=[picture])]
+    replies += [each async for each in tool.steps(asked, shown=[picture]) if isinstance(each, ToolReply)]
+    assert [reply.result.budget for reply in replies] == [expected] * 3
+
+
+class Slow(os.PathLike[str]):
+    """A file that takes its time to be opened."""
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        self.path, self.seconds = path, seconds
+
+    def __fspath__(self) -> str:
+        time.sleep(self.seconds)
+        return str(self.path)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda reasoner: reasoner, lambda reasoner: reasoner.with_retry(stop_after_attempt=1)]
+)
+async def test_opening_the_image_counts_against_the_deadline(wrap: Any, picture: Image.Image, tmp_path: Path) -> None:
+    picture.save(tmp_path / "a.png")
+    tool = ImageTool(reasoner=wrap(small_reasoner(budget={"deadline_s": 1.0})), image_policy=ImagePolicy.local())
+    slow = Slow(tmp_path / "a.png", 1.1)
+    with pytest.raises(DeadlineError):
+        tool.ask({"question": CIRCLE}, shown=[slow])
+    with pytest.raises(DeadlineError):
+        await tool.aask({"question": CIRCLE}, shown=[slow])
+    with pytest.raises(DeadlineError):
+        [each async for each in tool.steps({"question": CIRCLE}, shown=[slow])]
+
+
+def test_time_spent_before_counts_for_the_first_rung_alone(picture: Image.Image) -> None:
+    late = ReasoningRequest(image=picture, question=CIRCLE, elapsed_s=501)
+    rung = small_reasoner(budget=OWN)
+    with pytest.raises(DeadlineError):
+        rung.invoke(late)
+    result = ConfidenceRouter(rungs=[rung, rung], thresholds=0.0, on_error="next").invoke(late)
+    assert [step.decision for step in result.route] == ["failed", "accepted"]
+    usage = small_reasoner().invoke(late).usage
+    assert usage is not None and usage.seconds["queue"] >= 501
+
+
+def test_a_threshold_of_the_reasoner_holds_and_without_one_it_is_a_half(picture: Image.Image) -> None:
+    def accepted(reasoner: Any, **fields: Any) -> tuple[bool | None, float | None]:
+        result = ImageTool(reasoner=reasoner, **fields).ask({"question": CIRCLE}, shown=[picture]).result
+        assert result.abstained is (not result.accepted)
+        return result.accepted, result.min_confidence
+
+    router = ConfidenceRouter(rungs=[small_reasoner()], thresholds=1.0)
+    assert accepted(router) == (False, 1.0)
+    assert accepted(router.with_retry()) == (False, 1.0)
+    assert accepted(router, min_confidence=0.25) == (True, 0.25)
+    assert accepted(small_reasoner(min_confidence=1.0)) == (False, 1.0)
+    assert accepted(small_reasoner()) == (True, 0.5)
+    unsure = ReasoningResult(answer="red", raw_text="red", confidence=0.49, confidence_source="calibrated")
+    assert accepted(RunnableLambda(lambda request: unsure)) == (False, 0.5)
+    assert accepted(ConfidenceRouter(rungs=[small_reasoner()], thresholds=[None])) == (True, None)  # any will do
 
 
 def test_wrong_fields_are_settings_errors() -> None:

@@ -45,7 +45,7 @@ def evaluate(
     model: Annotated[
         str, typer.Option(help="Checkpoint directory or hub id; the model that ships with the package by default.")
     ] = "embedded",
-    device: Annotated[str | None, typer.Option(help="For example cpu or cuda:0.")] = None,
+    device: Annotated[str, typer.Option(help="For example cpu or cuda:0; auto takes a GPU if there is one.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     system: Annotated[str | None, typer.Option(help="System text before every question.")] = None,
     budget: Annotated[str, typer.Option(help="quick, standard or thorough.")] = "standard",

@@ -46,7 +46,7 @@ def mcp(
     model: Annotated[
         str, typer.Option(help="Checkpoint directory or hub id; the model that ships with the package by default.")
     ] = "embedded",
-    device: Annotated[str | None, typer.Option(help="For example cpu or cuda:0.")] = None,
+    device: Annotated[str, typer.Option(help="For example cpu or cuda:0; auto takes a GPU if there is one.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     budget: Annotated[str, typer.Option(help="quick, standard or thorough.")] = "standard",
     deadline: Annotated[float | None, typer.Option(metavar="SECONDS", help="For one question at most.")] = None,

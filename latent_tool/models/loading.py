@@ -36,7 +36,7 @@ from latent_tool.models.families import family as family_of
 from latent_tool.models.vlm import VisionLanguageModel
 from latent_tool.settings import PREFIX_CACHE_BYTES
 
-__all__ = ["EMBEDDED", "ModelSpec", "load", "load_weights"]
+__all__ = ["EMBEDDED", "ModelSpec", "best_device", "load", "load_weights"]
 
 EMBEDDED = "embedded"
 _EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
@@ -49,8 +49,10 @@ class ModelSpec:
     Args:
         model: a checkpoint directory, a hub id, or ``"embedded"`` for the model that ships with the package.
         dtype: ``"auto"`` (the checkpoint's; the embedded model runs in float32), ``"float32"``, ``"bfloat16"``, ...
-        device: for example ``"cpu"`` or ``"cuda:0"``; ``None`` leaves the model where it is loaded.
-        device_map: passed to ``from_pretrained``; excludes ``device``.
+        device: for example ``"cpu"`` or ``"cuda:0"``. ``"auto"``: see ``best_device``, but where the model is loaded if
+            there is a ``device_map`` or its weights are quantized; the embedded model stays on the CPU. ``None``: where
+            the model is loaded.
+        device_map: passed to ``from_pretrained``; excludes a ``device`` by name.
         revision: branch, tag or commit of a hub id.
         local_files_only: never ask the hub.
         token: access token for the hub; never shown.
@@ -64,7 +66,7 @@ class ModelSpec:
 
     model: str = EMBEDDED
     dtype: str = "auto"
-    device: str | None = None
+    device: str | None = "auto"
     device_map: str | Mapping[str, Any] | None = field(default=None, hash=False)
     revision: str | None = None
     local_files_only: bool = False
@@ -84,17 +86,19 @@ class ModelSpec:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers' loading chatter off stderr; levels are restored."""
-    logger = logging.getLogger("transformers")
-    level, progress = logger.level, transformers.utils.logging.is_progress_bar_enabled()
-    logger.setLevel(logging.ERROR)
+    """Keep the chatter of loading, and of retries without a network, off stderr; levels are restored."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
+    levels, progress = [each.level for each in loggers], transformers.utils.logging.is_progress_bar_enabled()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if progress:
             transformers.utils.logging.enable_progress_bar()
 
@@ -137,16 +141,35 @@ def load_weights(spec: ModelSpec) -> PreTrainedModel:
             "Save or download the checkpoint again.",
         )
     model = model.eval().requires_grad_(False)
-    if spec.device is not None and spec.device_map is None:
+    device = _device(spec, quantized=getattr(model.config, "quantization_config", None) is not None)
+    if device is not None:
         try:
-            model = model.to(spec.device)
+            model = model.to(device)
         except (RuntimeError, AssertionError, ValueError) as error:
             raise ModelLoadError(
-                f"The model cannot be moved to device {spec.device!r} ({error}).",
-                "Use a device that torch sees on this machine, such as cpu.",
+                f"The model cannot be moved to device {device!r} ({error}).",
+                "Use a device that torch sees on this machine and that has room for the model, such as cpu.",
             ) from error
     loaded: PreTrainedModel = model
     return loaded
+
+
+def best_device() -> str:
+    """The device that ``"auto"`` means: the first GPU that torch can use, or the CPU."""
+    if torch.cuda.is_available():
+        return "cuda"
+    if torch.backends.mps.is_available():
+        return "mps"
+    return "xpu" if torch.xpu.is_available() else "cpu"
+
+
+def _device(spec: ModelSpec, *, quantized: bool) -> str | None:
+    """Where to move the model; ``None``: it stays where it was loaded."""
+    if spec.device_map is not None:
+        return None
+    if spec.device != "auto":
+        return spec.device
+    return None if quantized or spec.model == EMBEDDED else best_device()
 
 
 def _where(spec: ModelSpec) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pictures import draw_shapes
 from PIL import Image
 from scripted_agents import CIRCLE, SQUARE, essence, small_reasoner
 
-from latent_tool import Budget, ConfidenceRouter, ImagePolicy, ReasoningRequest, ReasoningResult
+from latent_tool import Budget, ConfidenceRouter, ImagePolicy, ReasoningRequest, ReasoningResult, image_process
 from latent_tool.errors import SettingsError
 from latent_tool.integrations.http_service import ServiceLimits, create_app
 from latent_tool.schema import ReasoningStep
@@ -209,6 +209,14 @@ def test_files_and_hosts_are_opened_where_they_were_allowed(tmp_path: Path) -> N
     with serving(app) as url, httpx.Client(base_url=url) as client:
         assert client.post("/v1/ask", json=question(image="a.png")).json()["answer"]
         problem(client.post("/v1/ask", json=question(image="/etc/hostname")), 422, "ImageNotAllowedError")
+
+
+def test_without_a_policy_images_are_decoded_in_processes_of_their_own() -> None:
+    for reasoner in (small_reasoner(), small_reasoner().with_retry()):
+        image_process._close()
+        with serving(create_app(reasoner)) as url:
+            assert httpx.post(f"{url}/v1/ask", json=question(), timeout=60).json()["answer"] == "red"
+        assert image_process._helper is not None
 
 
 def test_bugs_are_told_without_details(caplog: pytest.LogCaptureFixture) -> None:

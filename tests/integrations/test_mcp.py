@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 import anyio
 import httpx2
 import pytest
+from http_server import serving
 from langchain_core.callbacks import AsyncCallbackHandler
 from mcp import Client, MCPError, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
@@ -24,7 +26,7 @@ from pictures import draw_shapes
 from scripted_agents import CIRCLE, small_reasoner
 from typer.testing import CliRunner
 
-from latent_tool import Budget, ImagePolicy, ReasoningResult
+from latent_tool import Budget, ImagePolicy, ReasoningResult, image_process
 from latent_tool.cli import app
 from latent_tool.errors import SettingsError
 from latent_tool.integrations.mcp import ERROR_KEY, http_app, image_server
@@ -136,6 +138,23 @@ async def test_hostile_calls(mode: str, shapes: Path) -> None:
     tool = small_tool(image_policy=ImagePolicy.untrusted(max_bytes=10_000_000))
     async with Client(image_server(tool), mode=mode) as client:
         await check_hostile(client, shapes)
+
+
+@contextlib.contextmanager
+def decoding_apart() -> Iterator[None]:
+    """What happens here must start the helper from which decoding processes are forked."""
+    image_process._close()
+    yield
+    assert image_process._helper is not None
+
+
+async def test_without_a_tool_images_are_decoded_in_processes_of_their_own() -> None:
+    with decoding_apart():
+        async with Client(image_server()) as client:
+            assert answer_of(await client.call_tool(NAME, ASKED)).answer == "red"
+    with decoding_apart(), serving(http_app()) as url:
+        async with Client(f"{url}/mcp") as client:
+            assert answer_of(await client.call_tool(NAME, ASKED)).answer == "red"
 
 
 async def test_below_the_threshold_it_says_so() -> None:

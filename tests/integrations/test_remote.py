@@ -116,6 +116,20 @@ def test_request_before_call_before_reasoner(url: str, request_: dict[str, Any])
     assert (result.seed, result.accepted, result.budget) == (3, True, Budget.level("quick"))
 
 
+def test_a_level_keeps_the_limits_of_either_side(url: str, request_: dict[str, Any]) -> None:  # noqa: F811
+    tight = Budget(iterations=1, deadline_s=500, max_new_tokens=9, max_candidates=6)
+    expected = Budget.level("thorough").but(deadline_s=500, max_new_tokens=9, max_candidates=6)
+    ours = RemoteReasoner(url, token="s3cret", budget=tight)
+    assert ours.invoke({**request_, "budget": "thorough"}).budget == expected
+    with serving(create_app(small_reasoner(budget=tight), limits=LIMITS)) as other:
+        theirs = RemoteReasoner(other)
+        assert theirs.invoke({**request_, "budget": "thorough"}).budget == expected
+        options = {"configurable": {"latent_reasoner": {"budget": "thorough"}}}
+        assert theirs.invoke(request_, options).budget == expected
+    with pytest.raises(DeadlineError):
+        ours.invoke({**request_, "elapsed_s": 501})
+
+
 def test_a_deadline_counts_from_the_call(reasoner: RemoteReasoner, request_: dict[str, Any]) -> None:  # noqa: F811
     result = reasoner.with_budget({"iterations": 1, "deadline_s": 50}).invoke(request_)
     assert result.budget == Budget(iterations=1, deadline_s=50)
