@@ -281,7 +281,7 @@ class _Drawing(NamedTuple):
     """A picture to be written: where, and which of the request's images with what on it."""
 
     path: Path
-    index: int
+    image: int
     heatmap: bool
 
 
@@ -300,8 +300,8 @@ def _write_files(
     from latent_tool.overlay import overlay_png
 
     pictures = _pictures(references) if drawings else []
-    for path, index, heatmap in drawings:
-        write_whole(path, overlay_png(result, pictures[index], index=index, heatmap=heatmap))
+    for path, image, heatmap in drawings:
+        write_whole(path, overlay_png(result, pictures[image], index=image, heatmap=heatmap))
         yield path
     if report is not None:
         _write_report(result, references, question, report)
