@@ -33,6 +33,7 @@ from latent_tool.models.requests import (
     Score,
     TokenEntropies,
     TokenLogProbabilities,
+    contained,
     never,
     together,
 )
@@ -221,8 +222,8 @@ class Member:
             self.request = replace(item, pause=self.pause) if isinstance(item, Decode) else item
         except StopIteration as end:
             self.result = end.value
-        except Exception as error:
-            self.result = error
+        except BaseException as error:
+            self.result = contained(error)
 
 
 class InStep:
@@ -317,6 +318,10 @@ class Engine:
             except StopIteration as end:
                 outcome: Outcome = end.value
                 return outcome
+            except Exception:
+                raise
+            except BaseException as error:
+                raise contained(error) from error
             reply = None
             if isinstance(item, ReasoningStep):
                 yield item

@@ -129,6 +129,7 @@ FAULTS: dict[str, tuple[Callable[[], BaseException], tuple[type[BaseException], 
         (NotEnoughMemoryError,),
     ),
     "interrupted": (KeyboardInterrupt, (KeyboardInterrupt,)),
+    "panic": (lambda: BaseException("panic"), (RuntimeError,)),
 }
 
 
@@ -152,7 +153,7 @@ def test_a_fault_at_any_forward_pass_of_a_question(victim: Engine, kind: str) ->
     assert essence(victim.answer(JOBS[1])) == clean
 
 
-@pytest.mark.parametrize("kind", ["defect", "no memory"])
+@pytest.mark.parametrize("kind", ["defect", "no memory", "panic"])
 def test_a_fault_at_any_forward_pass_of_several_questions(victim: Engine, kind: str) -> None:
     """At most one of them fails, with an error of its own; the others' answers do not change."""
     make, errors = FAULTS[kind]

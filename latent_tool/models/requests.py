@@ -31,10 +31,25 @@ __all__ = [
     "Score",
     "TokenEntropies",
     "TokenLogProbabilities",
+    "contained",
     "never",
     "out_of_memory",
     "together",
 ]
+
+
+def contained(error: BaseException) -> Exception:
+    """The error as one that a single question can end with; what ends the whole thread is raised again.
+
+    Tokenizers written in Rust raise their panics past ``except Exception``.
+    """
+    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+        raise error
+    if isinstance(error, Exception):
+        return error
+    found = RuntimeError(f"{type(error).__name__}: {error}")
+    found.__cause__ = error
+    return found
 
 
 def never() -> bool:
@@ -183,8 +198,8 @@ def together(vlm: VisionLanguageModel, requests: Sequence[Request]) -> list[Any]
         return [_alone(vlm, request) for request in requests]
     try:
         return many(requests)
-    except Exception:  # whoever is at fault fails again below, on its own
-        pass
+    except BaseException as error:
+        contained(error)  # whoever is at fault fails again below, on its own
     half = len(requests) // 2
     return together(vlm, requests[:half]) + together(vlm, requests[half:])
 
@@ -192,9 +207,9 @@ def together(vlm: VisionLanguageModel, requests: Sequence[Request]) -> list[Any]
 def _alone(vlm: VisionLanguageModel, request: Request) -> Any:
     try:
         return request.alone(vlm)
-    except Exception as error:
+    except BaseException as error:
         if not out_of_memory(error):
-            return error
+            return contained(error)
     # Outside the handler, whose traceback holds on to the tensors of the attempt.
     if isinstance(request, Score) and len(request.patches) > 1:
         half = len(request.patches) // 2

@@ -35,6 +35,7 @@ from latent_tool.models.requests import (
     Score,
     TokenEntropies,
     TokenLogProbabilities,
+    contained,
     never,
     out_of_memory,
 )
@@ -965,5 +966,5 @@ def _step(decoding: Decoding, logits: Tensor | None) -> tuple[int | None, Decode
     except StopIteration as end:
         decoded: Decoded = end.value
         return None, decoded
-    except Exception as error:
-        return None, error
+    except BaseException as error:
+        return None, contained(error)
