@@ -117,6 +117,6 @@ def read_reward(logits: Logits, settings: SearchSettings) -> Reading:
         positions = torch.cat([logits.latents, logits.answer[:, None]], dim=1)
     per_position = _FORMULAS[settings.reward](positions, settings.top_k)  # (N, positions)
     mass = top_k_mass(positions, settings.top_k).mean(-1)
-    # One transfer from the device for both numbers.
-    both = torch.stack([per_position.mean(-1), mass]).double().cpu()
+    # One transfer from the device for both numbers; not every device knows float64.
+    both = torch.stack([per_position.mean(-1), mass]).cpu().double()
     return Reading((both[0] * 1e6).round() / 1e6, both[1])

@@ -59,13 +59,18 @@ def never() -> bool:
 
 @dataclass(frozen=True)
 class Prefill:
-    """Run the prefix through the model: a ``Prefix``. ``check`` is called before every layer and may raise."""
+    """Run the prefix through the model: a ``Prefix``.
+
+    ``check`` is called before every layer and may raise. ``cached``: whether the prefix cache may be used, which is not
+    for images that nobody will ask about again.
+    """
 
     inputs: Inputs
     check: Callable[[], object] | None = None
+    cached: bool = True
 
     def alone(self, vlm: VisionLanguageModel) -> Prefix:
-        return vlm.prefill(self.inputs, self.check)
+        return vlm.prefill(self.inputs, self.check, self.cached)
 
 
 @dataclass(frozen=True)

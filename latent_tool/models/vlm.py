@@ -8,9 +8,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain, pairwise
 from typing import Any, Literal
 
 import torch
@@ -45,6 +46,7 @@ from latent_tool.models.shared_prefix import (
     Stems,
     SuffixBatch,
     common_length,
+    hides_exactly,
     install,
     installed,
     layers_fit,
@@ -106,7 +108,7 @@ class Prefix:
 
 Decoding = Generator[int | None, Tensor, Decoded]
 
-# Logits that teacher forcing holds at once for several questions; where there are more, they go one after another.
+# Logits that teacher forcing holds at once: of several questions, if all fit, else of some tokens of one.
 _MOST_LOGITS = 2**26
 
 # Tokens that a decoding writes at least before it can be paused.
@@ -328,16 +330,18 @@ class VisionLanguageModel:
         kind = self.model.config.model_type
         return tuple(cells), (f"The cell geometry of model family {kind!r} is not known: patches carry no boxes.",)
 
-    def prefill(self, inputs: Inputs, check: Callable[[], object] | None = None) -> Prefix:
+    def prefill(self, inputs: Inputs, check: Callable[[], object] | None = None, cached: bool = True) -> Prefix:
         """Run the prefix through the model once; up to the end of the image it may have been run for another question.
 
-        ``check`` is called before every layer and may raise to give up. Raises ``NumericalError`` when the model's
-        output is not finite.
+        ``check`` is called before every layer and may raise to give up. Unless ``cached``, all is run, and nothing is
+        kept. Raises ``NumericalError`` when the model's output is not finite.
         """
+        if not cached or not self.prefix_cache.limit or self._splits is False:
+            return _prefix(inputs, *self._prefill(inputs.tensors, check))
         # One token is left at least, and no question of one token decides whether prompts can be split.
         at_image = (inputs.tensors["input_ids"][0] == self.image_token).nonzero()[:, 0].tolist()
         cut = at_image[-1] + 1 if at_image else inputs.length
-        if not self.prefix_cache.limit or self._splits is False or inputs.length - cut < (1 if self._splits else 2):
+        if inputs.length - cut < (1 if self._splits else 2):
             return _prefix(inputs, *self._prefill(inputs.tensors, check))
         tensors = cut_tensors(inputs.tensors, cut)
         key = image_key(tensors)
@@ -608,11 +612,14 @@ class VisionLanguageModel:
         tokens = prefix.inputs.tensors["input_ids"][0, :2].tolist()
         latents = self.embed(tokens)[None]
         prefix = replace(prefix, stems=Stems())
+        windows = getattr(self.model.config.get_text_config(), "sliding_window", None) is not None
         for patches in ([(), (0,)], [(0, 0)]):
             request = Score(prefix, latents.expand(len(patches), -1, -1), patches)
             expected = self._score_plain(request.prefix, request.latents, request.patches).answer.float()
             try:
                 (logits,) = self._score_shared([request])
+                if windows and not hides_exactly(prefix.cache):
+                    return False
             except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
                 if out_of_memory(error):
                     raise
@@ -649,8 +656,9 @@ class VisionLanguageModel:
                 given = {} if tap.switched else {"output_attentions": True}
                 output = self._run(each.prefix, row, [row.length - 1], **given)
             if not tap.switched:
-                shown = [layer for layer in output.attentions or () if layer is not None]
-                tap.layers += [layer[:, :, tap.rows].float()[..., each.prefix.columns] for layer in shown]
+                for layer in output.attentions or ():
+                    if layer is not None:
+                        tap.add(layer[:, :, tap.rows].float())
             if not tap.layers:
                 raise ModelNotSupportedError(
                     f"{type(self.model).__name__} does not show its attention.",
@@ -894,18 +902,28 @@ class VisionLanguageModel:
 
     def token_log_probabilities_many(self, requests: Sequence[TokenLogProbabilities]) -> list[Tensor]:
         """``token_log_probabilities`` for several questions."""
-        found = []
-        for each, logits in zip(requests, self._teacher_forced(requests), strict=True):
-            chosen = torch.tensor(list(each.tokens), dtype=torch.long, device=logits.device)
-            found.append(logits.log_softmax(-1).gather(-1, chosen[:, None])[:, 0].cpu())
-        return found
+
+        def read(logits: Tensor, tokens: Tensor) -> Tensor:
+            return logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+
+        return self._teacher_forced(requests, read)
 
     def token_entropies_many(self, requests: Sequence[TokenEntropies]) -> list[Tensor]:
         """Teacher-forced entropies ``(n,)`` in nats of the distributions before tokens, float32 on the CPU."""
-        return [entropy(logits).cpu() for logits in self._teacher_forced(requests)]
+        return self._teacher_forced(requests, lambda logits, _: entropy(logits))
 
-    def _teacher_forced(self, requests: Sequence[TokenLogProbabilities | TokenEntropies]) -> list[Tensor]:
-        """Logits ``(n, vocabulary)``, float32, that predict the ``n`` tokens of every request after its state."""
+    def _teacher_forced(
+        self,
+        requests: Sequence[TokenLogProbabilities | TokenEntropies],
+        read: Callable[[Tensor, Tensor], Tensor],
+    ) -> list[Tensor]:
+        """What is read of the logits that predict the tokens of every request after its state, ``(n,)`` on the CPU.
+
+        Args:
+            read: is given logits ``(m, vocabulary)``, float32, and the tokens ``(m,)`` they predict; gives ``(m,)``.
+
+        Raises ``NumericalError`` if that is not finite.
+        """
         suffixes = [
             self._suffix(
                 each.prefix, None if each.latents is None else each.latents[None], [each.patches], each.tokens[:-1]
@@ -914,32 +932,47 @@ class VisionLanguageModel:
         ]
         # Of a suffix that begins with the answer, the first token is predicted by the prefix.
         counts = [min(len(each.tokens), suffix.length) for each, suffix in zip(requests, suffixes, strict=True)]
-        rows: list[Tensor | None] = [None] * len(requests)
         # Rows of one prefix stand together; a row without a suffix has nothing to run.
         asked = sorted((row for row, count in enumerate(counts) if count), key=lambda row: id(requests[row].prefix))
         most = max(counts, default=0)
         vocabulary = requests[0].prefix.last_logits.shape[-1]
+        logits: dict[int, Iterable[Tensor]] = {}
         if (
             len(asked) > 1
             and len(asked) * most * vocabulary <= _MOST_LOGITS
             and self.shares_prefixes(requests[0].prefix)
         ):
             batch = SuffixBatch(self, [requests[row].prefix for row in asked], keep=False)
-            logits = batch.extend([suffixes[row].embeddings for row in asked], range(-most, 0))
-            for place, row in enumerate(asked):
-                rows[row] = logits[place, most - counts[row] :]
-        else:
-            for row in asked:
-                suffix = suffixes[row]
-                keep = range(suffix.length - counts[row], suffix.length)
-                rows[row] = self._continue(requests[row].prefix, suffix, keep)[0][0]
+            together = batch.extend([suffixes[row].embeddings for row in asked], range(-most, 0))
+            logits = {row: [together[place, most - counts[row] :]] for place, row in enumerate(asked)}
         found = []
-        for each, tail in zip(requests, rows, strict=True):
-            logits = each.prefix.last_logits[None] if tail is None else tail
-            if tail is not None and len(tail) < len(each.tokens):
-                logits = torch.cat([each.prefix.last_logits[None], tail])
-            found.append(logits[: len(each.tokens)].float())
+        for row, (each, suffix, count) in enumerate(zip(requests, suffixes, counts, strict=True)):
+            pieces = logits[row] if row in logits else self._in_pieces(each.prefix, suffix, count)
+            if count < len(each.tokens):
+                pieces = chain([each.prefix.last_logits[None]], pieces)
+            tokens = torch.tensor(list(each.tokens), dtype=torch.long)
+            values = [torch.zeros(0)]
+            for piece in pieces:
+                ahead, tokens = tokens[: len(piece)], tokens[len(piece) :]
+                values.append(read(piece.float(), ahead.to(piece.device)).cpu())
+            found.append(torch.cat(values))
+            if not bool(found[-1].isfinite().all()):
+                raise NumericalError(
+                    "The model's logits are not finite for this answer.", "Load the model in float32 or bfloat16."
+                )
         return found
+
+    def _in_pieces(self, prefix: Prefix, suffix: _Suffix, count: int) -> Iterator[Tensor]:
+        """Logits ``(m, vocabulary)`` at the last ``count`` positions of one suffix, some positions at a time."""
+        most = max(1, _MOST_LOGITS // prefix.last_logits.shape[-1])
+        first = suffix.length - count
+        ends = [*range(first + most, suffix.length, most), suffix.length] if count else []
+        cache = None
+        for begin, end in pairwise([0, *ends]):
+            part = _Suffix(suffix.embeddings[:, begin:end], suffix.tokens[begin:end])
+            keep = range(max(first - begin, 0), end - begin)
+            logits, cache = self._continue(prefix, part, keep, cache, begin)
+            yield logits[0]
 
 
 def _prefix(inputs: Inputs, prefix: ImagePrefix, last: Tensor) -> Prefix:
