@@ -16,10 +16,11 @@ from typing import Any, Literal
 
 import torch
 from PIL.Image import Image
+from PIL.Image import new as new_image
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from latent_tool.errors import ContextLengthError, ModelLoadError, ModelNotSupportedError, NumericalError
+from latent_tool.errors import ContextLengthError, ImageError, ModelLoadError, ModelNotSupportedError, NumericalError
 from latent_tool.method.reward import Logits, entropy
 from latent_tool.models.attention import tap_attention
 from latent_tool.models.cache import fork_cache, new_cache
@@ -234,7 +235,8 @@ class VisionLanguageModel:
         """Render and tokenise a question about images, which stand before it or after it.
 
         Raises ``QuestionError``, ``ContextLengthError`` (before any image is processed if the text alone is too long),
-        or ``ModelLoadError`` if the template or processor loses the images.
+        ``ImageError`` if the processor does not take the images, or ``ModelLoadError`` if the template or processor
+        loses them.
         """
         row = family(self.model.config.model_type)
         # Tokenizers and processors keep state (padding, truncation), so one thread at a time.
@@ -261,10 +263,16 @@ class VisionLanguageModel:
                         return_text_replacement_offsets=True,
                     )
                 )
-            except (ValueError, IndexError, StopIteration) as error:
+            except (ValueError, IndexError, StopIteration, ZeroDivisionError) as error:
+                if self._takes([new_image("RGB", (256, 256))]) and not self._takes(images):
+                    sizes = ", ".join(f"{image.width} x {image.height}" for image in images)
+                    raise ImageError(
+                        f"The model's processor does not take an image of this size ({sizes}): {error}",
+                        "Crop the image, pad it to a less extreme shape, or make it larger.",
+                    ) from error
                 raise ModelLoadError(
                     f"The model's processor cannot handle this question ({error}).",
-                    "Check the checkpoint's chat template and processor configuration, or make the image larger.",
+                    "Check the checkpoint's chat template and processor configuration.",
                 ) from error
             tail = tuple(self.tokenizer(prompt.tail, add_special_tokens=False).input_ids) if prompt.tail else ()
             markers = find_markers(self.tokenizer, thinking_markers, prompt)
@@ -275,6 +283,14 @@ class VisionLanguageModel:
         self.require_context(tensors["input_ids"].shape[1])
         cells, warnings = self._cells(tensors, images, texts)
         return Inputs(tensors, tail, markers, cells, prompt.warnings + warnings)
+
+    def _takes(self, images: Sequence[Image]) -> bool:
+        """Whether the image processor takes images, whatever stands in the prompt."""
+        try:
+            self.processor.image_processor(images=[list(images)], return_tensors="pt")
+        except (ValueError, IndexError, StopIteration, ZeroDivisionError):
+            return False
+        return True
 
     def require_context(self, tokens: int) -> None:
         """Raise ``ContextLengthError`` if so many tokens, and one more, do not fit the model's context."""
