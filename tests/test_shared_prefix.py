@@ -18,14 +18,16 @@ from torch.utils._pytree import tree_leaves
 from latent_tool.engine import Engine, Job, Outcome
 from latent_tool.errors import CancelledError, QuestionError
 from latent_tool.method.policy import policy_gradient
-from latent_tool.method.reward import Logits, read_reward
+from latent_tool.method.reward import Logits, entropy, read_reward
 from latent_tool.models import shared_prefix
+from latent_tool.models import vlm as vlm_module
 from latent_tool.models.attention import AttentionTap
+from latent_tool.models.decoding import Decoded
 from latent_tool.models.loading import ModelSpec, load
 from latent_tool.models.requests import Attend, Decode, Score
 from latent_tool.models.shared_prefix import SuffixBatch
 from latent_tool.models.vlm import Prefix
-from latent_tool.settings import Budget, NoiseSettings, SearchSettings
+from latent_tool.settings import Budget, GenerationSettings, NoiseSettings, SearchSettings
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 QUESTIONS = ["what color is the circle?", "how many shapes are there?", "what is right of the red circle in the image?"]
@@ -129,6 +131,16 @@ def test_no_copy_of_the_prefix_is_made(engine: Engine, prefixes: list[Prefix]) -
     batch.extend([request.latents], [-1])
     assert [layer.keys.data_ptr() for layer in prefixes[2].cache.layers] == before
     assert all(layer.keys.shape[2] == request.latents.shape[1] for layer in batch.cache.layers)
+
+
+def test_what_loading_leaves_on_the_decoder_is_sdpa_for_everybody_else() -> None:
+    vlm = load(ModelSpec())
+    tensors = vlm.prepare([draw_shapes()], QUESTIONS[0]).tensors
+    assert vlm.model.config.get_text_config()._attn_implementation == "latent_tool_shared_prefix"
+    with torch.inference_mode():
+        installed = vlm.model(**tensors).logits
+        vlm.model.set_attn_implementation({"text_config": "sdpa"})
+        assert torch.equal(installed, vlm.model(**tensors).logits)
 
 
 JOBS = [
@@ -416,3 +428,48 @@ def test_a_batch_attends_on_the_device_of_each_layer(window: int | None) -> None
         batch.cache.layers[0].keys, batch.cache.layers[0].values = key, value
         batch.select([0, 2])
         assert batch.cache.layers[0].keys.shape[0] == 2
+
+
+# ---------------------------------------------------------------------- one transfer per token
+
+
+class _Waits(TorchDispatchMode):
+    """Counts single numbers that the host reads."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += str(function).startswith("aten._local_scalar_dense.")
+        return function(*args, **(kwargs or {}))
+
+
+def test_no_number_is_read_per_row_and_token(engine: Engine, prefixes: list[Prefix]) -> None:
+    """The tokens of all rows come in one transfer; only the beginning and the end of an answer read more."""
+    counts = []
+    for tokens in (2, 6):
+        rules = GenerationSettings(min_new_tokens=0)
+        with _Waits() as waits:
+            found = engine.vlm.decode_many([Decode(each, None, (), tokens, generation=rules) for each in prefixes])
+        counts.append(waits.count)
+    assert max(len(each.tokens) for each in found if isinstance(each, Decoded)) > 2
+    assert counts[0] == counts[1]
+
+
+def test_what_is_kept_of_a_token_is_a_number(engine: Engine, prefixes: list[Prefix]) -> None:
+    """Not a view that holds the log-probabilities of the whole vocabulary, times the rows, for every token."""
+    decoding: Any = engine.vlm._decoding(prefixes[0], 4, lambda: False)
+    next(decoding)
+    for _ in range(3):
+        logits = torch.randn(5, len(engine.vlm.tokenizer))
+        decoding.send(vlm_module._read(logits)[2])
+    kept = decoding.gi_frame.f_locals["log_probabilities"]
+    assert [each.untyped_storage().nbytes() for each in kept] == [4] * 3
+
+
+def test_what_is_said_of_many_rows_is_what_is_said_of_each() -> None:
+    logits = torch.randn(7, 997, generator=torch.Generator().manual_seed(0)) * 5
+    for row, said in zip(logits, vlm_module._read(logits), strict=True):
+        (alone,) = vlm_module._read(row[None])
+        assert said.best == alone.best == int(row.argmax())
+        assert torch.equal(said.log_p, alone.log_p) and torch.equal(said.log_p, row.log_softmax(-1))
+        torch.testing.assert_close(said.entropy, entropy(row), atol=1e-6, rtol=1e-6)

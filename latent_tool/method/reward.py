@@ -19,6 +19,7 @@ __all__ = [
     "Logits",
     "Reading",
     "entropy",
+    "entropy_of",
     "entropy_reward",
     "neg_log_probability",
     "read_reward",
@@ -50,10 +51,11 @@ class Reading(NamedTuple):
 
 def entropy(logits: Tensor) -> Tensor:
     """Entropy ``H = - sum_w P(w) ln P(w)`` in nats; ``(..., vocabulary)`` -> ``(...)``."""
-    return _entropy(logits.float().log_softmax(-1))
+    return entropy_of(logits.float().log_softmax(-1))
 
 
-def _entropy(log_p: Tensor) -> Tensor:
+def entropy_of(log_p: Tensor) -> Tensor:
+    """The same from log-probabilities of any number of tokens; ``(..., n)`` -> ``(...)``."""
     # A token ruled out has log-probability -inf and contributes 0, not NaN.
     return -(log_p.exp() * log_p.clamp_min(-1e4)).sum(-1)
 
@@ -77,13 +79,13 @@ def top_k_entropy(logits: Tensor, k: int) -> Tensor:
     top-k terms vanish and the reward tends to 1, so a search can win it by flattening.
     """
     log_p = _top_k_log_probabilities(logits, k)
-    return 1 - _entropy(log_p)
+    return 1 - entropy_of(log_p)
 
 
 def renormalised_top_k_entropy(logits: Tensor, k: int) -> Tensor:
     """``1 - H(Q)``, ``Q`` the k largest probabilities over their sum; lowest, ``1 - ln k``, for uniform logits."""
     log_p = _top_k_log_probabilities(logits, k)
-    return 1 - _entropy(log_p - log_p.logsumexp(-1, keepdim=True))
+    return 1 - entropy_of(log_p - log_p.logsumexp(-1, keepdim=True))
 
 
 def entropy_reward(logits: Tensor, k: int) -> Tensor:

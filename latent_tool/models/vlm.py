@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from PIL.Image import Image
@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from latent_tool.errors import ContextLengthError, ImageError, ModelLoadError, ModelNotSupportedError, NumericalError
-from latent_tool.method.reward import Logits, entropy
+from latent_tool.method.reward import Logits, entropy, entropy_of
 from latent_tool.models.attention import tap_attention
 from latent_tool.models.cache import fork_cache, new_cache
 from latent_tool.models.cells import Box, View, cell_boxes
@@ -107,13 +107,23 @@ class Prefix:
         return self.inputs.length
 
 
-Decoding = Generator[int | None, Tensor, Decoded]
+Decoding = Generator[int | None, "_Next", Decoded]
 
 # Logits that teacher forcing holds at once: of several questions, if all fit, else of some tokens of one.
 _MOST_LOGITS = 2**26
 
 # Tokens that a decoding writes at least before it can be paused.
 _SLICE = 16
+
+
+class _Next(NamedTuple):
+    """What a model says of the next token of one row: logits and log-probabilities ``(vocabulary,)``, float32, entropy
+    ``()``, and the most probable token."""
+
+    logits: Tensor
+    log_p: Tensor
+    entropy: Tensor
+    best: int
 
 
 @dataclass(frozen=True)
@@ -806,9 +816,12 @@ class VisionLanguageModel:
         generation: GenerationSettings | None = None,
         pause: Callable[[], bool] = never,
         begun: Decoded | None = None,
-        choose: Callable[[Tensor], int] = greedy,
+        choose: Callable[[Tensor], int] | None = None,
     ) -> Decoding:
-        """One decoding: is sent the logits ``(vocabulary,)`` of every step, yields the token that is chosen next."""
+        """One decoding: is sent what the model says at every step, yields the token that is chosen next.
+
+        ``choose``: from scores ``(vocabulary,)``; by default the most probable one.
+        """
         # What the logits processors see: the prompt and the tail, as in `generate`; latents and patches have no ids.
         written = [*prefix.inputs.tensors["input_ids"][0].tolist(), *prefix.inputs.tail]
         rules = generation_rules(self.model, len(written), generation)
@@ -825,15 +838,16 @@ class VisionLanguageModel:
             if len(entropies) >= _SLICE and pause():
                 finish_reason = "paused"
                 break
-            raw = (yield tokens[-1] if tokens else None).float()
-            scores = raw
+            said = yield tokens[-1] if tokens else None
+            scores, token = said.logits, said.best
             if rules.processors:
-                ids = torch.tensor([written + tokens], device=raw.device)
-                scores = rules.processors(ids, raw[None].clone())[0]
-            token = choose(scores)
+                ids = torch.tensor([written + tokens], device=scores.device)
+                scores = rules.processors(ids, scores[None].clone())[0]
+            if choose is not None or rules.processors:
+                token = (choose or greedy)(scores)
             tokens.append(token)
-            log_probabilities.append(raw.log_softmax(-1)[token])
-            entropies.append(entropy(raw))
+            log_probabilities.append(said.log_p[token].clone())  # a view would hold the whole vocabulary's
+            entropies.append(said.entropy)
             if token in rules.stop_tokens or token in ends or self._spells(tokens, rules.stop_strings):
                 finish_reason = "stop"
                 break
@@ -857,18 +871,17 @@ class VisionLanguageModel:
         results: list[Decoded | Exception | None] = [None] * len(rows)
         ordered = [rows[index] for index in live]
         batch = SuffixBatch(self, [row.prefix for row in ordered], [row.stem for row in ordered])
-        logits: list[Tensor] = [row.prefix.last_logits for row in ordered]
+        logits = torch.stack([row.prefix.last_logits for row in ordered])  # (R, vocabulary)
         if any(row.suffix.length for row in ordered):
             after = batch.extend([row.suffix.embeddings for row in ordered], [-1])[:, -1]
-            logits = [
-                at if row.suffix.length else row.prefix.last_logits for row, at in zip(ordered, after, strict=True)
-            ]
+            begun = torch.tensor([row.suffix.length > 0 for row in ordered], device=after.device)
+            logits = torch.where(begun[:, None], after, logits)
         for row, index in zip(ordered, live, strict=True):
             results[index] = _step(row.decoding, None)[1]  # to its first question for logits
         while True:
             steps = [
                 (None, results[index]) if results[index] is not None else _step(rows[index].decoding, row)
-                for index, row in zip(live, logits, strict=True)
+                for index, row in zip(live, _read(logits), strict=True)
             ]
             going = [place for place, (token, _) in enumerate(steps) if token is not None]
             for index, (_, result) in zip(live, steps, strict=True):
@@ -880,7 +893,7 @@ class VisionLanguageModel:
                 live = [live[place] for place in going]
             chosen = [steps[place][0] for place in going]
             embeddings = self.embed([token for token in chosen if token is not None])
-            logits = list(batch.extend([embeddings[:, None]], [-1])[:, -1])
+            logits = batch.extend([embeddings[:, None]], [-1])[:, -1]
         return [result for result in results if result is not None]
 
     def _run_decoding(self, prefix: Prefix, suffix: _Suffix, decoding: Decoding) -> Decoded | Exception:
@@ -890,17 +903,18 @@ class VisionLanguageModel:
             return result
         if suffix.length:
             rows, cache = self._continue(prefix, suffix, [suffix.length - 1])
-            logits = rows[0, -1]
+            logits = rows[0]
         else:
-            logits, cache = prefix.last_logits, fork_cache(prefix.cache)
+            logits, cache = prefix.last_logits[None], fork_cache(prefix.cache)
         start = suffix.length
         while True:
-            token, result = _step(decoding, logits)
+            (said,) = _read(logits)
+            token, result = _step(decoding, said)
             if token is None:
                 assert result is not None
                 return result
             rows, cache = self._continue(prefix, self._written([token]), [0], cache, start)
-            logits = rows[0, -1]
+            logits = rows[0]
             start += 1
 
     def _spells(self, tokens: Sequence[int], strings: Sequence[str]) -> bool:
@@ -1008,10 +1022,17 @@ def _by_length(patches: Sequence[Sequence[int]]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _step(decoding: Decoding, logits: Tensor | None) -> tuple[int | None, Decoded | Exception | None]:
+def _read(logits: Tensor) -> list[_Next]:
+    """What logits ``(R, vocabulary)`` say; one transfer from the device for all rows."""
+    logits = logits.float()
+    log_p = logits.log_softmax(-1)
+    return list(map(_Next, logits, log_p, entropy_of(log_p), logits.argmax(-1).tolist()))
+
+
+def _step(decoding: Decoding, said: _Next | None) -> tuple[int | None, Decoded | Exception | None]:
     """Advance a decoding: the next token, or else its result, or what it raised."""
     try:
-        return (next(decoding) if logits is None else decoding.send(logits)), None
+        return (next(decoding) if said is None else decoding.send(said)), None
     except StopIteration as end:
         decoded: Decoded = end.value
         return None, decoded
