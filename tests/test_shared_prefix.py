@@ -413,6 +413,14 @@ def test_attention_of_layers_on_several_devices_is_read_and_brought_together() -
         assert (tap.mean().shape, tap.mean().device.type) == ((1, 2, 3), "cpu")
 
 
+def test_an_index_of_positions_fits_the_last_layer_wherever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    vlm = load(ModelSpec())
+    monkeypatch.setattr(type(vlm), "device", torch.device("meta"))
+    for devices, expected in (({"": 0}, "meta"), ({"model": 0, "lm_head": 1}, "cpu"), (None, "meta")):
+        monkeypatch.setattr(vlm.model, "hf_device_map", devices, raising=False)
+        assert vlm.places([-1]).device.type == expected
+
+
 @pytest.mark.parametrize("window", [None, 4])
 def test_a_batch_attends_on_the_device_of_each_layer(window: int | None) -> None:
     """The model's inputs, and so the places of the rows, are on another device than the layer."""

@@ -228,7 +228,7 @@ class SuffixBatch:
         shape = self.prefixes[0].positions
         if shape is not None:
             positions = positions.expand(*shape.shape[:-2], *positions.shape)
-        wanted = torch.tensor([length + place for place in keep], device=device)
+        wanted = self.vlm.places([length + place for place in keep])
         with self.vlm.forward_pass():
             _active.batch = self
             try:

@@ -187,6 +187,14 @@ class VisionLanguageModel:
         device: torch.device = self._embedding.weight.device
         return device
 
+    def places(self, keep: Sequence[int]) -> Tensor:
+        """Positions at which the model computes logits, as it takes them.
+
+        Where its layers are on several devices, they are on the CPU: such an index fits a tensor of any device.
+        """
+        several = len(set((getattr(self.model, "hf_device_map", None) or {}).values())) > 1
+        return torch.tensor(list(keep), device="cpu" if several else self.device)
+
     @property
     def dtype(self) -> torch.dtype:
         """Type of the decoder's activations."""
@@ -526,7 +534,7 @@ class VisionLanguageModel:
                 position_ids=self._positions(prefix, start, suffix.length, batch),
                 use_cache=True,
                 # A tensor: with a number, Gemma 4 drops the other rows in its upper layers, the tapped ones too.
-                logits_to_keep=torch.tensor(list(keep), device=self.device),
+                logits_to_keep=self.places(keep),
                 **given,
             )
 
