@@ -33,6 +33,7 @@ from latent_tool.models.requests import (
     Score,
     TokenEntropies,
     TokenLogProbabilities,
+    contained,
     never,
     together,
 )
@@ -63,7 +64,6 @@ __all__ = [
     "Member",
     "Outcome",
     "Sampled",
-    "clear_engines",
     "get_engine",
     "use_threads",
 ]
@@ -226,8 +226,8 @@ class Member:
             self.request = replace(item, pause=self.pause) if isinstance(item, Decode) else item
         except StopIteration as end:
             self.result = end.value
-        except Exception as error:
-            self.result = error
+        except BaseException as error:
+            self.result = contained(error)
 
 
 class InStep:
@@ -322,6 +322,10 @@ class Engine:
             except StopIteration as end:
                 outcome: Outcome = end.value
                 return outcome
+            except Exception:
+                raise
+            except BaseException as error:
+                raise contained(error) from error
             reply = None
             if isinstance(item, ReasoningStep):
                 yield item
@@ -402,9 +406,10 @@ class Engine:
             clock.phase_done("attention")
         grounding = controls = None
         if job.grounding is not None or job.controls:
-            grounding, controls = yield from self._examine(
+            grounding, controls, cut = yield from self._examine(
                 prefix, job, budget, latents, patches, decoded, answer, clock
             )
+            warnings += cut
             clock.phase_done("grounding")
         late = [
             name
@@ -474,10 +479,13 @@ class Engine:
         return Sampled(job, tuple(drawn), tuple(self._extract(prefix, each) for each in drawn), usage)
 
     def rescore(self, outcome: Outcome) -> float:
-        """Score the outcome's state again, from the images on: what a reported reward must be reproducible with."""
+        """Score the outcome's state again, from the images on: what a reported reward must be reproducible with.
+
+        Nothing that was computed before is used.
+        """
         if outcome.latents is None:
             raise SettingsError("The plain model has no reward.", "Use settings with latents >= 1.")
-        prefix = self.vlm.prefill(outcome.inputs)
+        prefix = self.vlm.prefill(outcome.inputs, cached=False)
         logits = self.vlm.score(prefix, outcome.latents[None], (outcome.patches,))
         return float(read_reward(logits, outcome.job.settings).reward[0])
 
@@ -554,7 +562,7 @@ class Engine:
     def _reserve_time(self, clock: _Clock, per_call: float, budget: Budget) -> None:
         """Keep time for decoding an answer, but never more than half of what is left."""
         if clock.job.deadline is not None:
-            wanted = per_call * min(budget.max_new_tokens, _RESERVED_TOKENS)
+            wanted = per_call * (1 + min(budget.max_new_tokens, _RESERVED_TOKENS))  # and the plain probability
             clock.reserve = max(0.0, min(wanted, (clock.job.deadline - self.clock()) / 2))
 
     def _search(self, prefix: Prefix, start: Tensor, job: Job, budget: Budget, clock: _Clock) -> Work[method.Outcome]:
@@ -614,10 +622,12 @@ class Engine:
     ) -> Work[float | None]:
         """Joint probability of the answer's tokens by the model as it was before it thought; one forward pass.
 
-        The search raises the confidence in whatever it ends with; this one it cannot raise.
+        The search raises the confidence in whatever it ends with; this one it cannot raise. The pass is made past the
+        deadline, too: without it an answer that was just in time would have no confidence.
         """
         if latents is None or answer.start == answer.stop:
             return _joint(decoded.log_probabilities, answer)
+        clock.expired()  # raises if the question was cancelled
         log_p: Tensor = yield TokenLogProbabilities(prefix, None, (), decoded.tokens[: answer.stop])
         clock.calls += 1
         return _joint(log_p, answer)
@@ -633,7 +643,9 @@ class Engine:
             key: add_noise(value, noise, generator) if key.startswith("pixel_values") else value
             for key, value in inputs.tensors.items()
         }
-        prefix: Prefix = yield Prefill(replace(inputs, tensors=tensors))
+        prefix: Prefix = yield Prefill(
+            replace(inputs, tensors=tensors), lambda: clock.require_time("the noised image was read"), cached=False
+        )
         clock.calls += 1
         return prefix
 
@@ -647,26 +659,26 @@ class Engine:
         decoded: Decoded,
         answer: ExtractedAnswer,
         clock: _Clock,
-    ) -> Work[tuple[Grounding | None, Controls | None]]:
-        """Visual dependency and controls; what the deadline leaves no time for is left out."""
+    ) -> Work[tuple[Grounding | None, Controls | None, list[str]]]:
+        """Visual dependency and controls; what the deadline leaves no time for is left out, with a warning."""
         noise = job.grounding or NoiseSettings()
         grounding = controls = None
         noised: Prefix | None = None
-        if job.grounding is not None and decoded.tokens and not clock.expired():
-            noised, dependency = yield from self._dependency(prefix.inputs, latents, patches, decoded, noise, clock)
-            grounding = self._grounding(decoded, answer, dependency, noise)
-        if job.controls and not clock.expired():
-            if noised is None:
-                noised = yield from self._noised(prefix.inputs, noise, 0, clock)
-            off = yield from self._decode(prefix, None, (), budget, clock)
-            blurred = yield from self._decode(noised, latents, patches, budget, clock)
-            controls = Controls(
-                latents_off=self._control(prefix, off, answer.text),
-                image_noised=self._control(prefix, blurred, answer.text),
-            )
-        return grounding, controls
+        warnings: list[str] = []
+        if job.grounding is not None and decoded.tokens:
+            noised, rows = yield from self._forced(prefix.inputs, latents, patches, decoded, noise, clock)
+            if rows:
+                dependency = visual_dependency(decoded.log_probabilities, torch.stack(rows))
+                grounding = self._grounding(decoded, answer, dependency, noise)
+            if len(rows) < noise.draws:
+                warnings.append(f"The deadline left time for {len(rows)} of {noise.draws} noised images (grounding).")
+        if job.controls:
+            controls = yield from self._controls(prefix, noised, noise, budget, latents, patches, answer, clock)
+            if controls is None:
+                warnings.append("The deadline left no time for the controls.")
+        return grounding, controls, warnings
 
-    def _dependency(
+    def _forced(
         self,
         inputs: Inputs,
         latents: Tensor | None,
@@ -674,14 +686,47 @@ class Engine:
         decoded: Decoded,
         noise: NoiseSettings,
         clock: _Clock,
-    ) -> Work[tuple[Prefix, Tensor]]:
-        """The last noised prefix, and the visual dependency ``(n,)`` of the decoded tokens over all draws."""
-        rows = []
+    ) -> Work[tuple[Prefix | None, list[Tensor]]]:
+        """The decoded tokens' log-probabilities ``(n,)`` for every noised image there was time for, and the last."""
+        noised: Prefix | None = None
+        rows: list[Tensor] = []
         for draw in range(noise.draws):
-            noised = yield from self._noised(inputs, noise, draw, clock)
+            try:
+                noised = yield from self._noised(inputs, noise, draw, clock)
+            except DeadlineError:
+                break
+            if clock.expired():
+                break
             rows.append((yield TokenLogProbabilities(noised, latents, patches, decoded.tokens)))
             clock.calls += 1
-        return noised, visual_dependency(decoded.log_probabilities, torch.stack(rows))
+        return noised, rows
+
+    def _controls(
+        self,
+        prefix: Prefix,
+        noised: Prefix | None,
+        noise: NoiseSettings,
+        budget: Budget,
+        latents: Tensor | None,
+        patches: tuple[int, ...],
+        answer: ExtractedAnswer,
+        clock: _Clock,
+    ) -> Work[Controls | None]:
+        """The answer without latents and without the image, or ``None`` when time is up: half an answer is none."""
+        answers = []
+        try:
+            clock.require_time("the controls were answered")
+            if noised is None:
+                noised = yield from self._noised(prefix.inputs, noise, 0, clock)
+            for state in ((prefix, None, ()), (noised, latents, patches)):
+                clock.require_time("the controls were answered")
+                decoded = yield from self._decode(*state, budget, clock)
+                if decoded.finish_reason == "deadline":
+                    return None
+                answers.append(self._control(prefix, decoded, answer.text))
+        except DeadlineError:
+            return None
+        return Controls(latents_off=answers[0], image_noised=answers[1])
 
     def examine_many(self, outcomes: Sequence[Outcome], noise: NoiseSettings) -> list[Examined | Exception]:
         """How much answers that were found before depend on their images; errors as in ``answer_many``."""
@@ -693,13 +738,15 @@ class Engine:
         inputs, state, decoded = outcome.inputs, (outcome.latents, outcome.patches), outcome.decoded
         if not decoded.tokens:
             return Examined(None, None, 0.0)
-        _, dependency = yield from self._dependency(inputs, *state, decoded, noise, _Clock(outcome.job, self.clock))
+        clock = _Clock(replace(outcome.job, deadline=None), self.clock)  # that of the answer, which is there already
+        _, rows = yield from self._forced(inputs, *state, decoded, noise, clock)
+        dependency = visual_dependency(decoded.log_probabilities, torch.stack(rows))
         grounding = self._grounding(decoded, outcome.answer, dependency, noise)
         tensors = {
             key: torch.zeros_like(value) if key.startswith("pixel_values") else value
             for key, value in inputs.tensors.items()
         }
-        masked: Prefix = yield Prefill(replace(inputs, tensors=tensors))
+        masked: Prefix = yield Prefill(replace(inputs, tensors=tensors), clock.expired, cached=False)
         entropies: Tensor = yield TokenEntropies(masked, *state, decoded.tokens)
         gains = (entropies - decoded.entropies)[outcome.answer.start : outcome.answer.stop]
         gain = float(gains.mean()) if len(gains) else None
@@ -722,8 +769,9 @@ class Engine:
         inputs = self._inputs(job)
         opening = inputs.markers.opening if think else ()
         rows: list[list[Tensor]] = [[] for _ in sampled.decoded]
+        clock = _Clock(replace(job, deadline=None), self.clock)  # that of the answers, which are there already
         for draw in range(noise.draws):
-            noised = yield from self._noised(inputs, noise, draw, _Clock(job, self.clock))
+            noised = yield from self._noised(inputs, noise, draw, clock)
             for row, decoded in zip(rows, sampled.decoded, strict=True):
                 forced: Tensor = yield TokenLogProbabilities(noised, None, (), (*opening, *decoded.tokens))
                 row.append(forced[len(opening) :])
@@ -945,10 +993,3 @@ def get_engine(spec: ModelSpec) -> Engine:
         if spec not in _engines:
             _engines[spec] = Engine(load(spec))
         return _engines[spec]
-
-
-def clear_engines() -> None:
-    """Forget all engines, so that their memory can be freed once no call uses them."""
-    with _registry_lock:
-        _engines.clear()
-        _loading.clear()

@@ -152,8 +152,12 @@ class Scheduler:
             for each, error in over:
                 _settle(each.future, error)
             if asked is not None:
-                waited = asked.job.queue_seconds + self.engine.clock() - asked.since
-                member = batch.join(replace(asked.job, queue_seconds=waited), asked.on_step)
+                try:
+                    waited = asked.job.queue_seconds + self.engine.clock() - asked.since
+                    member = batch.join(replace(asked.job, queue_seconds=waited), asked.on_step)
+                except BaseException as error:  # it is neither in the queue nor among the members
+                    _settle(asked.future, error)
+                    raise
                 futures[member] = asked.future
             elif batch.members:
                 return True

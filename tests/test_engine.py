@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 from collections.abc import Callable
@@ -280,6 +281,47 @@ def test_a_deadline_before_anything_was_scored_is_an_error(engine: Engine, pictu
             Engine(engine.vlm, Ticking()).answer(job(picture, deadline=deadline))
         assert caught.value.hint
     assert engine.answer(job(picture)).answer.text == "blue square"
+
+
+class Late(Engine):
+    """An engine whose clock jumps from 0 to 2 when it is looked at for the nth time after the answer was decoded."""
+
+    def __init__(self, engine: Engine, jump: int) -> None:
+        super().__init__(engine.vlm, self.look)
+        self.jump, self.looks, self.answered = jump, 0, False
+
+    def look(self) -> float:
+        self.looks += self.answered
+        return 2.0 if self.looks >= self.jump else 0.0
+
+    def _extract(self, *arguments: Any) -> Any:
+        self.answered = True
+        return super()._extract(*arguments)
+
+
+def test_the_deadline_holds_while_grounding_and_controls_are_made(engine: Engine, picture: Image.Image) -> None:
+    """What there is no time for is left out or averaged over fewer draws, each with a warning; never an error."""
+    noise = NoiseSettings(draws=3)
+    asked = job(picture, grounding=noise, controls=True, deadline=1.0, budget=Budget(iterations=0))
+    results = []
+    for jump in itertools.count(1, 3):
+        late = Late(engine, jump)
+        results.append(late.result(late.answer(asked)))
+        if late.looks < jump:
+            break
+    whole = results[-1]
+    assert whole.grounding is not None and whole.controls is not None and not whole.warnings
+    kinds = set()
+    for result in results[:-1]:
+        assert result.answer == whole.answer and result.confidence == pytest.approx(whole.confidence, abs=1e-5)
+        grounded = [text for text in result.warnings if "noised images" in text]
+        controlled = [text for text in result.warnings if "controls" in text]
+        assert bool(controlled) == (result.controls is None)
+        assert grounded or result.grounding == whole.grounding
+        assert not any("0 of" in text for text in grounded) or result.grounding is None
+        kinds.add((result.grounding is None, bool(grounded), result.controls is None))
+    # Nothing; some draws; all draws and no controls.
+    assert kinds >= {(True, True, True), (False, True, True), (False, False, True)}
 
 
 def test_cancelling_takes_effect_within_one_step(engine: Engine, picture: Image.Image) -> None:

@@ -169,6 +169,19 @@ def test_a_fault_at_any_forward_pass_of_several_questions(victim: Engine, kind: 
     assert [essence(each) for each in victim.answer_many(JOBS)] == clean
 
 
+def test_a_panic_in_a_forward_pass_is_the_error_of_one_question(engine: Engine) -> None:
+    """What is raised past ``except Exception``, as Rust's panics are."""
+    engine.answer(JOBS[0])  # transformers puts hooks of its own on a model in its first pass
+    before = world(engine)
+    with Hooks(engine, 2, fail(BaseException("panic"))):
+        found = engine.answer_many(JOBS)
+    (wrong,) = [each for each in found if not isinstance(each, Outcome)]
+    assert isinstance(wrong, RuntimeError) and "panic" in str(wrong)
+    with Hooks(engine, 4, fail(BaseException("panic"))), pytest.raises(RuntimeError, match="panic"):
+        engine.answer(JOBS[0])
+    assert world(engine) == before
+
+
 def test_cancelling_at_any_forward_pass(victim: Engine) -> None:
     clean, before = [essence(each) for each in victim.answer_many(JOBS)], world(victim)
     total = passes(victim, lambda: victim.answer_many(JOBS))
@@ -258,23 +271,25 @@ def not_a_number(engine: Engine, at: int) -> Iterator[list[int]]:
 
 def test_values_that_are_not_finite_at_any_forward_pass(victim: Engine) -> None:
     """A candidate is discarded and counted; without one there is a typed error, and never a NaN in a result."""
-    clean, before = essence(victim.answer(JOBS[0])), world(victim)
+    clean, before = essence(victim.answer(JOBS[1])), world(victim)
     with not_a_number(victim, -1) as calls:
-        victim.answer(JOBS[0])
+        victim.answer(JOBS[1])
     discarded = 0
     for at in range(1, calls[0] + 1):
         with not_a_number(victim, at):
             try:
-                found = victim.answer(JOBS[0])
+                found = victim.answer(JOBS[1])
             except NumericalError as error:
                 assert error.hint
             else:
                 discarded += found.usage.discarded
-                text = victim.result(found).model_dump_json()
-                assert "NaN" not in text and '"reward":null' not in text
+                scores = victim.result(found).scores
+                assert "nan" not in repr(victim.result(found)) and scores.reward is not None
+                # `min(1.0, nan)` is 1.0: a value that is not finite must not come out as certainty.
+                assert all(p is not None and 0 < p < 1 for p in (scores.answer_probability, scores.plain_probability))
         assert world(victim) == before
     assert discarded > 0
-    assert essence(victim.answer(JOBS[0])) == clean
+    assert essence(victim.answer(JOBS[1])) == clean
 
 
 # ---------------------------------------------------------------------- memory that stays short

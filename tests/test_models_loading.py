@@ -14,7 +14,9 @@ from tiny_checkpoints import CHAT_TEMPLATE, FAMILIES, checkpoint, loaded, pictur
 
 from latent_tool.errors import (
     ContextLengthError,
+    ImageError,
     LatentToolError,
+    ModelError,
     ModelLoadError,
     ModelNotFoundError,
     ModelNotSupportedError,
@@ -320,10 +322,26 @@ def test_image_or_question_too_large_for_the_context(tmp_path):
         assert "smaller" in caught.value.hint
 
 
-def test_an_image_too_thin_for_the_processor():
-    with pytest.raises(ModelLoadError) as caught:
-        loaded("qwen2_5_vl").prepare([picture(2000, 3)], QUESTION)
-    assert caught.value.hint
+@pytest.mark.parametrize("size", [(2000, 3), (4000, 10), (3, 700)])
+def test_an_image_too_thin_for_the_processor(size):
+    """The image is at fault, not the checkpoint: the caller can mend it."""
+    vlm = loaded("qwen2_5_vl")
+    with pytest.raises(ImageError, match="aspect ratio") as caught:
+        vlm.prepare([picture(), picture(*size)], QUESTION)
+    assert not isinstance(caught.value, ModelError)
+    assert f"{size[0]} x {size[1]}" in caught.value.message
+    assert "Crop" in caught.value.hint and "pad" in caught.value.hint
+    assert vlm.prepare([picture(), picture(1900, 10)], QUESTION).cells
+
+
+def test_a_processor_that_takes_no_image_at_all_is_the_checkpoints_fault(monkeypatch):
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError("absolute aspect ratio must be smaller than 0")
+
+    vlm = loaded("qwen2_5_vl")
+    monkeypatch.setattr(vlm.processor.image_processor, "preprocess", refuse)
+    with pytest.raises(ModelLoadError, match="processor"):
+        vlm.prepare([picture()], QUESTION)
 
 
 def test_every_family_is_refused_or_loaded_without_a_raw_error():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,12 +12,12 @@ from pictures import draw_shapes
 from torch import Tensor
 from transformers import DynamicCache
 
-from latent_tool.engine import Engine, Job
+from latent_tool.engine import Engine, Job, Sampled
 from latent_tool.errors import SettingsError
 from latent_tool.models.loading import ModelSpec, load
 from latent_tool.models.prefix_cache import ImagePrefix, PrefixCache, image_key
 from latent_tool.models.vlm import Inputs, VisionLanguageModel
-from latent_tool.settings import Budget
+from latent_tool.settings import Budget, NoiseSettings, SamplingSettings, SearchSettings
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 
@@ -173,3 +174,36 @@ def test_an_inexact_split_is_found_and_not_used(monkeypatch: pytest.MonkeyPatch)
     assert vlm._splits is False
     assert len(vlm.prefix_cache) == 0
     assert torch.equal(first.last_logits, second.last_logits)
+
+
+def test_images_that_nobody_asks_about_again_push_nothing_out() -> None:
+    """Noised and masked images are looked at once; the picture itself stays."""
+    engine = Engine(load(ModelSpec()))
+    settings = SearchSettings(latents=2, samples=4)
+    job = Job((draw_shapes(),), "what color is the circle?", settings=settings, budget=Budget(iterations=0))
+    noise = NoiseSettings(draws=2)
+    outcome = engine.answer(replace(job, grounding=noise, controls=True))
+    cache = engine.vlm.prefix_cache
+    assert (len(cache), cache.misses) == (1, 0)
+    (examined,) = engine.examine_many([outcome], noise)
+    assert not isinstance(examined, Exception) and examined.grounding == outcome.grounding
+    engine.dependency_many(
+        [each for each in engine.sample_many([job], SamplingSettings(samples=1)) if isinstance(each, Sampled)], noise
+    )
+    assert (len(cache), cache.misses, cache.hits) == (1, 0, 1)
+
+
+def test_scoring_again_uses_nothing_that_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(load(ModelSpec()))
+    settings = SearchSettings(latents=2, samples=4)
+    outcome = engine.answer(
+        Job((draw_shapes(),), "what color is the circle?", settings=settings, budget=Budget(iterations=1))
+    )
+    assert outcome.search is not None
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the cache was asked")
+
+    for name in ("find", "put"):
+        monkeypatch.setattr(engine.vlm.prefix_cache, name, refuse)
+    assert engine.rescore(outcome) == pytest.approx(outcome.search.best.reward, abs=1e-4)

@@ -250,3 +250,61 @@ def test_a_defect_strands_nobody(engine: Engine, monkeypatch: pytest.MonkeyPatch
             with pytest.raises(RuntimeError, match="defect"):
                 future.result(60)
     assert scheduler.submit(job()).result(60).answer.text
+
+
+class Panic(BaseException):
+    """As the panics of tokenizers written in Rust, which are no ``Exception``."""
+
+
+def broken_tokenizer(engine: Engine, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> str:
+    """Let the engine fail on the one question that is returned."""
+    prepare, question = engine.vlm.prepare, "does this panic?"
+
+    def broken(images: Any, asked: str, **options: Any) -> Any:
+        if asked == question:
+            raise error
+        return prepare(images, asked, **options)
+
+    monkeypatch.setattr(engine.vlm, "prepare", broken)
+    return question
+
+
+def test_a_panic_fails_its_own_question(engine: Engine, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
+    question = broken_tokenizer(engine, monkeypatch, Panic("of the tokenizer"))
+    futures = [scheduler.submit(job(index)) for index in range(2)]
+    wrong = scheduler.submit(job(question=question))
+    futures += [scheduler.submit(job(index)) for index in range(2, 5)]
+    with pytest.raises(RuntimeError, match="Panic: of the tokenizer") as caught:
+        wrong.result(60)
+    assert isinstance(caught.value.__cause__, Panic)
+    for index, future in enumerate(futures):
+        same(future.result(60), engine.answer(job(index)))
+    with pytest.raises(RuntimeError, match="Panic"):
+        engine.answer(job(question=question))
+    first, second = engine.answer_many([job(question=question), job(1)])
+    assert isinstance(first, RuntimeError) and isinstance(second, Outcome)
+
+
+@pytest.mark.parametrize("at", ["joining", "the clock"])
+def test_a_defect_while_a_question_joins_strands_nobody(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    fails = Engine(engine.vlm)
+    scheduler = Scheduler(fails, max_active=2)
+    if at == "joining":
+        question = broken_tokenizer(engine, monkeypatch, SystemExit("defect"))
+    else:
+        question = QUESTIONS[0]
+
+        def clock() -> float:
+            if threading.current_thread().name == "latent-tool-scheduler":
+                raise SystemExit("defect")
+            return time.monotonic()
+
+        monkeypatch.setattr(fails, "clock", clock)
+    futures = [scheduler.submit(job(index, question=question)) for index in range(4)]
+    for future in futures:
+        with pytest.raises(SystemExit, match="defect"):
+            future.result(60)
+    monkeypatch.undo()
+    assert scheduler.submit(job()).result(60).answer.text

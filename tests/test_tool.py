@@ -18,11 +18,13 @@ from langgraph.checkpoint.memory import InMemorySaver
 from pictures import draw_shapes
 from PIL import Image
 from scripted_agents import CIRCLE, SQUARE, calls, scripted, shows, small_reasoner
+from tiny_checkpoints import checkpoint
 
 from latent_tool import (
     Budget,
     ConfidenceRouter,
     ImagePolicy,
+    LatentReasoner,
     LatentReasoningTool,
     Patch,
     ReasoningRequest,
@@ -76,6 +78,16 @@ def test_below_the_threshold_it_says_so_and_what_to_do(picture: Image.Image) -> 
     assert "NOT RELIABLE: the confidence is below the threshold of 1.00" in message.content
     assert "budget='thorough'" in message.content
     assert message.artifact["accepted"] is False
+
+
+def test_an_image_that_the_model_s_processor_refuses_is_for_the_agent_to_mend() -> None:
+    """Too thin for the family's processors: the agent reads what to do about it, and its run goes on."""
+    reasoner = LatentReasoner(model=str(checkpoint("qwen2_5_vl")), budget=Budget(iterations=0, max_new_tokens=1))
+    message = call(
+        LatentReasoningTool(reasoner=reasoner), question=CIRCLE, image=data_uri(Image.new("RGB", (4000, 10)))
+    )
+    assert message.status == "error"
+    assert "4000 x 10" in message.content and "Crop" in message.content
 
 
 def test_the_description_of_a_result() -> None:

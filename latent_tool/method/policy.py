@@ -58,4 +58,4 @@ def advantages(rewards: Tensor, settings: SearchSettings) -> Tensor:
 
 def policy_gradient(noise: Tensor, weights: Tensor, sigma: float) -> Tensor:
     """``(1/N) sum_i A_i eps_i / sigma^2`` with ``eps = sigma * noise``; ``(N, L, d)``, ``(N,)`` -> ``(L, d)``."""
-    return torch.einsum("n,nld->ld", weights.to(noise), noise) / (len(noise) * sigma)
+    return torch.einsum("n,nld->ld", weights.to(noise.dtype).to(noise.device), noise) / (len(noise) * sigma)

@@ -19,6 +19,7 @@ __all__ = [
     "Logits",
     "Reading",
     "entropy",
+    "entropy_of",
     "entropy_reward",
     "neg_log_probability",
     "read_reward",
@@ -55,10 +56,11 @@ class Reading(NamedTuple):
 
 def entropy(logits: Tensor) -> Tensor:
     """Entropy ``H = - sum_w P(w) ln P(w)`` in nats; ``(..., vocabulary)`` -> ``(...)``."""
-    return _entropy(logits.float().log_softmax(-1))
+    return entropy_of(logits.float().log_softmax(-1))
 
 
-def _entropy(log_p: Tensor) -> Tensor:
+def entropy_of(log_p: Tensor) -> Tensor:
+    """The same from log-probabilities of any number of tokens; ``(..., n)`` -> ``(...)``."""
     # A token ruled out has log-probability -inf and contributes 0, not NaN.
     return -(log_p.exp() * log_p.clamp_min(-1e4)).sum(-1)
 
@@ -82,13 +84,13 @@ def top_k_entropy(logits: Tensor, k: int) -> Tensor:
     top-k terms vanish and the reward tends to 1, so a search can win it by flattening.
     """
     log_p = _top_k_log_probabilities(logits, k)
-    return 1 - _entropy(log_p)
+    return 1 - entropy_of(log_p)
 
 
 def renormalised_top_k_entropy(logits: Tensor, k: int) -> Tensor:
     """``1 - H(Q)``, ``Q`` the k largest probabilities over their sum; lowest, ``1 - ln k``, for uniform logits."""
     log_p = _top_k_log_probabilities(logits, k)
-    return 1 - _entropy(log_p - log_p.logsumexp(-1, keepdim=True))
+    return 1 - entropy_of(log_p - log_p.logsumexp(-1, keepdim=True))
 
 
 def entropy_reward(logits: Tensor, k: int) -> Tensor:
@@ -124,6 +126,6 @@ def read_reward(logits: Logits, settings: SearchSettings) -> Reading:
     top = _top_k_log_probabilities(positions, settings.top_k)  # (N, positions, k), most probable first
     # The answer's position is the last one, unless the reward is not read there.
     first = _top_k_log_probabilities(logits.answer, 1) if settings.reward_position == "latents" else top[:, -1]
-    # One transfer from the device for all numbers.
-    read = torch.stack([per_position.mean(-1), top.exp().sum(-1).mean(-1), first[:, 0].exp()]).double().cpu()
+    # One transfer from the device for all numbers; not every device knows float64.
+    read = torch.stack([per_position.mean(-1), top.exp().sum(-1).mean(-1), first[:, 0].exp()]).cpu().double()
     return Reading((read[0] * 1e6).round() / 1e6, read[1], read[2])

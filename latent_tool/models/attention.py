@@ -8,7 +8,7 @@ softmax.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-__all__ = ["AttentionTap", "tap_attention"]
+__all__ = ["AttentionTap", "mean_over_layers", "pick_columns", "tap_attention"]
 
 _NAME = "latent_tool_tap"
 _active = threading.local()
@@ -27,7 +27,7 @@ _active = threading.local()
 
 @dataclass
 class AttentionTap:
-    """What to read, and per layer what was read: ``(batch, heads, rows, columns)``.
+    """What to read, and per layer what was read: ``(batch, rows, columns)``, mean over heads, on the layer's device.
 
     ``switched``: the model let itself be tapped; otherwise nothing is read, and its own attention output must do.
     """
@@ -37,9 +37,23 @@ class AttentionTap:
     layers: list[Tensor] = field(default_factory=list)
     switched: bool = True
 
+    def add(self, probabilities: Tensor) -> None:
+        """Note one layer's probabilities ``(batch, heads, rows, keys)``, float32."""
+        self.layers.append(pick_columns(probabilities, self.columns).mean(1))
+
     def mean(self) -> Tensor:
         """Mean over layers and heads, ``(batch, rows, columns)``, in float32."""
-        return torch.stack([layer.mean(1) for layer in self.layers]).mean(0)
+        return mean_over_layers(self.layers)
+
+
+def pick_columns(weights: Tensor, columns: Tensor) -> Tensor:
+    """Some columns of ``(..., keys)``; ``columns`` ``(C,)`` may be on another device."""
+    return weights[..., columns.to(weights.device)]
+
+
+def mean_over_layers(layers: Sequence[Tensor]) -> Tensor:
+    """Mean of what was read in several layers, which may be on different devices; on that of the first."""
+    return torch.stack([layer.to(layers[0].device) for layer in layers]).mean(0)
 
 
 def _probabilities(
@@ -78,7 +92,7 @@ def _tapped_attention(
         output = torch.matmul(probabilities.to(value.dtype), value.repeat_interleave(groups, dim=1))
         output = output.transpose(1, 2).contiguous()
         if tap is not None:
-            tap.layers.append(probabilities[:, :, rows][..., tap.columns])
+            tap.add(probabilities[:, :, rows])
         return output, None
     if tap is not None:
         length, total = query.shape[2], key.shape[2]
@@ -86,7 +100,7 @@ def _tapped_attention(
         if mask is None:
             mask = torch.ones(length, total, dtype=torch.bool, device=query.device).tril(total - length)[None, None]
         probabilities = _probabilities(module, query[:, :, rows], key, mask[:, :, rows], scaling, None)
-        tap.layers.append(probabilities[..., tap.columns])
+        tap.add(probabilities)
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     return output, None
 

@@ -108,17 +108,21 @@ class ExtractedAnswer:
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
+_BRACE = re.compile(r"(\\boxed)?\{|\}")
+
+
 def _boxed(text: str) -> tuple[int, int] | None:
-    r"""Span of the content of the last ``\boxed{...}``, braces balanced."""
-    begin = text.rfind("\\boxed{")
-    if begin < 0:
-        return None
-    depth, start = 1, begin + len("\\boxed{")
-    for position in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[position], 0)
-        if depth == 0:
-            return start, position
-    return None
+    r"""Span of the content of the last ``\boxed{...}`` whose braces are balanced: one that was cut does not count."""
+    opened: list[re.Match[str]] = []
+    found: tuple[int, int] | None = None
+    for brace in _BRACE.finditer(text):
+        if brace[0] != "}":
+            opened.append(brace)
+        elif opened:
+            begun = opened.pop()
+            if begun[1] and (found is None or begun.end() > found[0]):
+                found = begun.end(), brace.start()
+    return found
 
 
 def _span(text: str) -> tuple[int, int]:

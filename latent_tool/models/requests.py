@@ -31,10 +31,25 @@ __all__ = [
     "Score",
     "TokenEntropies",
     "TokenLogProbabilities",
+    "contained",
     "never",
     "out_of_memory",
     "together",
 ]
+
+
+def contained(error: BaseException) -> Exception:
+    """The error as one that a single question can end with; what ends the whole thread is raised again.
+
+    Tokenizers written in Rust raise their panics past ``except Exception``.
+    """
+    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+        raise error
+    if isinstance(error, Exception):
+        return error
+    found = RuntimeError(f"{type(error).__name__}: {error}")
+    found.__cause__ = error
+    return found
 
 
 def never() -> bool:
@@ -44,13 +59,18 @@ def never() -> bool:
 
 @dataclass(frozen=True)
 class Prefill:
-    """Run the prefix through the model: a ``Prefix``. ``check`` is called before every layer and may raise."""
+    """Run the prefix through the model: a ``Prefix``.
+
+    ``check`` is called before every layer and may raise. ``cached``: whether the prefix cache may be used, which is not
+    for images that nobody will ask about again.
+    """
 
     inputs: Inputs
     check: Callable[[], object] | None = None
+    cached: bool = True
 
     def alone(self, vlm: VisionLanguageModel) -> Prefix:
-        return vlm.prefill(self.inputs, self.check)
+        return vlm.prefill(self.inputs, self.check, self.cached)
 
 
 @dataclass(frozen=True)
@@ -183,8 +203,8 @@ def together(vlm: VisionLanguageModel, requests: Sequence[Request]) -> list[Any]
         return [_alone(vlm, request) for request in requests]
     try:
         return many(requests)
-    except Exception:  # whoever is at fault fails again below, on its own
-        pass
+    except BaseException as error:
+        contained(error)  # whoever is at fault fails again below, on its own
     half = len(requests) // 2
     return together(vlm, requests[:half]) + together(vlm, requests[half:])
 
@@ -192,9 +212,9 @@ def together(vlm: VisionLanguageModel, requests: Sequence[Request]) -> list[Any]
 def _alone(vlm: VisionLanguageModel, request: Request) -> Any:
     try:
         return request.alone(vlm)
-    except Exception as error:
+    except BaseException as error:
         if not out_of_memory(error):
-            return error
+            return contained(error)
     # Outside the handler, whose traceback holds on to the tensors of the attempt.
     if isinstance(request, Score) and len(request.patches) > 1:
         half = len(request.patches) // 2

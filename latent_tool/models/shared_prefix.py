@@ -27,10 +27,22 @@ from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from latent_tool.models.attention import mean_over_layers, pick_columns
+
 if TYPE_CHECKING:
     from latent_tool.models.vlm import Prefix, VisionLanguageModel
 
-__all__ = ["Computed", "Stem", "Stems", "SuffixBatch", "common_length", "install", "installed", "layers_fit"]
+__all__ = [
+    "Computed",
+    "Stem",
+    "Stems",
+    "SuffixBatch",
+    "common_length",
+    "hides_exactly",
+    "install",
+    "installed",
+    "layers_fit",
+]
 
 _NAME = "latent_tool_shared_prefix"
 _active = threading.local()
@@ -188,7 +200,7 @@ class SuffixBatch:
             count = len(list(rows))
             self.blocks.append(_Block(start, start + count, self.prefixes[start]))
             start += count
-        self._masks: dict[tuple[int | None, int, int], Tensor | None] = {}
+        self._masks: dict[tuple[int | None, int, int, torch.device], Tensor] = {}
 
     def extend(self, suffixes: Sequence[Tensor], keep: Sequence[int]) -> Tensor:
         """Run the next embeddings of every row; logits ``(R, len(keep), vocabulary)``.
@@ -216,7 +228,7 @@ class SuffixBatch:
         shape = self.prefixes[0].positions
         if shape is not None:
             positions = positions.expand(*shape.shape[:-2], *positions.shape)
-        wanted = torch.tensor([length + place for place in keep], device=device)
+        wanted = self.vlm.places([length + place for place in keep])
         with self.vlm.forward_pass():
             _active.batch = self
             try:
@@ -243,7 +255,8 @@ class SuffixBatch:
         self.lengths = [self.lengths[row] for row in rows]
         for layer in self.cache.layers:
             if layer.keys is not None:
-                layer.keys, layer.values = layer.keys[index], layer.values[index]
+                at = index.to(layer.keys.device)  # layers may be on different devices
+                layer.keys, layer.values = layer.keys[at], layer.values[at]
         self._arrange()
 
     def column(self, row: int, place: int) -> int:
@@ -252,8 +265,7 @@ class SuffixBatch:
 
     def attention(self, row: int) -> Tensor:
         """Attention ``(positions, C)`` of a tapped row to its image cells, mean over layers and heads, float32."""
-        layers = self._tapped[row]
-        return torch.stack(layers).mean(0)[:, self.prefixes[row].columns]
+        return mean_over_layers(self._tapped[row])
 
     # ------------------------------------------------------------------ attention
 
@@ -277,7 +289,7 @@ class SuffixBatch:
             stored = block.prefix.cache.layers[layer]
             part = grouped[block.start : block.stop]
             folded = part.transpose(0, 1).reshape(shared, -1, width)
-            masked = self._out_of_window(block, stored.keys.shape[2], length, window, folded.shape[1])
+            masked = self._out_of_window(block, stored.keys.shape[2], length, window, folded.shape[1], query.device)
             out, lse = _over_prefix(folded, stored.keys[0], stored.values[0], scaling, softcap, masked)
             outs.append(out.view(shared, len(part), -1, out.shape[-1]).transpose(0, 1))
             lses.append(lse.view(shared, len(part), -1, 1).transpose(0, 1))
@@ -285,12 +297,12 @@ class SuffixBatch:
         there = outs[0] if len(outs) == 1 else torch.cat(outs)
         there_lse = lses[0] if len(lses) == 1 else torch.cat(lses)
 
-        mask = self._suffix_mask(length, window, shared, grouped.shape[2])
+        mask = self._suffix_mask(length, window, shared, grouped.shape[2], query.device)
         own = _scores(grouped, key, scaling, softcap, mask)
         scores = torch.cat([own, there_lse], dim=-1)
         weights = scores.softmax(-1)
-        merged = torch.matmul(weights[..., :total].to(value.dtype), value)
-        merged = torch.addcmul(merged, weights[..., total:].to(value.dtype), there.to(value.dtype))
+        merged = torch.matmul(weights[..., :total], value.float())
+        merged = torch.addcmul(merged, weights[..., total:], there.float()).to(value.dtype)
         for row, place in self.taps.items():
             block, masked = next(
                 (block, masked) for block, masked in zip(self.blocks, hidden, strict=True) if row < block.stop
@@ -309,32 +321,36 @@ class SuffixBatch:
         return merged.view(rows, heads, length, -1).transpose(1, 2).contiguous()
 
     def _tap(self, row: int, probabilities: Tensor) -> None:
-        """Note one layer's attention ``(H, positions, P)`` of one row to its whole prefix."""
-        self._tapped.setdefault(row, []).append(probabilities.mean(0))
+        """Note one layer's attention ``(H, positions, P)`` of one row to its whole prefix: that to the image cells."""
+        self._tapped.setdefault(row, []).append(pick_columns(probabilities.mean(0), self.prefixes[row].columns))
 
-    def _suffix_mask(self, length: int, window: int | None, shared: int, queries: int) -> Tensor | None:
+    def _suffix_mask(
+        self, length: int, window: int | None, shared: int, queries: int, device: torch.device
+    ) -> Tensor | None:
         """What is added to suffix scores, ``(R Hkv, queries, T)``: 0, or minus infinity for what must not be seen."""
         if self._plain and window is None:
             return None
-        found = self._masks.get((window, shared, queries))
+        key = (window, shared, queries, device)
+        found = self._masks.get(key)
         if found is None:
-            column, row = self._places[:, None, :], self._places[:, -length:, None]
+            places = self._places.to(device)
+            column, row = places[:, None, :], places[:, -length:, None]
             # Padding sees the prefix alone; nothing sees padding.
             seen = (column <= row) & (column >= 0)
             if window is not None:
                 seen &= row - column < window
             bias = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, float("-inf"))
             bias = bias[:, None, None].expand(-1, shared, queries // length, -1, -1)
-            found = self._masks[(window, shared, queries)] = bias.reshape(-1, queries, seen.shape[-1])
+            found = self._masks[key] = bias.reshape(-1, queries, seen.shape[-1])
         return found
 
     def _out_of_window(
-        self, block: _Block, prefix: int, length: int, window: int | None, queries: int
+        self, block: _Block, prefix: int, length: int, window: int | None, queries: int, device: torch.device
     ) -> Tensor | None:
         """Which prefix columns the folded queries of a block may not see, ``(queries, P)``; ``None``: they see all."""
         if window is None or window >= prefix + max(self.lengths[block.start : block.stop]):
             return None
-        place = prefix + self._places[block.start : block.stop, -length:].clamp_min(0)  # (rows, length)
+        place = prefix + self._places[block.start : block.stop, -length:].to(device).clamp_min(0)  # (rows, length)
         hidden = place[..., None] - torch.arange(prefix, device=place.device) >= window
         return hidden[:, None].expand(-1, queries // place.numel(), -1, -1).reshape(queries, prefix)
 
@@ -367,16 +383,18 @@ def _over_prefix(
     if _FLASH is not None and query.device.type == "cpu" and softcap is None and key.shape[-1] == value.shape[-1]:
         mask = None
         if hidden is not None:
-            mask = torch.zeros(hidden.shape, dtype=query.dtype).masked_fill_(hidden, _FLOOR)[None, None]
+            floor = max(_FLOOR, torch.finfo(query.dtype).min)
+            mask = torch.zeros(hidden.shape, dtype=query.dtype).masked_fill_(hidden, floor)[None, None]
         out, lse = _FLASH(query[None], key[None], value[None], 0.0, False, attn_mask=mask, scale=scaling)
         return out[0], lse[0].float()
     step = max(1, _CHUNK // (key.shape[0] * key.shape[1]))
+    key, value = key.float(), value.float()
     outs, lses = [], []
     for start in range(0, query.shape[1], step):
         part = None if hidden is None else hidden[start : start + step]
         scores = _scores(query[:, start : start + step], key, scaling, softcap, hidden=part)
         lse = scores.logsumexp(-1)
-        outs.append(torch.matmul(scores.sub_(lse[..., None]).exp_().to(value.dtype), value))
+        outs.append(torch.matmul(scores.sub_(lse[..., None]).exp_(), value))
         lses.append(lse)
     return torch.cat(outs, 1), torch.cat(lses, 1)
 
@@ -393,11 +411,15 @@ def _scores(
     mask: Tensor | None = None,
     hidden: Tensor | None = None,
 ) -> Tensor:
-    """Attention scores in float32; ``mask`` ``(batch, M, T)`` is added, ``hidden`` ones become as good as never."""
-    if mask is not None and softcap is None and query.dtype == torch.float32:
+    """Attention scores in float32; ``mask`` ``(batch, M, T)`` is added, ``hidden`` ones become as good as never.
+
+    Products of peaked queries and keys do not fit into half precision before they are scaled.
+    """
+    query, key = query.float(), key.float()
+    if mask is not None and softcap is None:
         scores = torch.baddbmm(mask, query.flatten(0, 1), key.flatten(0, 1).transpose(-1, -2), alpha=scaling)
         return scores.view(*query.shape[:-1], -1)
-    scores = torch.matmul(query, key.transpose(-1, -2)).float().mul_(scaling)
+    scores = torch.matmul(query, key.transpose(-1, -2)).mul_(scaling)
     if softcap is not None:
         scores = scores.div_(softcap).tanh_().mul_(softcap)
     if mask is not None:
@@ -451,6 +473,26 @@ def install(model: PreTrainedModel) -> bool:
 def installed(model: PreTrainedModel) -> bool:
     """Whether the decoder uses this attention now; somebody may have chosen another since."""
     return bool(model.config.get_text_config()._attn_implementation == _NAME)
+
+
+def hides_exactly(cache: DynamicCache) -> bool:
+    """Whether queries do not see what a sliding window has left, which a prompt shorter than the window does not show.
+
+    The first keys of a prefix's first layer are the queries: one sees the second half, the other one nothing.
+    """
+    key, value = cache.layers[0].keys[0], cache.layers[0].values[0]
+    half, scaling = key.shape[1] // 2, key.shape[-1] ** -0.5
+    hidden = torch.ones(2, key.shape[1], dtype=torch.bool, device=key.device)
+    hidden[0, half:] = False
+    out, lse = _over_prefix(key[:, :2], key, value, scaling, None, hidden)
+    expected, expected_lse = _over_prefix(key[:, :1], key[:, half:], value[:, half:], scaling, None, None)
+    close = 1e-3 if value.dtype == torch.float32 else 5e-2
+    return bool(
+        torch.allclose(out[:, :1].float(), expected.float(), atol=close, rtol=close)
+        and torch.allclose(lse[:, :1], expected_lse, atol=close, rtol=close)
+        and (lse[:, 1] < -1e4).all()
+        and out.isfinite().all()
+    )
 
 
 def layers_fit(cache: DynamicCache) -> bool:

@@ -8,18 +8,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from itertools import chain, pairwise
+from typing import Any, Literal, NamedTuple
 
 import torch
 from PIL.Image import Image
+from PIL.Image import new as new_image
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from latent_tool.errors import ContextLengthError, ModelLoadError, ModelNotSupportedError, NumericalError
-from latent_tool.method.reward import Logits, entropy
+from latent_tool.errors import ContextLengthError, ImageError, ModelLoadError, ModelNotSupportedError, NumericalError
+from latent_tool.method.reward import Logits, entropy, entropy_of
 from latent_tool.models.attention import tap_attention
 from latent_tool.models.cache import fork_cache, new_cache
 from latent_tool.models.cells import Box, View, cell_boxes
@@ -35,6 +37,7 @@ from latent_tool.models.requests import (
     Score,
     TokenEntropies,
     TokenLogProbabilities,
+    contained,
     never,
     out_of_memory,
 )
@@ -44,6 +47,7 @@ from latent_tool.models.shared_prefix import (
     Stems,
     SuffixBatch,
     common_length,
+    hides_exactly,
     install,
     installed,
     layers_fit,
@@ -103,13 +107,23 @@ class Prefix:
         return self.inputs.length
 
 
-Decoding = Generator[int | None, Tensor, Decoded]
+Decoding = Generator[int | None, "_Next", Decoded]
 
-# Logits that teacher forcing holds at once for several questions; where there are more, they go one after another.
+# Logits that teacher forcing holds at once: of several questions, if all fit, else of some tokens of one.
 _MOST_LOGITS = 2**26
 
 # Tokens that a decoding writes at least before it can be paused.
 _SLICE = 16
+
+
+class _Next(NamedTuple):
+    """What a model says of the next token of one row: logits and log-probabilities ``(vocabulary,)``, float32, entropy
+    ``()``, and the most probable token."""
+
+    logits: Tensor
+    log_p: Tensor
+    entropy: Tensor
+    best: int
 
 
 @dataclass(frozen=True)
@@ -173,6 +187,14 @@ class VisionLanguageModel:
         device: torch.device = self._embedding.weight.device
         return device
 
+    def places(self, keep: Sequence[int]) -> Tensor:
+        """Positions at which the model computes logits, as it takes them.
+
+        Where its layers are on several devices, they are on the CPU: such an index fits a tensor of any device.
+        """
+        several = len(set((getattr(self.model, "hf_device_map", None) or {}).values())) > 1
+        return torch.tensor(list(keep), device="cpu" if several else self.device)
+
     @property
     def dtype(self) -> torch.dtype:
         """Type of the decoder's activations."""
@@ -231,7 +253,8 @@ class VisionLanguageModel:
         """Render and tokenise a question about images, which stand before it or after it.
 
         Raises ``QuestionError``, ``ContextLengthError`` (before any image is processed if the text alone is too long),
-        or ``ModelLoadError`` if the template or processor loses the images.
+        ``ImageError`` if the processor does not take the images, or ``ModelLoadError`` if the template or processor
+        loses them.
         """
         row = family(self.model.config.model_type)
         # Tokenizers and processors keep state (padding, truncation), so one thread at a time.
@@ -258,10 +281,16 @@ class VisionLanguageModel:
                         return_text_replacement_offsets=True,
                     )
                 )
-            except (ValueError, IndexError, StopIteration) as error:
+            except (ValueError, IndexError, StopIteration, ZeroDivisionError) as error:
+                if self._takes([new_image("RGB", (256, 256))]) and not self._takes(images):
+                    sizes = ", ".join(f"{image.width} x {image.height}" for image in images)
+                    raise ImageError(
+                        f"The model's processor does not take an image of this size ({sizes}): {error}",
+                        "Crop the image, pad it to a less extreme shape, or make it larger.",
+                    ) from error
                 raise ModelLoadError(
                     f"The model's processor cannot handle this question ({error}).",
-                    "Check the checkpoint's chat template and processor configuration, or make the image larger.",
+                    "Check the checkpoint's chat template and processor configuration.",
                 ) from error
             tail = tuple(self.tokenizer(prompt.tail, add_special_tokens=False).input_ids) if prompt.tail else ()
             markers = find_markers(self.tokenizer, thinking_markers, prompt)
@@ -272,6 +301,14 @@ class VisionLanguageModel:
         self.require_context(tensors["input_ids"].shape[1])
         cells, warnings = self._cells(tensors, images, texts)
         return Inputs(tensors, tail, markers, cells, prompt.warnings + warnings)
+
+    def _takes(self, images: Sequence[Image]) -> bool:
+        """Whether the image processor takes images, whatever stands in the prompt."""
+        try:
+            self.processor.image_processor(images=[list(images)], return_tensors="pt")
+        except (ValueError, IndexError, StopIteration, ZeroDivisionError):
+            return False
+        return True
 
     def require_context(self, tokens: int) -> None:
         """Raise ``ContextLengthError`` if so many tokens, and one more, do not fit the model's context."""
@@ -327,16 +364,18 @@ class VisionLanguageModel:
         kind = self.model.config.model_type
         return tuple(cells), (f"The cell geometry of model family {kind!r} is not known: patches carry no boxes.",)
 
-    def prefill(self, inputs: Inputs, check: Callable[[], object] | None = None) -> Prefix:
+    def prefill(self, inputs: Inputs, check: Callable[[], object] | None = None, cached: bool = True) -> Prefix:
         """Run the prefix through the model once; up to the end of the image it may have been run for another question.
 
-        ``check`` is called before every layer and may raise to give up. Raises ``NumericalError`` when the model's
-        output is not finite.
+        ``check`` is called before every layer and may raise to give up. Unless ``cached``, all is run, and nothing is
+        kept. Raises ``NumericalError`` when the model's output is not finite.
         """
+        if not cached or not self.prefix_cache.limit or self._splits is False:
+            return _prefix(inputs, *self._prefill(inputs.tensors, check))
         # One token is left at least, and no question of one token decides whether prompts can be split.
         at_image = (inputs.tensors["input_ids"][0] == self.image_token).nonzero()[:, 0].tolist()
         cut = at_image[-1] + 1 if at_image else inputs.length
-        if not self.prefix_cache.limit or self._splits is False or inputs.length - cut < (1 if self._splits else 2):
+        if inputs.length - cut < (1 if self._splits else 2):
             return _prefix(inputs, *self._prefill(inputs.tensors, check))
         tensors = cut_tensors(inputs.tensors, cut)
         key = image_key(tensors)
@@ -495,7 +534,7 @@ class VisionLanguageModel:
                 position_ids=self._positions(prefix, start, suffix.length, batch),
                 use_cache=True,
                 # A tensor: with a number, Gemma 4 drops the other rows in its upper layers, the tapped ones too.
-                logits_to_keep=torch.tensor(list(keep), device=self.device),
+                logits_to_keep=self.places(keep),
                 **given,
             )
 
@@ -607,11 +646,14 @@ class VisionLanguageModel:
         tokens = prefix.inputs.tensors["input_ids"][0, :2].tolist()
         latents = self.embed(tokens)[None]
         prefix = replace(prefix, stems=Stems())
+        windows = getattr(self.model.config.get_text_config(), "sliding_window", None) is not None
         for patches in ([(), (0,)], [(0, 0)]):
             request = Score(prefix, latents.expand(len(patches), -1, -1), patches)
             expected = self._score_plain(request.prefix, request.latents, request.patches).answer.float()
             try:
                 (logits,) = self._score_shared([request])
+                if windows and not hides_exactly(prefix.cache):
+                    return False
             except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
                 if out_of_memory(error):
                     raise
@@ -648,8 +690,9 @@ class VisionLanguageModel:
                 given = {} if tap.switched else {"output_attentions": True}
                 output = self._run(each.prefix, row, [row.length - 1], **given)
             if not tap.switched:
-                shown = [layer for layer in output.attentions or () if layer is not None]
-                tap.layers += [layer[:, :, tap.rows].float()[..., each.prefix.columns] for layer in shown]
+                for layer in output.attentions or ():
+                    if layer is not None:
+                        tap.add(layer[:, :, tap.rows].float())
             if not tap.layers:
                 raise ModelNotSupportedError(
                     f"{type(self.model).__name__} does not show its attention.",
@@ -781,9 +824,12 @@ class VisionLanguageModel:
         generation: GenerationSettings | None = None,
         pause: Callable[[], bool] = never,
         begun: Decoded | None = None,
-        choose: Callable[[Tensor], int] = greedy,
+        choose: Callable[[Tensor], int] | None = None,
     ) -> Decoding:
-        """One decoding: is sent the logits ``(vocabulary,)`` of every step, yields the token that is chosen next."""
+        """One decoding: is sent what the model says at every step, yields the token that is chosen next.
+
+        ``choose``: from scores ``(vocabulary,)``; by default the most probable one.
+        """
         # What the logits processors see: the prompt and the tail, as in `generate`; latents and patches have no ids.
         written = [*prefix.inputs.tensors["input_ids"][0].tolist(), *prefix.inputs.tail]
         rules = generation_rules(self.model, len(written), generation)
@@ -800,15 +846,16 @@ class VisionLanguageModel:
             if len(entropies) >= _SLICE and pause():
                 finish_reason = "paused"
                 break
-            raw = (yield tokens[-1] if tokens else None).float()
-            scores = raw
+            said = yield tokens[-1] if tokens else None
+            scores, token = said.logits, said.best
             if rules.processors:
-                ids = torch.tensor([written + tokens], device=raw.device)
-                scores = rules.processors(ids, raw[None].clone())[0]
-            token = choose(scores)
+                ids = torch.tensor([written + tokens], device=scores.device)
+                scores = rules.processors(ids, scores[None].clone())[0]
+            if choose is not None or rules.processors:
+                token = (choose or greedy)(scores)
             tokens.append(token)
-            log_probabilities.append(raw.log_softmax(-1)[token])
-            entropies.append(entropy(raw))
+            log_probabilities.append(said.log_p[token].clone())  # a view would hold the whole vocabulary's
+            entropies.append(said.entropy)
             if token in rules.stop_tokens or token in ends or self._spells(tokens, rules.stop_strings):
                 finish_reason = "stop"
                 break
@@ -831,18 +878,17 @@ class VisionLanguageModel:
         results: list[Decoded | Exception | None] = [None] * len(rows)
         ordered = [rows[index] for index in live]
         batch = SuffixBatch(self, [row.prefix for row in ordered], [row.stem for row in ordered])
-        logits: list[Tensor] = [row.prefix.last_logits for row in ordered]
+        logits = torch.stack([row.prefix.last_logits for row in ordered])  # (R, vocabulary)
         if any(row.suffix.length for row in ordered):
             after = batch.extend([row.suffix.embeddings for row in ordered], [-1])[:, -1]
-            logits = [
-                at if row.suffix.length else row.prefix.last_logits for row, at in zip(ordered, after, strict=True)
-            ]
+            begun = torch.tensor([row.suffix.length > 0 for row in ordered], device=after.device)
+            logits = torch.where(begun[:, None], after, logits)
         for row, index in zip(ordered, live, strict=True):
             results[index] = _step(row.decoding, None)[1]  # to its first question for logits
         while True:
             steps = [
                 (None, results[index]) if results[index] is not None else _step(rows[index].decoding, row)
-                for index, row in zip(live, logits, strict=True)
+                for index, row in zip(live, _read(logits), strict=True)
             ]
             going = [place for place, (token, _) in enumerate(steps) if token is not None]
             for index, (_, result) in zip(live, steps, strict=True):
@@ -854,7 +900,7 @@ class VisionLanguageModel:
                 live = [live[place] for place in going]
             chosen = [steps[place][0] for place in going]
             embeddings = self.embed([token for token in chosen if token is not None])
-            logits = list(batch.extend([embeddings[:, None]], [-1])[:, -1])
+            logits = batch.extend([embeddings[:, None]], [-1])[:, -1]
         return [result for result in results if result is not None]
 
     def _run_decoding(self, prefix: Prefix, suffix: _Suffix, decoding: Decoding) -> Decoded | Exception:
@@ -864,17 +910,18 @@ class VisionLanguageModel:
             return result
         if suffix.length:
             rows, cache = self._continue(prefix, suffix, [suffix.length - 1])
-            logits = rows[0, -1]
+            logits = rows[0]
         else:
-            logits, cache = prefix.last_logits, fork_cache(prefix.cache)
+            logits, cache = prefix.last_logits[None], fork_cache(prefix.cache)
         start = suffix.length
         while True:
-            token, result = _step(decoding, logits)
+            (said,) = _read(logits)
+            token, result = _step(decoding, said)
             if token is None:
                 assert result is not None
                 return result
             rows, cache = self._continue(prefix, self._written([token]), [0], cache, start)
-            logits = rows[0, -1]
+            logits = rows[0]
             start += 1
 
     def _spells(self, tokens: Sequence[int], strings: Sequence[str]) -> bool:
@@ -892,18 +939,28 @@ class VisionLanguageModel:
 
     def token_log_probabilities_many(self, requests: Sequence[TokenLogProbabilities]) -> list[Tensor]:
         """``token_log_probabilities`` for several questions."""
-        found = []
-        for each, logits in zip(requests, self._teacher_forced(requests), strict=True):
-            chosen = torch.tensor(list(each.tokens), dtype=torch.long, device=logits.device)
-            found.append(logits.log_softmax(-1).gather(-1, chosen[:, None])[:, 0].cpu())
-        return found
+
+        def read(logits: Tensor, tokens: Tensor) -> Tensor:
+            return logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+
+        return self._teacher_forced(requests, read)
 
     def token_entropies_many(self, requests: Sequence[TokenEntropies]) -> list[Tensor]:
         """Teacher-forced entropies ``(n,)`` in nats of the distributions before tokens, float32 on the CPU."""
-        return [entropy(logits).cpu() for logits in self._teacher_forced(requests)]
+        return self._teacher_forced(requests, lambda logits, _: entropy(logits))
 
-    def _teacher_forced(self, requests: Sequence[TokenLogProbabilities | TokenEntropies]) -> list[Tensor]:
-        """Logits ``(n, vocabulary)``, float32, that predict the ``n`` tokens of every request after its state."""
+    def _teacher_forced(
+        self,
+        requests: Sequence[TokenLogProbabilities | TokenEntropies],
+        read: Callable[[Tensor, Tensor], Tensor],
+    ) -> list[Tensor]:
+        """What is read of the logits that predict the tokens of every request after its state, ``(n,)`` on the CPU.
+
+        Args:
+            read: is given logits ``(m, vocabulary)``, float32, and the tokens ``(m,)`` they predict; gives ``(m,)``.
+
+        Raises ``NumericalError`` if that is not finite.
+        """
         suffixes = [
             self._suffix(
                 each.prefix, None if each.latents is None else each.latents[None], [each.patches], each.tokens[:-1]
@@ -912,32 +969,47 @@ class VisionLanguageModel:
         ]
         # Of a suffix that begins with the answer, the first token is predicted by the prefix.
         counts = [min(len(each.tokens), suffix.length) for each, suffix in zip(requests, suffixes, strict=True)]
-        rows: list[Tensor | None] = [None] * len(requests)
         # A row without a suffix has nothing to run.
         asked = [row for row in _grouped([each.prefix for each in requests]) if counts[row]]
         most = max(counts, default=0)
         vocabulary = requests[0].prefix.last_logits.shape[-1]
+        logits: dict[int, Iterable[Tensor]] = {}
         if (
             len(asked) > 1
             and len(asked) * most * vocabulary <= _MOST_LOGITS
             and self.shares_prefixes(requests[0].prefix)
         ):
             batch = SuffixBatch(self, [requests[row].prefix for row in asked], keep=False)
-            logits = batch.extend([suffixes[row].embeddings for row in asked], range(-most, 0))
-            for place, row in enumerate(asked):
-                rows[row] = logits[place, most - counts[row] :]
-        else:
-            for row in asked:
-                suffix = suffixes[row]
-                keep = range(suffix.length - counts[row], suffix.length)
-                rows[row] = self._continue(requests[row].prefix, suffix, keep)[0][0]
+            together = batch.extend([suffixes[row].embeddings for row in asked], range(-most, 0))
+            logits = {row: [together[place, most - counts[row] :]] for place, row in enumerate(asked)}
         found = []
-        for each, tail in zip(requests, rows, strict=True):
-            logits = each.prefix.last_logits[None] if tail is None else tail
-            if tail is not None and len(tail) < len(each.tokens):
-                logits = torch.cat([each.prefix.last_logits[None], tail])
-            found.append(logits[: len(each.tokens)].float())
+        for row, (each, suffix, count) in enumerate(zip(requests, suffixes, counts, strict=True)):
+            pieces = logits[row] if row in logits else self._in_pieces(each.prefix, suffix, count)
+            if count < len(each.tokens):
+                pieces = chain([each.prefix.last_logits[None]], pieces)
+            tokens = torch.tensor(list(each.tokens), dtype=torch.long)
+            values = [torch.zeros(0)]
+            for piece in pieces:
+                ahead, tokens = tokens[: len(piece)], tokens[len(piece) :]
+                values.append(read(piece.float(), ahead.to(piece.device)).cpu())
+            found.append(torch.cat(values))
+            if not bool(found[-1].isfinite().all()):
+                raise NumericalError(
+                    "The model's logits are not finite for this answer.", "Load the model in float32 or bfloat16."
+                )
         return found
+
+    def _in_pieces(self, prefix: Prefix, suffix: _Suffix, count: int) -> Iterator[Tensor]:
+        """Logits ``(m, vocabulary)`` at the last ``count`` positions of one suffix, some positions at a time."""
+        most = max(1, _MOST_LOGITS // prefix.last_logits.shape[-1])
+        first = suffix.length - count
+        ends = [*range(first + most, suffix.length, most), suffix.length] if count else []
+        cache = None
+        for begin, end in pairwise([0, *ends]):
+            part = _Suffix(suffix.embeddings[:, begin:end], suffix.tokens[begin:end])
+            keep = range(max(first - begin, 0), end - begin)
+            logits, cache = self._continue(prefix, part, keep, cache, begin)
+            yield logits[0]
 
 
 def _prefix(inputs: Inputs, prefix: ImagePrefix, last: Tensor) -> Prefix:
@@ -965,12 +1037,19 @@ def _by_length(patches: Sequence[Sequence[int]]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _step(decoding: Decoding, logits: Tensor | None) -> tuple[int | None, Decoded | Exception | None]:
+def _read(logits: Tensor) -> list[_Next]:
+    """What logits ``(R, vocabulary)`` say; one transfer from the device for all rows."""
+    logits = logits.float()
+    log_p = logits.log_softmax(-1)
+    return list(map(_Next, logits, log_p, entropy_of(log_p), logits.argmax(-1).tolist()))
+
+
+def _step(decoding: Decoding, said: _Next | None) -> tuple[int | None, Decoded | Exception | None]:
     """Advance a decoding: the next token, or else its result, or what it raised."""
     try:
-        return (next(decoding) if logits is None else decoding.send(logits)), None
+        return (next(decoding) if said is None else decoding.send(said)), None
     except StopIteration as end:
         decoded: Decoded = end.value
         return None, decoded
-    except Exception as error:
-        return None, error
+    except BaseException as error:
+        return None, contained(error)

@@ -13,6 +13,7 @@ from naive_model import CLOSE, MARKERS, QUESTION, draw_latents, some_cells
 from tiny_checkpoints import picture
 from torch import Tensor
 
+from latent_tool.models import vlm as vlm_module
 from latent_tool.models.families import family
 from latent_tool.models.requests import TokenLogProbabilities
 
@@ -61,6 +62,25 @@ def test_teacher_forcing_in_one_batch_equals_one_after_another(vlm):
         naive = naive_model.run(vlm, each.prefix.inputs, each.latents, each.patches, each.tokens)
         expected = naive.at_answer.log_softmax(-1)[range(len(each.tokens)), each.tokens]
         torch.testing.assert_close(found, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("room", [1, 2, 3])
+def test_teacher_forcing_in_pieces_equals_the_naive_forward_pass(vlm, monkeypatch, room):
+    """Where only some positions' logits fit; the head never gives more at once."""
+    prefix = vlm.prefill(vlm.prepare([picture()], QUESTION))
+    monkeypatch.setattr(vlm_module, "_MOST_LOGITS", room * prefix.last_logits.shape[-1])
+    latents, tokens = draw_latents(vlm, 1)[0], [11, 60, 33, 7, 9]
+    seen = []
+    handle = vlm.model.get_output_embeddings().register_forward_hook(lambda _m, _i, out: seen.append(out.shape[1]))
+    try:
+        for state in ((None, ()), (latents, (2, 0))):
+            (fast,) = vlm.token_log_probabilities_many([TokenLogProbabilities(prefix, *state, tokens)])
+            naive = naive_model.run(vlm, prefix.inputs, *state, tokens)
+            seen.pop()
+            torch.testing.assert_close(fast, naive.at_answer.log_softmax(-1)[range(5), tokens], **CLOSE)
+    finally:
+        handle.remove()
+    assert max(seen) == room
 
 
 def test_a_wrong_position_or_patch_would_be_seen(vlm):
