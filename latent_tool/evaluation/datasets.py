@@ -229,7 +229,8 @@ class _Reader:
         if isinstance(row, str):
             return _broken(fallback, line, row)
         dmlr = "prompt" in row and "solution" in row
-        fields, names = {}, {}
+        fields: dict[str, Any] = {}
+        names: dict[str, str] = {}
         twice = row.twice if isinstance(row, _Object) else None
         for given, value in row.items():
             if value in (None, ""):
