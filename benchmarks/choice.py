@@ -1,7 +1,9 @@
-"""Does choosing among answers beat any one of them? Rules of choice on runs that are there; no model is asked.
+"""Does choosing among answers beat any one of them, and which probability should be the confidence?
 
-    latent-tool eval scenes:hard:3000000-3000499 --out out/tuning --method all
+    latent-tool eval scenes:hard:3000000-3000799 --out out/tuning --method all
     python benchmarks/choice.py out/tuning
+
+Runs that are there are looked at; no model is asked.
 
 Several runs are pooled. What a rule learns (how confidence becomes a probability for each method, a threshold) it
 learns on the other folds alone. Each row is compared with greedy and with reasoning on the same questions (McNemar,
@@ -19,8 +21,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold
 
 from latent_tool.evaluation import Row, load_run
-from latent_tool.evaluation.metrics import accuracy_interval, mcnemar
-from latent_tool.evaluation.report import markdown_table, p_value
+from latent_tool.evaluation.metrics import accuracy_interval, auroc_interval, ece, ece_noise_floor, mcnemar
+from latent_tool.evaluation.report import markdown_table, number, p_value, with_interval
 
 # For every fold, questions to learn from and questions to choose for.
 Rule = Callable[["Table", Sequence[int], Sequence[int]], list[str]]
@@ -40,7 +42,7 @@ class Table:
     def confidence(self, method: str, place: int) -> float:
         """The confidence that comes with an answer, as log-odds; of samples, their agreement."""
         row = self.rows[method][place]
-        name = "agreement" if "votes" in row.details else "answer_probability"
+        name = "agreement" if "votes" in row.details else "pooled_probability"
         value = min(max(row.scores.get(name) or 0.0, 1e-4), 1 - 1e-4)
         return float(np.log(value / (1 - value)))
 
@@ -116,11 +118,9 @@ def vote(methods: Sequence[str]) -> Rule:
         chosen = []
         for column, place in enumerate(places):
             totals: dict[str, float] = {}
-            for number, method in enumerate(methods):
+            for chance, method in zip(chances[:, column], methods, strict=True):
                 answer = table.rows[method][place].details["canonical"]
-                totals[answer] = totals.get(answer, 0.0) + float(
-                    np.log(chances[number, column] / (1 - chances[number, column]))
-                )
+                totals[answer] = totals.get(answer, 0.0) + float(np.log(chance / (1 - chance)))
             best = max(totals, key=lambda answer: totals[answer])
             chosen.append(next(name for name in methods if table.rows[name][place].details["canonical"] == best))
         return chosen
@@ -146,6 +146,39 @@ def rules(methods: Sequence[str]) -> dict[str, Rule]:
         if "reasoning" in methods:
             found[f"reasoning, but {name} where unsure"] = fallback("reasoning", name)
     return found
+
+
+# Ways to make one confidence of an answer's probability after thinking and its probability before.
+POOLS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "after thinking": lambda after, before: after,
+    "before thinking": lambda after, before: before,
+    "geometric mean": lambda after, before: np.sqrt(after * before),
+    "arithmetic mean": lambda after, before: (after + before) / 2,
+    "the smaller one": np.minimum,
+}
+
+
+def pools(table: Table) -> list[list[str]]:
+    """AUROC, and ECE above its noise floor, of every way to pool, for every method that thinks; agreement beside it."""
+    found = []
+    for method, rows in table.rows.items():
+        right = np.array([row.correct is True for row in rows])
+        if any("votes" in row.details for row in rows):
+            found.append([method, "agreement", *_quality(np.array([row.scores["agreement"] for row in rows]), right)])
+            continue
+        after, before = (
+            np.array([row.scores.get(name) or 0.0 for row in rows])
+            for name in ("answer_probability", "plain_probability")
+        )
+        for name, pool in POOLS.items() if (after != before).any() else [("plain model", POOLS["after thinking"])]:
+            found.append([method, name, *_quality(pool(after, before), right)])
+    return found
+
+
+def _quality(values: np.ndarray, right: np.ndarray) -> list[str]:
+    area = auroc_interval(values.tolist(), right.tolist())
+    excess = ece(values.tolist(), right.tolist()) - ece_noise_floor(values.tolist())[0]
+    return [with_interval(area._asdict()), number(max(0.0, excess))]
 
 
 def main() -> None:
@@ -180,6 +213,8 @@ def main() -> None:
     print(f"{count} questions of {', '.join(given.runs)}; {tried} ways compared with greedy, p as it is for one alone:")
     print(f"expect one p below 0.05 in twenty by chance, and count only those below {0.05 / tried:.4f} (Bonferroni).\n")
     print(markdown_table(["rule", "accuracy", "fixed / broken vs greedy", "p", "vs reasoning", "p"], rows))
+    print("\nThe answer's joint probability as a confidence:\n")
+    print(markdown_table(["answers of", "confidence", "AUROC", "ECE above its floor"], pools(table)))
 
 
 if __name__ == "__main__":

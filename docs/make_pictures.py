@@ -1,4 +1,4 @@
-"""Make the pictures of the README from the embedded model: the overlay, the report page and the playground.
+"""Make the pictures of the README from the embedded model: overlay, heat map, report page and playground.
 
     make pictures
 
@@ -41,11 +41,12 @@ WIDTH, HEIGHT = 1180, 900
 
 
 def main() -> None:
-    reasoner = LatentReasoner(grounding=True, controls=True, min_confidence=0.5)
+    reasoner = LatentReasoner(attention=True, grounding=True, controls=True, min_confidence=0.5)
     name, question, result = choose(reasoner)
     print(f"{name}: {question} {result.answer} ({result.confidence:.3f}), {len(result.patches)} patches")
     with Image.open(EXAMPLES / name) as picture:
         overlay(result, picture).save(IMAGES / "overlay.png", optimize=True)
+        overlay(result, picture, heatmap=True).save(IMAGES / "heatmap.png", optimize=True)
         with tempfile.TemporaryDirectory() as folder, opened() as browser:
             page = write_report(Path(folder) / "report.html", result, picture, question=question, names=[name])
             for scheme, ending in SCHEMES.items():

@@ -108,6 +108,7 @@ def ask(
         str | None,
         typer.Option(metavar="FILE", help="Makes the confidence a probability; 'embedded' for the embedded model's."),
     ] = None,
+    attention: Annotated[bool, typer.Option("--attention", help="Measure the attention to every image cell.")] = False,
     grounding: Annotated[
         bool, typer.Option("--grounding", help="Measure how each token depends on the image.")
     ] = False,
@@ -116,6 +117,10 @@ def ask(
     ] = False,
     overlay: Annotated[
         Path | None, typer.Option(metavar="OUT.png", help="Write the picture with the injected patches.")
+    ] = None,
+    heatmap: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.png", help="Write the picture coloured by that attention, which is measured for it."),
     ] = None,
     report: Annotated[
         Path | None, typer.Option(metavar="OUT.html", help="Write a page that shows how the answer came about.")
@@ -129,8 +134,11 @@ def ask(
     """
     from latent_tool.settings import Budget, SearchSettings
 
-    if overlay is not None:
-        require_writable(overlay, ".png")
+    for target in (overlay, heatmap):
+        if target is not None:
+            require_writable(target, ".png")
+    if overlay is not None and overlay == heatmap:
+        raise typer.BadParameter("is the file of --overlay, too", param_hint="--heatmap")
     if report is not None:
         require_writable(report, ".html")
     limits = {
@@ -157,18 +165,21 @@ def ask(
         seed=seed,
         min_confidence=_confidence_wanted(min_confidence),
         calibration=calibration,
+        attention=attention or heatmap is not None,
         grounding=grounding,
         controls=controls,
     )
     result = _follow(reasoner, {"images": references, "question": question, "system": system}, quiet)
     if overlay is not None:
         _write_overlays(result, references, overlay)
+    if heatmap is not None:
+        _write_overlays(result, references, heatmap, heatmap=True)
     if report is not None:
         _write_report(result, references, question, report)
     if as_json:
         print(result.model_dump_json(indent=2))
     else:
-        _show(result, references, overlay, report)
+        _show(result, references, overlay, heatmap, report)
     if result.accepted is False:
         raise typer.Exit(UNSURE)
 
@@ -237,13 +248,13 @@ def _pictures(references: list[str]) -> list[Image]:
     return [load_image(reference, ImagePolicy.local()).image for reference in references]
 
 
-def _write_overlays(result: ReasoningResult, references: list[str], path: Path) -> None:
+def _write_overlays(result: ReasoningResult, references: list[str], path: Path, *, heatmap: bool = False) -> None:
     """Write the overlay of the first image to ``path`` and those of further images beside it, numbered from 1."""
     from latent_tool.overlay import overlay_png
 
     for index, picture in enumerate(_pictures(references)):
         target = path if index == 0 else path.with_stem(f"{path.stem}-{index}")
-        write_whole(target, overlay_png(result, picture, index=index))
+        write_whole(target, overlay_png(result, picture, index=index, heatmap=heatmap))
 
 
 def _write_report(result: ReasoningResult, references: list[str], question: str, path: Path) -> None:
@@ -270,7 +281,8 @@ def _follow(reasoner: Any, request: dict[str, Any], quiet: bool) -> ReasoningRes
                 result: ReasoningResult = item
                 return result
             if item.phase == "search" and item.trace is not None:
-                note = f"reward {item.trace.best_reward:.4f}"
+                first = item.trace.first_token_probability
+                note = f"reward {item.trace.best_reward:.4f}" + (f", first token {first:.2f}" if first else "")
                 progress.update(
                     task, description="thinking", total=item.iterations, completed=item.trace.round, note=note
                 )
@@ -303,7 +315,7 @@ def _note(message: str) -> None:
 
     from latent_tool.terminal import plain
 
-    _stderr().print(Text(f"note: {plain(message)}", style="yellow"))
+    _stderr().print(Text(f"note: {plain(message)}", style="yellow"), soft_wrap=True)
 
 
 def _fail(error: LatentToolError) -> NoReturn:

@@ -38,6 +38,7 @@ from latent_tool.models.requests import (
 )
 from latent_tool.models.vlm import Inputs, Prefix, VisionLanguageModel
 from latent_tool.schema import (
+    CellAttention,
     ControlAnswer,
     Controls,
     GeneratedToken,
@@ -75,6 +76,7 @@ _RESERVED_TOKENS = 16
 class Job:
     """Everything one question needs.
 
+    ``attention``, ``grounding`` (with its noise) and ``controls`` say what to measure once there is an answer;
     ``deadline`` is a time of the engine's clock (``time.monotonic`` unless replaced); ``cancelled`` is looked at before
     every forward pass; ``images_first`` puts the images before the question; ``image_seconds`` is what opening the
     images took, ``queue_seconds`` the wait before that.
@@ -90,6 +92,7 @@ class Job:
     seed: int = 0
     confidence: MeasuredConfidence = "pooled_probability"
     min_confidence: float | None = None
+    attention: bool = False
     grounding: NoiseSettings | None = None
     controls: bool = False
     deadline: float | None = None
@@ -104,7 +107,8 @@ class Outcome:
     """What one question led to, tensors included.
 
     ``latents``: ``(L, d)`` of the decoded state, or ``None`` for the plain model; ``patches``: its injected cells;
-    ``plain_probability``: of the answer by the model without either, see ``Scores``.
+    ``plain_probability``: of the answer by the model without either, see ``Scores``; ``attention``: of the latents to
+    every image cell, if that was measured.
     """
 
     job: Job
@@ -115,6 +119,7 @@ class Outcome:
     decoded: Decoded
     answer: ExtractedAnswer
     plain_probability: float | None
+    attention: tuple[float, ...] | None
     grounding: Grounding | None
     controls: Controls | None
     usage: Usage
@@ -388,12 +393,30 @@ class Engine:
         plain = yield from self._plain_probability(prefix, latents, decoded, answer, clock)
         clock.phase_done("decode")
 
+        attention: tuple[float, ...] | None = None
+        if job.attention and latents is None:
+            warnings.append("Without latents there is no attention to the image cells that could be measured.")
+        elif job.attention and latents is not None and not clock.expired():
+            attention = yield from self._attention(prefix, latents, patches)
+            clock.calls += 1
+            clock.phase_done("attention")
         grounding = controls = None
         if job.grounding is not None or job.controls:
             grounding, controls = yield from self._examine(
                 prefix, job, budget, latents, patches, decoded, answer, clock
             )
             clock.phase_done("grounding")
+        late = [
+            name
+            for name, missing in (
+                ("attention", job.attention and latents is not None and attention is None),
+                ("grounding", job.grounding is not None and bool(decoded.tokens) and grounding is None),
+                ("controls", job.controls and controls is None),
+            )
+            if missing
+        ]
+        if late:
+            warnings.append(f"The deadline left no time to measure: {', '.join(late)}.")
         if decoded.finish_reason != "stop":
             warnings.append(
                 f"The answer was cut ({decoded.finish_reason}); its probability lacks the token that would end it."
@@ -418,6 +441,7 @@ class Engine:
             decoded,
             answer,
             plain,
+            attention,
             grounding,
             controls,
             usage,
@@ -714,15 +738,20 @@ class Engine:
 
         Empty for the plain model; errors as in ``answer_many``.
         """
-        return self._in_step([(outcome.job, self._attention(outcome)) for outcome in outcomes])
+        return self._in_step([(outcome.job, self._attention_of(outcome)) for outcome in outcomes])
 
-    def _attention(self, outcome: Outcome) -> Work[list[float]]:
-        if outcome.latents is None:
-            return []
+    def _attention_of(self, outcome: Outcome) -> Work[list[float]]:
+        """The attention of an answer that was found before."""
+        if outcome.attention is not None or outcome.latents is None:
+            return list(outcome.attention or ())
         prefix: Prefix = yield Prefill(outcome.inputs)
-        attention: Tensor = yield Attend(prefix, outcome.latents, outcome.patches)
-        weights: list[float] = attention.mean(0).tolist()
-        return weights
+        weights = yield from self._attention(prefix, outcome.latents, outcome.patches)
+        return list(weights)
+
+    def _attention(self, prefix: Prefix, latents: Tensor, patches: Sequence[int]) -> Work[tuple[float, ...]]:
+        """Attention of the latents ``(L, d)`` to every image cell, mean over latents, heads and layers."""
+        attention: Tensor = yield Attend(prefix, latents, patches)
+        return tuple(attention.mean(0).tolist())
 
     def _control(self, prefix: Prefix, decoded: Decoded, answer: str) -> ControlAnswer:
         found = self._extract(prefix, decoded)
@@ -793,6 +822,7 @@ class Engine:
             patches=_patches(outcome),
             image_sizes=[(image.width, image.height) for image in job.images],
             trace=[_trace_row(row) for row in found.rounds] if found else [],
+            attention=_cell_attention(outcome),
             grounding=outcome.grounding,
             controls=outcome.controls,
             usage=outcome.usage,
@@ -852,12 +882,23 @@ def _trace_row(row: method.Round) -> TraceRow:
         best_reward=row.best_reward,
         mean_sampled_reward=row.mean_sampled_reward,
         top_k_mass=row.top_k_mass,
+        # Where the reward is read at the latents alone, nothing says that the answer's logits are finite.
+        first_token_probability=min(1.0, row.first_token_probability) if row.first_token_probability >= 0 else None,
         sigma=row.sigma,
         accepted=list(row.accepted),
         candidates=row.candidates,
         discarded=row.discarded,
         seconds=row.seconds,
     )
+
+
+def _cell_attention(outcome: Outcome) -> list[CellAttention] | None:
+    if outcome.attention is None:
+        return None
+    return [
+        CellAttention(image=place.image, cell=cell, box=place.box, weight=weight)
+        for cell, (place, weight) in enumerate(zip(outcome.inputs.cells, outcome.attention, strict=True))
+    ]
 
 
 def _patches(outcome: Outcome) -> list[Patch]:

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from latent_tool.errors import InputError
+from latent_tool.schema import CellAttention, Patch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,8 +67,9 @@ def overlay(
         result: what a reasoner returned.
         image: the image that was asked about; an EXIF orientation is applied.
         index: which of the request's images it is, from 0.
-        heatmap: ``True`` colours the patches by their attention instead of veiling the rest; a sequence of
-            ``(box, weight)`` colours these boxes, in pixels of the upright image, weights from 0 upwards.
+        heatmap: ``True`` colours every image cell by the attention it had (``result.attention``), or the patches
+            alone if that was not measured; the caption says which. A sequence of ``(box, weight)`` colours these boxes,
+            in pixels of the upright image, weights from 0 upwards. Where boxes overlap, the largest weight is seen.
         caption: write answer and confidence below the picture, in Pillow's own font (Latin letters).
 
     Returns:
@@ -85,13 +87,15 @@ def overlay(
     placed = [(rank, layout.cells(box), attention) for rank, box, attention in known]
     drawn = [(rank, cells, attention) for rank, cells, attention in placed if cells is not None]
     if heatmap is True:
-        weighted: Sequence[tuple[Box, float]] = [(box, attention) for _, box, attention in known]
+        weighted, most = heat_of(result, index)
     else:
-        weighted = heatmap or ()
+        weighted = list(heatmap or ())
+        most = max((weight for _, weight in weighted), default=0.0)
 
     picture = _scaled(upright, layout)
     if weighted:
-        picture = _heated(picture, layout, weighted)
+        layer = heat_layer(layout, weighted, most).convert("RGBA")
+        picture = Image.alpha_composite(picture.convert("RGBA"), layer).convert("RGB")
     elif drawn:
         picture = _veiled(picture, layout, [(cells, attention) for _, cells, attention in drawn])
 
@@ -107,8 +111,10 @@ def overlay(
     _draw_labels(draw, layout, labels_of(layout, [(rank, cells) for rank, cells, _ in drawn]))
     if not caption:
         return canvas
-    largest = max((weight for _, weight in weighted), default=None)
-    return _with_caption(canvas, layout, _caption_lines(result, index, len(patches) - len(drawn)), largest)
+    lines = _caption_lines(result, index, len(patches) - len(drawn))
+    if heatmap is True:
+        lines.append(heat_text(result, index))
+    return _with_caption(canvas, layout, lines, most if weighted else None)
 
 
 def overlays(
@@ -185,7 +191,10 @@ def plain_text(text: str, *, limit: int = 1000) -> str:
 
 def confidence_text(value: float) -> str:
     """A confidence with two or three digits, rounded down, so that it never seems to reach what it does not."""
-    shown = f"{math.floor(value * 1000 + 1e-9) / 1000:.3f}"
+    thousandths = value * 1000 + 1e-9
+    if not math.isfinite(thousandths):
+        return "not finite"
+    shown = f"{math.floor(thousandths) / 1000:.3f}"
     return shown.removesuffix("0")
 
 
@@ -210,10 +219,9 @@ class Layout(NamedTuple):
             return None
         across, down = self.width / self.size[0], self.height / self.size[1]
         tiny = 1e-6  # so that 12.0 computed in another order does not become 13
-        left = max(0, math.floor(max(0.0, box[0]) * across + tiny))
-        top = max(0, math.floor(max(0.0, box[1]) * down + tiny))
-        right = math.ceil(min(self.size[0], box[2]) * across - tiny)
-        bottom = math.ceil(min(self.size[1], box[3]) * down - tiny)
+        x, y = ([min(max(0.0, edge), side) for edge in box[i::2]] for i, side in enumerate(self.size))
+        left, right = math.floor(x[0] * across + tiny), math.ceil(x[1] * across - tiny)
+        top, bottom = math.floor(y[0] * down + tiny), math.ceil(y[1] * down - tiny)
         if right <= left or bottom <= top:
             return None
         return left + self.left, top + self.top, right + self.left, bottom + self.top
@@ -303,29 +311,54 @@ def _veiled(picture: Image.Image, layout: Layout, cells: Sequence[tuple[Cells, f
     return Image.composite(Image.new("RGB", picture.size, GREY), picture, veil)
 
 
-def _heated(picture: Image.Image, layout: Layout, weighted: Sequence[tuple[Box, float]]) -> Image.Image:
-    """The picture under the colours of a heat map; where boxes overlap, the largest weight is seen."""
-    import numpy as np
+def heat_of(result: ReasoningResult, index: int) -> tuple[list[tuple[Box, float]], float]:
+    """What a heat map of image ``index`` shows, boxes and weights, and the largest weight in all images."""
+    cells: Sequence[CellAttention | Patch] = result.patches if result.attention is None else result.attention
+    weights = [cell.attention if isinstance(cell, Patch) else cell.weight for cell in cells]
+    pairs = zip(cells, weights, strict=True)
+    shown = [(cell.box, weight) for cell, weight in pairs if cell.image == index and cell.box is not None]
+    return shown, max(weights, default=0.0)
+
+
+def heat_text(result: ReasoningResult, index: int) -> str:
+    """One line about what the heat map of image ``index`` shows, and what it cannot show."""
+    if result.attention is None:
+        left = "the attention to all image cells was not measured"
+        return f"colours: the patches alone, {left}" if heat_of(result, index)[0] else f"no heat map: {left}"
+    cells = [cell for cell in result.attention if cell.image == index]
+    placed = sum(cell.box is not None for cell in cells)
+    if not placed:
+        return f"no heat map: the places of the {len(cells)} image cells are not known"
+    text = f"colours: attention of the latents to {placed} image {'cell' if placed == 1 else 'cells'}"
+    return text if placed == len(cells) else f"{text}; the places of {len(cells) - placed} more are not known"
+
+
+def heat_layer(layout: Layout, weighted: Sequence[tuple[Box, float]], most: float) -> Image.Image:
+    """The colours of a heat map as a picture to lay over the other one, transparent where there is no box.
+
+    Weights count from 0 to ``most``; where boxes overlap, the largest weight is seen. The picture has a palette, which
+    makes it small as a PNG. Raises ``InputError`` for a weight that is negative or not finite.
+    """
     from PIL import Image
 
     if not all(math.isfinite(weight) and weight >= 0 for _, weight in weighted):
         raise InputError("A weight of the heat map is negative or not finite.", "Weights start at 0, as attention.")
-    most = max(weight for _, weight in weighted) or 1.0
-    rising = sorted(((layout.cells(box), weight / most) for box, weight in weighted), key=lambda item: item[1])
-    shades = [(where, weight) for where, weight in rising if where is not None]
-    plane = _painted(layout, shades, -1.0)
+    rising = sorted(((layout.cells(box), weight / (most or 1.0)) for box, weight in weighted), key=lambda item: item[1])
+    shades = [(where, round(1 + 254 * weight)) for where, weight in rising if where is not None]
+    layer = Image.fromarray(_painted(layout, shades, 0).astype("uint8"))
+    layer.putpalette(_heat_colours())
     low, high = HEAT_OPACITY
-    opacity = np.where(plane < 0, 0.0, low + (high - low) * plane).astype(np.float32)
-    colours = _mask(np.maximum(plane, 0.0))
-    colours.putpalette(_heat_colours())
-    return Image.composite(colours.convert("RGB"), picture, _mask(opacity))
+    layer.info["transparency"] = bytes(
+        [0, *(round(255 * low + (high - low) * (level - 1) / 254 * 255) for level in range(1, 256))]
+    )
+    return layer
 
 
 def _heat_colours() -> list[int]:
-    """256 colours of the heat map, as red, green, blue, red, ..."""
-    colours = []
-    for level in range(256):
-        at = level / 255 * (len(HEAT_STOPS) - 1)
+    """256 colours, as red, green, blue, red, ...: one for no cell, then those of the heat map from 0 upwards."""
+    colours = [0, 0, 0]
+    for level in range(255):
+        at = level / 254 * (len(HEAT_STOPS) - 1)
         low = min(int(at), len(HEAT_STOPS) - 2)
         colours += [round(a + (at - low) * (b - a)) for a, b in zip(HEAT_STOPS[low], HEAT_STOPS[low + 1], strict=True)]
     return colours
@@ -492,7 +525,7 @@ def _with_caption(canvas: Image.Image, layout: Layout, lines: Sequence[str], lar
         stretch = max(16, min(256, room - math.ceil(small.getlength(before + after)) - 24))
         colours = _heat_colours()
         for column in range(stretch):
-            level = round(column / (stretch - 1) * 255) * 3
+            level = 3 * round(1 + column / (stretch - 1) * 254)
             red, green, blue = colours[level : level + 3]
             draw.line((x + column, y + 3, x + column, y + layout.font), fill=(red, green, blue))
         draw.text((margin, y), before, fill=TEXT, font=small)

@@ -197,6 +197,9 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         description="Makes the confidence a probability: a Calibration, its file, or 'embedded' for that of the "
         "embedded model. Only for the very configuration it was made for.",
     )
+    attention: bool = Field(
+        False, description="Measure how much the latents of the decoded state attend to every image cell."
+    )
     grounding: bool | NoiseSettings = Field(False, description="Measure the visual dependency of every token.")
     controls: bool = Field(False, description="Also answer without latents, and with the image noised.")
     image_policy: ImagePolicy = Field(ImagePolicy.local(), description="Which images may be opened.")
@@ -471,6 +474,7 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
             seed=_first_given(request.seed, options.seed, self.seed),
             confidence=self.confidence,
             min_confidence=None if isinstance(wanted, str) or self.calibration is not None else wanted,
+            attention=self.attention,
             grounding=self._noise(),
             controls=self.controls,
             deadline=call.deadline(budget),

@@ -16,17 +16,21 @@ import html
 import io
 import math
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latent_tool.errors import InputError
 from latent_tool.files import write_whole
 from latent_tool.overlay import (
+    HEAT_STOPS,
     THIN_VEIL,
     VEIL,
     attention_share,
     confidence_text,
+    heat_layer,
+    heat_of,
+    heat_text,
     labels_of,
     layout_of,
     plain_text,
@@ -36,6 +40,7 @@ from latent_tool.overlay import (
 if TYPE_CHECKING:
     from PIL import Image
 
+    from latent_tool.overlay import Layout
     from latent_tool.schema import Grounding, ReasoningResult, TraceRow
 
 __all__ = ["report_html", "summary_html", "write_report"]
@@ -43,7 +48,7 @@ __all__ = ["report_html", "summary_html", "write_report"]
 MOST_PATCHES = 100  # listed and drawn
 MOST_TOKENS = 256
 MOST_ROUNDS = 50  # rows of the table; the chart has up to CHART_POINTS
-CHART_POINTS = 400
+CHART_POINTS = 200
 MOST_TEXT = 3_000  # characters of one text
 MOST_NAME = 500  # characters of the name of a model or of an image
 PICTURE_SIDE = 900  # pixels: longer sides are shown smaller than they are ...
@@ -105,7 +110,7 @@ def report_html(
                 "Pass one for each image of the request, in the same order.",
             )
     shown = [_visible(name, 200) for name in names or ("image.png",) * len(pictures)]
-    rows = _patch_rows(result)
+    rows, style = _patch_rows(result), SHARED_STYLE + _STYLE
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -119,7 +124,9 @@ def report_html(
         more_patches=len(result.patches) - len(rows),
         grounding=_grounding(result.grounding),
         fell=_fell(result),
-        chart=_chart(result.trace),
+        chart=_chart(result.trace, result.confidence, result.min_confidence),
+        most_attention=heat_of(result, 0)[1],
+        heat_stops=["#" + bytes(colour).hex() for colour in HEAT_STOPS],
         trace=result.trace[-MOST_ROUNDS:],
         more_rounds=max(0, len(result.trace) - MOST_ROUNDS),
         costs=_costs(result),
@@ -131,9 +138,9 @@ def report_html(
         sources=SOURCES,
         stopped=STOPPED,
         finished=FINISHED,
-        style=_STYLE,
+        style=style,
         script=_SCRIPT,
-        style_hash=_hash(_STYLE),
+        style_hash=_hash(style),
         script_hash=_hash(_SCRIPT),
     )
 
@@ -266,9 +273,33 @@ def _figure(
         "pixelated": layout.width > upright.width,
         "size": upright.size,
         "layout": layout,
+        "heat": _heat(result, index, layout),
         "marks": marks,
         "labels": labels_of(layout, placed),
     }
+
+
+def _heat(result: ReasoningResult, index: int, layout: Layout) -> dict[str, str | None] | None:
+    """The heat map of an image as a layer to lay over it, and what it shows; ``None`` if that was not measured."""
+    if result.attention is None:
+        return None
+    weighted, most = heat_of(result, index)
+    text = heat_text(result, index)
+    if not weighted:
+        return {"uri": None, "about": None, "text": text}
+    stream = io.BytesIO()
+    heat_layer(layout, weighted, most).save(stream, "PNG", optimize=True)
+    box, weight = max(weighted, key=lambda pair: pair[1])
+    where = ", ".join(f"{round(edge, 1):g}" for edge in box)
+    return {
+        "uri": _png_uri(stream),
+        "about": f"Heat map, {text}; the largest, {_number(weight)}, at box {where}",
+        "text": text,
+    }
+
+
+def _png_uri(stream: io.BytesIO, kind: str = "png") -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
 
 
 def _data_uri(image: Image.Image) -> str:
@@ -283,7 +314,7 @@ def _data_uri(image: Image.Image) -> str:
     if stream.tell() > 400_000:
         kind, stream = "jpeg", io.BytesIO()
         clean.save(stream, "JPEG", quality=90)
-    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
+    return _png_uri(stream, kind)
 
 
 def _grounding(grounding: Grounding | None) -> dict[str, Any] | None:
@@ -310,8 +341,14 @@ def _fell(result: ReasoningResult) -> bool:
     return noised is not None and result.confidence is not None and noised < result.confidence / 2
 
 
-def _chart(trace: Sequence[TraceRow]) -> dict[str, Any] | None:
-    """Lines and marks of the reward per round, in a view box of 640 x 300; ``None`` if there is nothing to draw."""
+def _chart(
+    trace: Sequence[TraceRow], confidence: float | None = None, threshold: float | None = None
+) -> dict[str, Any] | None:
+    """Lines and marks of the reward per round, in a view box of 640 x 300; ``None`` if there is nothing to draw.
+
+    Under ``"sure"`` the probability of the first token, with confidence and threshold on the same scale from 0 to 1, in
+    a view box of 640 x 170; ``None`` if no round has it.
+    """
     rows = [row for row in trace if math.isfinite(row.reward) and math.isfinite(row.best_reward)]
     if not rows:
         return None
@@ -320,7 +357,7 @@ def _chart(trace: Sequence[TraceRow]) -> dict[str, Any] | None:
     margin = (high - low) * 0.08 or max(abs(high) * 0.05, 1e-3)
     low, high = low - margin, high + margin
     first, last = rows[0].round, max(rows[-1].round, rows[0].round + 1)
-    left, right, top, bottom = 70, 624, 24, 244
+    left, right, top, bottom = 92, 624, 24, 244
 
     def x(number: float) -> float:
         return round(left + (number - first) / (last - first) * (right - left), 1)
@@ -335,6 +372,7 @@ def _chart(trace: Sequence[TraceRow]) -> dict[str, Any] | None:
     return {
         "best": " ".join(f"{x(row.round)},{y(row.best_reward)}" for row in thinned),
         "current": " ".join(f"{x(row.round)},{y(row.reward)}" for row in thinned),
+        "sure": _sure(thinned, x, confidence, threshold),
         "single": len(rows) == 1,
         "marks": [
             {
@@ -351,6 +389,29 @@ def _chart(trace: Sequence[TraceRow]) -> dict[str, Any] | None:
         "ticks_x": [{"at": x(number), "text": str(number)} for number in _whole_ticks(first, last)],
         "summary": f"The best reward goes {rises} in round {rows[-1].round}. "
         + (f"Patches were accepted in round {where}." if accepted else "No patches were accepted."),
+    }
+
+
+def _sure(
+    rows: Sequence[TraceRow], x: Callable[[float], float], confidence: float | None, threshold: float | None
+) -> dict[str, Any] | None:
+    """How probable the first token was, round by round; ``x`` places a round."""
+    known = [(row.round, row.first_token_probability) for row in rows if row.first_token_probability is not None]
+    if not known:
+        return None
+
+    def y(value: float) -> float:
+        return round(150 - 134 * min(1.0, max(0.0, value)), 1)
+
+    (_, start), (last, end) = known[0], known[-1]
+    ends = "" if confidence is None else f"; the confidence of the answer is {_confidence(confidence)}"
+    return {
+        "line": " ".join(f"{x(number)},{y(value)}" for number, value in known),
+        "single": len(known) == 1,
+        "ticks": [{"at": y(value), "text": f"{value:g}"} for value in (0, 0.5, 1)],
+        "final": None if confidence is None else {"x": x(last), "y": y(confidence)},
+        "threshold": None if threshold is None else y(threshold),
+        "summary": f"The most probable first token goes from {_confidence(start)} to {_confidence(end)}{ends}.",
     }
 
 
@@ -431,6 +492,8 @@ def _snippet(result: ReasoningResult, question: str, names: Sequence[str]) -> st
     if result.settings is not None:
         classes.append("SearchSettings")
         arguments.append(f"settings={call('SearchSettings', result.settings)}")
+    if result.attention is not None:
+        arguments.append("attention=True")
     if result.grounding is not None:
         noise = result.grounding.noise.model_dump(exclude_defaults=True)
         arguments.append(f"grounding={noise or True}")
@@ -461,72 +524,70 @@ def _snippet(result: ReasoningResult, question: str, names: Sequence[str]) -> st
 
 # --- the page ---------------------------------------------------------------------------------------------------------
 
-_STYLE = """
+# What the report and the playground have in common: colours, texts, tables, charts and tokens.
+SHARED_STYLE = """
 :root {
   color-scheme: light dark;
-  --paper: #ffffff; --panel: #f4f5f7; --ink: #1b1d21; --quiet: #565c66; --rule: #d5d8de;
-  --accent: #0b62c4; --good: #00684f; --bad: #a33b00; --amber: #ffb000;
+  --paper: #ffffff; --panel: #f4f5f7; --ink: #1b1d21; --quiet: #565c66; --rule: #d5d8de; --edge: #80868f;
+  --accent: #0b62c4; --on-accent: #ffffff; --good: #00684f; --bad: #a33b00; --amber: #ffb000;
   --see: 11, 98, 196; --against: 196, 84, 0;
 }
 @media screen and (prefers-color-scheme: dark) {
   :root {
-    --paper: #16181c; --panel: #20242a; --ink: #eceef1; --quiet: #a9b0bb; --rule: #3a404a;
-    --accent: #79b4ff; --good: #4fd1ad; --bad: #ff9a5c;
+    --paper: #16181c; --panel: #20242a; --ink: #eceef1; --quiet: #a9b0bb; --rule: #3a404a; --edge: #7d8591;
+    --accent: #79b4ff; --on-accent: #10131a; --good: #4fd1ad; --bad: #ff9a5c;
     --see: 74, 144, 255; --against: 255, 130, 40;
   }
 }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 76rem; margin: 0 auto; padding: 1.5rem 1.25rem 3rem; }
-.columns { display: grid; grid-template-columns: minmax(0, 7fr) minmax(0, 5fr); gap: 0 2.5rem; align-items: start; }
-@media (max-width: 60rem) { .columns { grid-template-columns: minmax(0, 1fr); } }
-h1 { font-size: 1.15rem; font-weight: 500; margin: 0; }
-h2 { font-size: 1.05rem; margin: 2rem 0 .6rem; }
-h3 { font-size: 1rem; margin: 1rem 0 .4rem; }
+main { max-width: 76rem; margin: 0 auto; padding: 1.4rem 1.25rem 3rem; }
 p { margin: .4rem 0; }
 .free { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; }
-.answer { font-size: 1.9rem; line-height: 1.25; font-weight: 650; margin: .3rem 0 .6rem; max-height: 14rem;
-  overflow: auto; }
 .quiet { color: var(--quiet); font-size: .9rem; }
-.kicker { color: var(--quiet); font-size: .8rem; letter-spacing: .06em; text-transform: uppercase; margin: .8rem 0 0; }
-.verdict { font-weight: 650; }
 .good { color: var(--good); }
 .bad { color: var(--bad); }
-.warnings { border-left: .3rem solid var(--bad); background: var(--panel); margin: 1rem 0; padding: .6rem 1rem; }
-.warnings ul { margin: 0; padding-left: 1.1rem; }
-.gauge { display: block; width: 100%; max-width: 26rem; height: auto; }
-.gauge .ground { fill: var(--panel); stroke: var(--rule); }
+.answer { font-size: 1.9rem; line-height: 1.25; font-weight: 650; margin: .3rem 0 .5rem; max-height: 14rem;
+  overflow: auto; }
+.verdict { font-weight: 650; }
+.gauge { display: block; width: 100%; max-width: 30rem; height: auto; }
+.gauge .ground { fill: var(--panel); stroke: var(--edge); }
 .gauge .level { fill: var(--accent); }
 .gauge .threshold { stroke: var(--ink); stroke-width: 3; }
-.chart text { fill: var(--quiet); font-size: 16px; }
-figure { margin: 0 0 1rem; }
-.picture { display: block; width: 100%; max-height: 80vh; height: auto; background: #1e2024; border-radius: .4rem; }
+.picture { display: block; width: 100%; height: auto; background: #1e2024; border-radius: .4rem; }
 .pixelated { image-rendering: pixelated; }
-.picture .hit { fill: transparent; vector-effect: non-scaling-stroke; cursor: pointer; }
-.picture a { outline: none; }
-.picture a:hover .hit, .picture a:focus-visible .hit, .picture a.on .hit { stroke: #000000; stroke-width: 5;
+.veil { fill: #808080; fill-opacity: .5; }
+.outline { fill: #ffb000; }
+.hit { fill: transparent; vector-effect: non-scaling-stroke; }
+[data-patch]:has(.hit) { outline: none; cursor: pointer; }
+[data-patch]:is(:hover, :focus-visible, .on) .hit { stroke: #000000; stroke-width: 5;
   filter: drop-shadow(0 0 1px #ffffff) drop-shadow(0 0 2px #ffffff) drop-shadow(0 0 2px #ffffff); }
-.picture .veil { fill: #808080; fill-opacity: .5; }
-.picture .outline, .picture .tag { fill: #ffb000; }
-.picture .tag { stroke: #000000; }
-.picture .leader { stroke: #ffb000; }
-.picture .label { font-family: system-ui, sans-serif; fill: #000000; text-anchor: middle; dominant-baseline: central; }
-.marks:not(:checked) ~ figure .mark { display: none; }
-.detail { min-height: 3em; padding: .4rem .7rem; background: var(--panel); border-radius: .4rem; font-size: .9rem; }
+.detail { padding: .4rem .7rem; background: var(--panel); border-radius: .4rem; font-size: .9rem; }
+.chart { display: block; width: 100%; height: auto; }
+.chart text { fill: var(--quiet); font: 16px system-ui, sans-serif; }
+@media (max-width: 34rem) { .chart text { font-size: 22px; } }
+.chart .axis { stroke: var(--rule); }
+.chart .threshold { stroke: var(--ink); stroke-width: 1.5; stroke-dasharray: 2 4; }
+.chart polyline { fill: none; stroke-linejoin: round; }
+.chart .best { stroke: var(--accent); stroke-width: 2.5; }
+.chart .current { stroke: var(--quiet); stroke-width: 1.5; stroke-dasharray: 5 4; }
+.chart circle { fill: var(--amber); stroke: #000000; stroke-width: 1.5; }
+.chart .point { fill: var(--accent); stroke: none; }
+.chart .final { fill: var(--accent); stroke: var(--paper); stroke-width: 2; }
+.chart .count { fill: var(--ink); font-weight: 600; paint-order: stroke; stroke: var(--paper); stroke-width: 4px; }
+.bar { width: 100%; max-width: 10rem; height: .7rem; fill: var(--accent); vertical-align: middle; }
 .scroll { overflow-x: auto; }
 .scroll.tall { max-height: 34rem; overflow-y: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
 thead th { color: var(--quiet); font-weight: 500; }
 tbody th { font-weight: 500; }
-tr:target, tr.on { background: var(--panel); box-shadow: inset .25rem 0 var(--amber); }
-.bar { width: 100%; max-width: 10rem; height: .7rem; fill: var(--accent); vertical-align: middle; }
-.small.bar { width: 3.8rem; }
+tr.on { background: var(--panel); box-shadow: inset .25rem 0 var(--amber); }
 .tokens { line-height: 2; padding: .6rem .8rem; border: 1px solid var(--rule); border-radius: .4rem; max-height: 22rem;
   overflow: auto; }
 .tokens span { padding: .15em .05em; border-radius: .2em; }
 .tokens .answers { font-weight: 700; }
-.tokens .above { text-decoration: underline; text-decoration-thickness: 2px; text-underline-offset: .2em; }
+.key span { padding: .1em .5em; border-radius: .2em; color: var(--ink); }
 .p1 { background: rgba(var(--see), .12); }
 .p2 { background: rgba(var(--see), .22); }
 .p3 { background: rgba(var(--see), .32); }
@@ -535,30 +596,49 @@ tr:target, tr.on { background: var(--panel); box-shadow: inset .25rem 0 var(--am
 .m1 { background: rgba(var(--against), .14); }
 .m2 { background: rgba(var(--against), .28); }
 .m3 { background: rgba(var(--against), .42); }
-.key span { padding: .1em .5em; border-radius: .2em; color: var(--ink); }
-.chart { display: block; width: 100%; height: auto; }
-.chart .axis { stroke: var(--rule); }
-.chart polyline { fill: none; stroke-linejoin: round; }
-.chart .best { stroke: var(--accent); stroke-width: 2.5; }
-.chart .current { stroke: var(--quiet); stroke-width: 1.5; stroke-dasharray: 5 4; }
-.chart circle { fill: var(--amber); stroke: #000000; stroke-width: 1.5; }
-.chart .point { fill: var(--accent); stroke: none; }
-.chart .count { fill: var(--ink); font-weight: 600; }
-pre { background: var(--panel); border: 1px solid var(--rule); border-radius: .4rem; padding: .8rem 1rem;
+pre { background: var(--panel); border: 1px solid var(--rule); border-radius: .4rem; padding: .8rem 1rem; margin: 0;
   overflow-x: auto; font: .85rem/1.5 ui-monospace, monospace; unicode-bidi: isolate; }
-summary { cursor: pointer; color: var(--accent); padding: .3rem 0; }
-:is(summary, input, pre, .scroll, .tokens):focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
+:is(button, summary, select, input, pre, .scroll, .tokens):focus-visible { outline: 3px solid var(--accent);
+  outline-offset: 2px; }
 .tokens, .picture, .chart, .gauge, .bar, .key span, tr { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 @media print {
   :root { color-scheme: light; }
   body { font-size: 11pt; }
   main { max-width: none; padding: 0; }
-  .columns { display: block; }
   .scroll, .scroll.tall, .tokens, .answer { max-height: none; overflow: visible; }
-  .marks, .marks + label, .detail { display: none; }
   figure, tr, .chart, pre { break-inside: avoid; }
   h2, h3 { break-after: avoid; }
   pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+}
+"""
+
+_STYLE = """
+.columns { display: grid; grid-template-columns: minmax(0, 7fr) minmax(0, 5fr); gap: 0 2.5rem; align-items: start; }
+@media (max-width: 60rem) { .columns { grid-template-columns: minmax(0, 1fr); } }
+h1 { font-size: 1.15rem; font-weight: 500; margin: 0; }
+h2 { font-size: 1.05rem; margin: 2rem 0 .6rem; }
+h3 { font-size: 1rem; margin: 1rem 0 .4rem; }
+.kicker { color: var(--quiet); font-size: .8rem; letter-spacing: .06em; text-transform: uppercase; margin: .8rem 0 0; }
+.warnings { border-left: .3rem solid var(--bad); background: var(--panel); margin: 1rem 0; padding: .6rem 1rem; }
+.warnings ul { margin: 0; padding-left: 1.1rem; }
+figure { margin: 0 0 1rem; }
+.picture { max-height: 80vh; }
+.tag { fill: #ffb000; stroke: #000000; }
+.leader { stroke: #ffb000; }
+.label { font-family: system-ui, sans-serif; fill: #000000; text-anchor: middle; dominant-baseline: central; }
+.marks:not(:checked) ~ figure .mark, .heats:not(:checked) ~ figure .heat, .heats:not(:checked) ~ .heat,
+.heats:checked ~ figure .veil, .heats:checked ~ p .veil { display: none; }
+.toggle { margin-right: .6rem; }
+.detail { min-height: 3em; }
+tr:target { background: var(--panel); box-shadow: inset .25rem 0 var(--amber); }
+.small.bar { width: 3.8rem; }
+.box { white-space: nowrap; }
+@media (max-width: 34rem) { .small.bar { display: none; } }
+.tokens .above { text-decoration: underline; text-decoration-thickness: 2px; text-underline-offset: .2em; }
+summary { cursor: pointer; color: var(--accent); padding: .3rem 0; }
+@media print {
+  .columns { display: block; }
+  .marks, .heats, .toggle, .detail { display: none; }
   .picture { max-height: 60vh; }
 }
 """
@@ -647,9 +727,14 @@ script-src '{{ script_hash }}'; base-uri 'none'; form-action 'none'">
 
 <section aria-labelledby="picture-title">
   <h2 id="picture-title">What the answer rests on</h2>
+  {% if patches or result.attention is not none %}<span class="toggle">Show</span>{% endif %}
   {% if patches %}
   <input type="checkbox" id="marks" class="marks" checked>
-  <label for="marks">show the patches</label>
+  <label for="marks" class="toggle">patches</label>
+  {% endif %}
+  {% if result.attention is not none %}
+  <input type="checkbox" id="heats" class="heats">
+  <label for="heats" class="toggle">heat map</label>
   {% endif %}
   {% for figure in figures %}
   {% set i, layout = loop.index0, figure.layout %}
@@ -661,6 +746,10 @@ script-src '{{ script_hash }}'; base-uri 'none'; form-action 'none'">
       <image {{ place(image) }} href="{{ figure.uri }}" preserveAspectRatio="none" role="img" aria-label="\
 {{ figure.name }}, the image that was asked about, {{ figure.size[0] }} by {{ figure.size[1] }} pixels"\
 {% if figure.pixelated %} class="pixelated"{% endif %}/>
+      {% if figure.heat and figure.heat.uri %}
+      <image class="heat" {{ place(image) }} href="{{ figure.heat.uri }}" preserveAspectRatio="none" role="img" \
+aria-label="{{ figure.heat.about }}"/>
+      {% endif %}
       {% if figure.marks %}
       <g class="mark" aria-hidden="true" shape-rendering="crispEdges">
         <mask id="veil-{{ i }}" maskUnits="userSpaceOnUse" {{ place(image) }}>
@@ -702,16 +791,32 @@ script-src '{{ script_hash }}'; base-uri 'none'; form-action 'none'">
       {% endfor %}
       {% endif %}
     </svg>
-    {% if names_shown %}
-    <figcaption class="quiet"><bdi>{{ figure.name }}</bdi>,
-      {{ figure.size[0] }} &times; {{ figure.size[1] }} pixels</figcaption>
+    {% if names_shown or figure.heat %}
+    <figcaption class="quiet">
+      {% if names_shown %}
+      <bdi>{{ figure.name }}</bdi>, {{ figure.size[0] }} &times; {{ figure.size[1] }} pixels
+      {% endif %}
+      {% if figure.heat %}
+      <span class="heat">{{ "(" if names_shown }}{{ figure.heat.text }}{{ ")" if names_shown }}</span>
+      {% endif %}
+    </figcaption>
     {% endif %}
   </figure>
   {% endfor %}
+  {% if result.attention is not none %}
+  <p class="quiet heat">Attention to a cell, mean over latents, heads and layers, where the answer was decoded:
+    <span class="box">0 <svg class="bar" viewBox="0 0 160 10" preserveAspectRatio="none" aria-hidden="true">\
+<linearGradient id="heat-colours">{% for colour in heat_stops %}
+<stop offset="{{ loop.index0 / (heat_stops | length - 1) }}" stop-color="{{ colour }}"/>{% endfor %}\
+</linearGradient><rect width="160" height="10" fill="url(#heat-colours)"/></svg> {{ most_attention | number }}.</span>
+    Where cells overlap, the largest is seen.</p>
+  {% else %}
+  <p class="quiet">The attention to all image cells was not measured.</p>
+  {% endif %}
   {% if patches %}
   <p class="detail" id="detail">Point at a patch, or reach it with the Tab key, to read about it.</p>
   <p class="quiet">Labels count the patches in the order of their injection; label 1 is <code>result.patches[0]</code>.
-    The clearer a patch, the more attention it had.</p>
+    <span class="veil">The clearer a patch, the more attention it had.</span></p>
   <div class="scroll tall" tabindex="0" role="region" aria-label="Table of patches">
   <table>
     <thead><tr><th scope="col">patch</th><th scope="col">attention</th><th scope="col">gain</th>
@@ -731,7 +836,7 @@ script-src '{{ script_hash }}'; base-uri 'none'; form-action 'none'">
       {% if figures | length > 1 %}
       <td>{{ row.patch.image + 1 }}</td>
       {% endif %}
-      <td>{{ row.box or "not known" }}</td>
+      <td class="box">{{ row.box or "not known" }}</td>
     </tr>
     {% endfor %}
     </tbody>
@@ -844,18 +949,40 @@ script-src '{{ script_hash }}'; base-uri 'none'; form-action 'none'">
 <section aria-labelledby="search-title">
   <h2 id="search-title">The search, round by round</h2>
   {% if chart %}
+  {% if chart.sure %}
+  <svg class="chart" viewBox="0 0 640 170" role="img" aria-label="{{ chart.sure.summary }}">
+    {% for tick in chart.sure.ticks %}
+    <path class="axis" d="M92 {{ tick.at }}H624"/>
+    <text x="82" y="{{ tick.at + 5 }}" text-anchor="end">{{ tick.text }}</text>
+    {% endfor %}
+    {% if chart.sure.threshold is not none %}
+    <path class="threshold" d="M92 {{ chart.sure.threshold }}H624"/>
+    {% endif %}
+    <polyline class="best" points="{{ chart.sure.line }}"/>
+    {% if chart.sure.single %}
+    <circle class="point" cx="92" cy="{{ chart.sure.line.split(",")[1] }}" r="4"/>
+    {% endif %}
+    {% if chart.sure.final %}
+    <path class="final" d="M{{ chart.sure.final.x }} {{ chart.sure.final.y - 9 }}l9 9l-9 9l-9 -9z"/>
+    {% endif %}
+  </svg>
+  <p class="quiet">How sure: the probability of the most probable first token of the best state so far\
+{% if chart.sure.final %}; diamond: the confidence of the answer, on the same scale{% endif %}\
+{% if chart.sure.threshold is not none %}; dotted: the threshold{% endif %}.</p>
+  <p>{{ chart.sure.summary }}</p>
+  {% endif %}
   <svg class="chart" viewBox="0 0 640 300" role="img" aria-label="Reward per round. {{ chart.summary }}">
     {% for tick in chart.ticks_y %}
-    <path class="axis" d="M70 {{ tick.at }}H624"/>
-    <text x="60" y="{{ tick.at + 5 }}" text-anchor="end">{{ tick.text }}</text>
+    <path class="axis" d="M92 {{ tick.at }}H624"/>
+    <text x="82" y="{{ tick.at + 5 }}" text-anchor="end">{{ tick.text }}</text>
     {% endfor %}
     {% for tick in chart.ticks_x %}
     <text x="{{ tick.at }}" y="268" text-anchor="middle">{{ tick.text }}</text>
     {% endfor %}
-    <text x="347" y="292" text-anchor="middle">round</text>
+    <text x="358" y="292" text-anchor="middle">round</text>
     <polyline class="current" points="{{ chart.current }}"/>
     <polyline class="best" points="{{ chart.best }}"/>
-    {% if chart.single %}<circle class="point" cx="70" cy="{{ chart.best.split(",")[1] }}" r="4"/>{% endif %}
+    {% if chart.single %}<circle class="point" cx="92" cy="{{ chart.best.split(",")[1] }}" r="4"/>{% endif %}
 
     {% for mark in chart.marks %}
     <g><title>{{ mark.title }}</title><circle cx="{{ mark.x }}" cy="{{ mark.y }}" r="6"/>
@@ -871,13 +998,15 @@ script-src '{{ script_hash }}'; base-uri 'none'; form-action 'none'">
     <div class="scroll tall" tabindex="0" role="region" aria-label="Table of rounds">
     <table>
       <thead><tr><th scope="col">round</th><th scope="col">reward</th><th scope="col">best</th>
-        <th scope="col">mean of samples</th><th scope="col">top-k mass</th><th scope="col">sigma</th>
+        <th scope="col">mean of samples</th><th scope="col">top-k mass</th><th scope="col">first token</th>
+        <th scope="col">sigma</th>
         <th scope="col">accepted</th><th scope="col">candidates</th><th scope="col">seconds</th></tr></thead>
       <tbody>
       {% for row in trace %}
       <tr><th scope="row">{{ row.round }}</th>
         <td>{{ row.reward | number(4) }}</td><td>{{ row.best_reward | number(4) }}</td>
         <td>{{ row.mean_sampled_reward | number(4) }}</td><td>{{ row.top_k_mass | number }}</td>
+        <td>{{ row.first_token_probability | number }}</td>
         <td>{{ row.sigma | number }}</td><td>{{ row.accepted | length or "" }}</td>
         <td>{{ row.candidates | number }}</td><td>{{ row.seconds | number }}</td></tr>
       {% endfor %}

@@ -17,6 +17,7 @@ from latent_tool.settings import Budget, NoiseSettings, SearchSettings, explain_
 
 __all__ = [
     "MAX_TEXT",
+    "CellAttention",
     "ControlAnswer",
     "Controls",
     "GeneratedToken",
@@ -133,6 +134,19 @@ class Patch(Plain):
     latent: int = Field(ge=0, description="The latent that proposed it, from 0.")
 
 
+class CellAttention(Plain):
+    """One image cell and how much the latents of the decoded state attend to it."""
+
+    image: int = Field(ge=0, description="Which of the request's images, from 0.")
+    cell: int = Field(ge=0, description="Index of the image cell among all cells of the prompt, from 0.")
+    box: Box | None = Field(description="Left, top, right, bottom in pixels of the upright image; None if not known.")
+    weight: float = Field(
+        ge=0,
+        description="Attention to the cell, mean over latents, heads and layers; the copy that was injected of it, if "
+        "any, is not counted.",
+    )
+
+
 class TraceRow(Plain):
     """One round of the search; round 0 is the scoring of the initial latents."""
 
@@ -141,6 +155,12 @@ class TraceRow(Plain):
     best_reward: float = Field(description="Best reward so far; never falls.")
     mean_sampled_reward: float | None = Field(description="Mean reward of the round's noise samples.")
     top_k_mass: float = Field(description="Probability mass of the top k tokens at the best state, in [0, 1].")
+    first_token_probability: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Probability of the most probable first answer token at the best state, in [0, 1].",
+    )
     sigma: float | None = Field(description="Deviation of the noise, in the units of the settings.")
     accepted: list[int] = Field(description="Cells injected in this round.")
     candidates: int = Field(ge=0, description="States scored so far.")
@@ -222,7 +242,9 @@ class Usage(Plain):
     latent_tokens: int = Field(ge=0)
     patch_tokens: int = Field(ge=0)
     generated_tokens: int = Field(ge=0)
-    seconds: dict[str, float] = Field(description="Per phase: images, queue, prefill, search, decode, grounding.")
+    seconds: dict[str, float] = Field(
+        description="Per phase: images, queue, prefill, search, decode, attention, grounding."
+    )
 
 
 class RouteStep(Plain):
@@ -256,6 +278,11 @@ class ReasoningResult(Plain):
     patches: list[Patch] = []
     image_sizes: list[tuple[int, int]] = Field([], description="Width and height of every upright image, in pixels.")
     trace: list[TraceRow] = []
+    attention: list[CellAttention] | None = Field(
+        None,
+        description="Attention of the decoded state's latents to every image cell, in the order of the prompt; None if "
+        "it was not measured. Boxes overlap where a model sees an image in tiles.",
+    )
     grounding: Grounding | None = None
     controls: Controls | None = None
     usage: Usage | None = None

@@ -46,7 +46,7 @@ def run_folder(folder: Path, count: int, methods: tuple[str, ...] = ("search",),
             "matches": None,
             "fingerprints": {
                 score: fingerprint(score=score, settings=settings, budget=budget)
-                for score in ("answer_probability", "first_token_entropy", "reward")
+                for score in ("pooled_probability", "first_token_entropy", "reward")
             },
         }
     manifest = {
@@ -72,7 +72,7 @@ def run_folder(folder: Path, count: int, methods: tuple[str, ...] = ("search",),
                     "label": "red",
                     "answer": "red" if right else "blue",
                     "correct": right,
-                    "scores": {"answer_probability": chance**power, "first_token_entropy": 1 - chance, "reward": None},
+                    "scores": {"pooled_probability": chance**power, "first_token_entropy": 1 - chance, "reward": None},
                 }
             )
     (folder / "items.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -96,8 +96,8 @@ def test_a_file_for_the_reasoner(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "at most 10.0% errors" in done.output and "mine.json" in done.output
     made = Calibration.load(out)
-    assert made.fingerprint == fingerprint(score="answer_probability")
-    assert made.configuration == configuration(score="answer_probability")
+    assert made.fingerprint == fingerprint(score="pooled_probability")
+    assert made.configuration == configuration(score="pooled_probability")
     assert made.threshold is not None and made.items == 600
     assert made.provenance["method"] == "search" and made.provenance["dataset"] == "made up"
     told = invoke("calibrate", str(folder), "--out", str(out), "--target-error", "0.1", "--json")
@@ -135,14 +135,14 @@ def test_unlabelled_and_failed_rows(tmp_path: Path) -> None:
     failure = {"type": "ImageDecodeError", "message": "no image"}
     changed(folder, 0, label=None, correct=None)
     changed(folder, 1, answer=None, correct=None, scores={}, error=failure)
-    changed(folder, 2, scores={"answer_probability": None})
+    changed(folder, 2, scores={"pooled_probability": None})
     made = calibration_of(load_run(folder))
     assert (made.items, made.unscored) == (197, 2)  # an answer that failed is never accepted; no label is no evidence
     whole = (folder / "items.jsonl").read_text()
     (folder / "items.jsonl").write_text(whole + '{"id": "torn')
     assert calibration_of(load_run(folder)) == made
     (folder / "items.jsonl").write_text(whole)
-    changed(folder, 3, scores={"answer_probability": "high"})
+    changed(folder, 3, scores={"pooled_probability": "high"})
     with pytest.raises(DatasetError, match="line 4"):
         load_run(folder)
 
@@ -192,8 +192,8 @@ def test_ask_with_a_calibration(tmp_path: Path) -> None:
     assert done.exit_code == (0 if result.accepted else 3)
     assert result.confidence_source == "calibrated" and made.threshold is not None
     assert result.min_confidence == made.threshold.probability
-    assert result.confidence == made.probability(result.scores.answer_probability)
-    assert result.accepted == made.accepts(result.scores.answer_probability)
+    assert result.confidence == made.probability(result.scores.pooled_probability)
+    assert result.accepted == made.accepts(result.scores.pooled_probability)
     # Another budget is another configuration: an error before any work.
     assert isinstance(invoke(*asked, "--budget", "quick").exception, CalibrationMismatchError)
     assert isinstance(invoke(*asked[:-1], str(tmp_path / "nowhere.json")).exception, CalibrationError)

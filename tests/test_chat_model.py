@@ -88,8 +88,8 @@ def test_the_reply_carries_its_confidence(chat: ChatLatentReasoner, picture: Ima
     assert [each["token"] for each in tokens] == ["red", " circle"]
     assert bytes(tokens[1]["bytes"]) == b" circle"
     assert all(each["logprob"] <= 0 for each in tokens)
-    # The token that ends the answer is part of the confidence, not of the content.
-    assert math.exp(sum(each["logprob"] for each in tokens)) >= metadata["confidence"]
+    # The token that ends the answer is part of its probability, not of the content.
+    assert math.exp(sum(each["logprob"] for each in tokens)) >= metadata["scores"]["answer_probability"]
     usage = reply.usage_metadata
     assert usage is not None and usage["output_tokens"] == 3 and usage["total_tokens"] == usage["input_tokens"] + 3
 

@@ -181,6 +181,26 @@ HOSTILE_NAME = "\x1b]0;title\x07[red]<img src=x onerror=alert(1)>.png"
 HOSTILE_QUESTION = "[bold]\x1b[2J</script><script>alert(1)</script> what color is the circle?"
 
 
+def test_the_heat_map_measures_what_it_shows(folder: Path) -> None:
+    done = run(
+        *("ask", "shapes.png", QUESTION, "--iterations", "1", "--json"),
+        *("--overlay", "seen.png", "--heatmap", "heat.png", "--report", "why.html"),
+        folder=folder,
+    )
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    result = ReasoningResult.model_validate_json(done.stdout)
+    assert result.attention is not None and len(result.attention) == 64
+    with Image.open(folder / "seen.png") as seen, Image.open(folder / "heat.png") as heat:
+        assert seen.width == heat.width and seen.tobytes() != heat.tobytes()
+    assert "attention=True" in (folder / "why.html").read_text(encoding="utf-8")
+    plain = run("ask", "shapes.png", QUESTION, "--latents", "0", "--heatmap", "heat.png", folder=folder)
+    assert plain.returncode == 0 and "no attention to the image cells" in plain.stderr
+    refused = run("ask", "shapes.png", QUESTION, "--heatmap", "heat.jpg", folder=folder)
+    assert refused.returncode == 2 and "does not end in .png" in refused.stderr
+    both = run("ask", "shapes.png", QUESTION, "--overlay", "one.png", "--heatmap", "one.png", folder=folder)
+    assert both.returncode == 2 and "--heatmap" in both.stderr and not (folder / "one.png").exists()
+
+
 def test_hostile_names_and_questions_stay_text(folder: Path) -> None:
     (folder / "shapes.png").rename(folder / HOSTILE_NAME)
     done = run(

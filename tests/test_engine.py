@@ -391,6 +391,77 @@ def test_controls(engine: Engine, picture: Image.Image) -> None:
     assert controls.image_noised.confidence < plain.confidence
 
 
+# ---------------------------------------------------------------------- attention to every cell, and on the way
+
+
+def test_the_attention_to_every_cell_is_that_of_the_decoded_state(engine: Engine, picture: Image.Image) -> None:
+    """Worked out again with eager attention in one naive forward pass."""
+    found = engine.answer(job(picture, attention=True))
+    assert found.latents is not None and found.patches and found.attention is not None
+    naive = run_naively(engine.vlm, found.inputs, found.latents, found.patches, attention=True)
+    assert naive.attention is not None
+    cells = found.inputs.tensors["input_ids"][0] == engine.vlm.image_token
+    columns = naive.attention[:, :, naive.latents][..., : len(cells)][..., cells]
+    assert found.attention == pytest.approx(columns.mean((0, 1, 2)).tolist(), abs=1e-6)
+    result = engine.result(found)
+    assert result.attention is not None
+    assert [(each.cell, each.image, each.box) for each in result.attention] == [
+        (index, place.image, place.box) for index, place in enumerate(found.inputs.cells)
+    ]
+    assert tuple(each.weight for each in result.attention) == found.attention
+    assert not result.warnings
+
+
+def test_measuring_the_attention_takes_one_pass_and_changes_nothing_else(engine: Engine, picture: Image.Image) -> None:
+    plain, measured = engine.answer(job(picture)), engine.answer(job(picture, attention=True))
+    assert measured.usage.decoder_calls == plain.usage.decoder_calls + 1
+    assert "attention" in measured.usage.seconds and "attention" not in plain.usage.seconds
+    assert (measured.answer, measured.patches) == (plain.answer, plain.patches)
+    assert plain.attention is None and engine.result(plain).attention is None
+    (later,), (kept,) = engine.attention_many([plain]), engine.attention_many([measured])
+    assert measured.attention is not None and not isinstance(later, Exception)
+    assert later == pytest.approx(measured.attention, abs=1e-6)
+    assert kept == list(measured.attention)
+
+
+def test_the_plain_model_has_no_attention_and_the_result_says_so(engine: Engine, picture: Image.Image) -> None:
+    result = engine.result(engine.answer(job(picture, settings=SearchSettings(latents=0), attention=True)))
+    assert result.attention is None
+    assert result.warnings == ["Without latents there is no attention to the image cells that could be measured."]
+
+
+def test_what_the_deadline_leaves_no_time_for_is_not_measured_but_named(engine: Engine, picture: Image.Image) -> None:
+    """The deadline passes while the answer is decoded."""
+    clock = Ticking()
+    timed = Engine(engine.vlm, clock)
+    run = timed.run(job(picture, deadline=1e6, attention=True, grounding=NoiseSettings(), controls=True))
+    while next(run).phase != "decode":
+        pass
+    clock.time = 1e6
+    with pytest.raises(StopIteration) as end:
+        next(run)
+    result = timed.result(end.value.value)
+    assert result.answer and (result.attention, result.grounding, result.controls) == (None, None, None)
+    assert "The deadline left no time to measure: attention, grounding, controls." in result.warnings
+
+
+@pytest.mark.parametrize("position", ["latents", "answer", "both"])
+def test_the_probability_of_the_first_token_is_that_of_a_naive_pass(
+    engine: Engine, picture: Image.Image, position: Any
+) -> None:
+    found = engine.answer(job(picture, settings=EAGER.but(reward_position=position)))
+    assert found.search is not None
+    naive = run_naively(engine.vlm, found.inputs, found.latents, found.patches)
+    expected = float(naive.at_answer[0].softmax(-1).max())
+    trace = engine.result(found).trace
+    assert trace[-1].first_token_probability == pytest.approx(expected, abs=1e-4)
+    start = engine.answer(job(picture, settings=EAGER.but(reward_position=position), budget=Budget(iterations=0)))
+    naive = run_naively(engine.vlm, start.inputs, start.latents, ())
+    expected = float(naive.at_answer[0].softmax(-1).max())
+    assert trace[0].first_token_probability == pytest.approx(expected, abs=1e-4)
+    assert all(0 < (row.first_token_probability or 0) <= 1 for row in trace)
+
+
 # ---------------------------------------------------------------------- confidence
 
 

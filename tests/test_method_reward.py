@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -92,6 +93,18 @@ def test_positions_and_rounding() -> None:
     assert torch.allclose(readings["both"], (readings["latents"] * 3 + readings["answer"]) / 4, atol=2e-6)
     for reward in readings.values():
         assert torch.equal((reward * 1e6).round() / 1e6, reward)
+
+
+@pytest.mark.parametrize("position", ["latents", "answer", "both"])
+def test_the_first_token_and_the_top_k_mass_are_read_with_the_reward(position: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = Logits(torch.randn(4, 3, 50, generator=generator), torch.randn(4, 50, generator=generator))
+    found = read_reward(logits, SearchSettings(reward_position=position))
+    assert torch.allclose(found.first_token_probability, logits.answer.softmax(-1).max(-1).values.double(), atol=1e-6)
+    read = {"latents": logits.latents, "answer": logits.answer[:, None]}
+    positions = read.get(position, torch.cat([*read.values()], dim=1))
+    expected = positions.softmax(-1).topk(K).values.sum(-1).mean(-1)
+    assert torch.allclose(found.top_k_mass, expected.double(), atol=1e-6)
 
 
 def test_logits_that_are_not_finite_have_no_reward() -> None:

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from latent_tool import overlay as module
 from latent_tool.errors import InputError
 from latent_tool.overlay import overlay, overlay_data_uri, overlay_png, overlays, show
-from latent_tool.schema import Patch, ReasoningResult
+from latent_tool.schema import CellAttention, Patch, ReasoningResult
 
 BLUE, RED, PAPER = (30, 90, 200), (200, 30, 30), (245, 245, 240)
 Box = tuple[float, float, float, float]
@@ -237,6 +237,90 @@ def test_heat_map_of_the_attention_leaves_the_rest_alone() -> None:
     assert all(near(pixel, module.AMBER) for pixel in around(picture, cell(0, 0), 1))
 
 
+def heated(colour: tuple[int, int, int], weight: float) -> tuple[float, ...]:
+    """What is seen of a colour under a share of the largest weight that is one of the heat map's own colours."""
+    low, high = module.HEAT_OPACITY
+    heat = module.HEAT_STOPS[round(weight * (len(module.HEAT_STOPS) - 1))]
+    return tuple(c + (low + (high - low) * weight) * (h - c) for c, h in zip(colour, heat, strict=True))
+
+
+def attended(
+    boxes: Sequence[Box | None], weights: Sequence[float], images: Sequence[int] | None = None
+) -> list[CellAttention]:
+    places = zip(images or [0] * len(boxes), boxes, weights, strict=True)
+    return [CellAttention(image=image, cell=i, box=box, weight=w) for i, (image, box, w) in enumerate(places)]
+
+
+def measured(
+    cells: list[CellAttention], boxes: Sequence[Box | None] = (), sizes: Sequence[tuple[int, int]] = ((60, 60),)
+) -> ReasoningResult:
+    return result_with(boxes, sizes=list(sizes)).model_copy(update={"attention": cells})
+
+
+def test_the_heat_map_shows_every_cell_that_was_measured() -> None:
+    boxes = [cell(c, r) for r in range(5) for c in range(5)]
+    weights = [0.25 * (i % 5) for i in range(25)]
+    picture = overlay(measured(attended(boxes, weights), [cell(1, 1)]), scene(), heatmap=True)
+    for box, weight in zip(boxes, weights, strict=True):
+        ground = {(1, 1): BLUE, (2, 1): BLUE, (1, 2): BLUE, (2, 2): BLUE, (4, 4): RED}
+        colour = ground.get((int(box[0] // 12), int(box[1] // 12)), PAPER)
+        # The outline of the patch reaches into its neighbours.
+        middle = part(picture, box)[24:72, 24:72]
+        assert near(middle, heated(colour, weight)), box
+    assert all(near(pixel, module.AMBER) for pixel in around(picture, cell(1, 1), 1))
+
+
+def test_colours_mean_the_same_in_every_image_of_a_request() -> None:
+    other = Image.new("RGB", (24, 36), RED)
+    cells = attended([cell(0, 0), cell(1, 0), cell(1, 2)], [0.2, 0.1, 0.4], [0, 0, 1])
+    first, second = overlays(measured(cells, sizes=[(60, 60), (24, 36)]), [scene(), other], heatmap=True)
+    assert near(part(first, cell(0, 0)), heated(PAPER, 0.5)) and near(part(first, cell(1, 0)), heated(PAPER, 0.25))
+    assert near(part(second, cell(1, 2), (24, 36)), heated(RED, 1.0))
+    assert (part(second, cell(0, 0), (24, 36)) == RED).all()
+
+
+@pytest.mark.parametrize("size", [(16, 16), (16, 8000), (8000, 5000)])
+def test_heat_maps_of_small_and_huge_images(size: tuple[int, int]) -> None:
+    """Tiles over an overview, of which one reaches out of the picture and one is not a box."""
+    wide, high = size[0] / 2, size[1] / 2
+    whole = (0.0, 0.0, float(size[0]), float(size[1]))
+    tiles = [(wide, high, 4.0 * wide, 4.0 * high), (-wide, -high, wide, high), (float("nan"), 0.0, 1.0, 1.0)]
+    image = Image.new("RGB", size, PAPER)
+    result = measured(attended([whole, *tiles, None], [0.1, 0.4, 0.2, 0.3, 0.0]), sizes=[size])
+    picture = overlay(result, image, heatmap=True, caption=False)
+    layout = module.layout_of(size)
+    assert near(part(picture, (wide, high, *whole[2:]), size)[1:, 1:], heated(PAPER, 1.0))
+    assert near(part(picture, (0.0, 0.0, wide, high), size)[:-1, :-1], heated(PAPER, 0.5))
+    assert near(part(picture, (wide, 0.0, whole[2], high), size)[:-1, 1:], heated(PAPER, 0.25))
+    frame = pixels(picture)
+    frame[layout.top : layout.top + layout.height, layout.left : layout.left + layout.width] = module.FRAME
+    assert (frame == module.FRAME).all()
+
+
+def test_the_layer_of_thousands_of_cells_is_a_small_png() -> None:
+    grid = [(27.0 * c, 27.0 * r, 27.0 * c + 27, 27.0 * r + 27) for r in range(54) for c in range(54)]
+    weights = np.random.default_rng(0).random(len(grid)).tolist()
+    stream = io.BytesIO()
+    module.heat_layer(module.layout_of((1458, 1458), 900), list(zip(grid, weights, strict=True)), 1.0).save(
+        stream, "PNG"
+    )
+    assert stream.tell() < 60_000
+
+
+def test_the_caption_says_what_the_colours_are_and_what_was_not_measured() -> None:
+    every = measured(attended([cell(0, 0), cell(1, 0)], [0.1, 0.2]))
+    some = measured(attended([cell(0, 0), None], [0.1, 0.2]))
+    none = measured(attended([None, None], [0.1, 0.2]))
+    left = "the attention to all image cells was not measured"
+    assert module.heat_text(every, 0) == "colours: attention of the latents to 2 image cells"
+    assert module.heat_text(some, 0).endswith("to 1 image cell; the places of 1 more are not known")
+    assert module.heat_text(none, 0) == "no heat map: the places of the 2 image cells are not known"
+    assert module.heat_text(result_with([cell(0, 0)]), 0) == f"colours: the patches alone, {left}"
+    assert module.heat_text(result_with([]), 0) == f"no heat map: {left}"
+    # Said in the picture too: a line more than without a heat map.
+    assert overlay(result_with([]), scene(), heatmap=True).height > overlay(result_with([]), scene()).height
+
+
 def test_heat_map_of_given_cells_shows_the_largest_weight_where_they_overlap() -> None:
     cells = [(cell(0, 4), 2.0), ((0.0, 0.0, 60.0, 60.0), 1.0)]
     picture = overlay(result_with([]), scene(), heatmap=cells)
@@ -296,7 +380,7 @@ def test_scaling_up_keeps_every_pixel() -> None:
     assert (shown[15::30, 15::30] == noise).all()
 
 
-numbers = st.floats(-400, 700)
+numbers = st.floats(-400, 700) | st.sampled_from([1e308, -1e308, 1e-320])
 anything = st.tuples(*[numbers | st.sampled_from([float("nan"), float("inf")])] * 4)
 crossing = st.tuples(st.floats(-400, 0), st.floats(-400, 0), st.floats(0.5, 700), st.floats(0.5, 700))
 
@@ -416,7 +500,16 @@ def test_the_caption_says_what_is_not_drawn() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0, "0.00"), (0.29, "0.29"), (0.8996, "0.899"), (0.93, "0.93"), (0.9999, "0.999"), (1.0, "1.00")],
+    [
+        (0.0, "0.00"),
+        (0.29, "0.29"),
+        (0.8996, "0.899"),
+        (0.93, "0.93"),
+        (0.9999, "0.999"),
+        (1.0, "1.00"),
+        (float("nan"), "not finite"),
+        (1e308, "not finite"),
+    ],
 )
 def test_a_confidence_is_never_rounded_up(value: float, text: str) -> None:
     assert module.confidence_text(value) == text

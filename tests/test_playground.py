@@ -29,11 +29,12 @@ from PIL import Image
 from pydantic import PrivateAttr
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from test_report import BLUE, HOSTILE, PAPER, QUESTION, a_result, hostile_result, scene
+from test_report import BLUE, HOSTILE, PAPER, QUESTION, a_result, attended_result, hostile_result, scene
 
 from latent_tool import Budget, LatentReasoner, ReasoningResult
 from latent_tool.errors import InputError, MissingExtraError
 from latent_tool.integrations.playground import create_playground
+from latent_tool.overlay import HEAT_OPACITY, HEAT_STOPS
 from latent_tool.schema import InjectedCell, ReasoningStep
 
 SHAPES = Path(__file__).parents[1] / "examples" / "images" / "shapes.png"
@@ -101,6 +102,10 @@ class Page:
 
     def shown(self, name: str) -> bool:
         return bool(self[name].is_displayed())
+
+    def bar(self) -> float:
+        """How much of the gauge is filled, in [0, 1]."""
+        return float(self["level-bar"].get_attribute("width")) / 298
 
     def count(self, selector: str) -> int:
         return int(self.browser.run("return document.querySelectorAll(arguments[0]).length", selector))
@@ -262,6 +267,11 @@ def test_steps_arrive_one_by_one(browser: Browser, script: Scripted, url: str, p
     for number in range(4):
         script.say(searching(number))
         until(lambda number=number: page.text("status").startswith(f"Round {number} of 10"), f"round {number}")
+        first = f"{0.4 + 0.05 * number:.2f}"
+        assert f"first token {first}" in page.text("status")
+        assert page.text("verdict") == f"First token {first} so far, not yet a confidence"
+        assert page.bar() == pytest.approx(float(first)) and page.count("#sure .final") == 0
+        assert browser.run("return document.querySelector('#sure .best').points.numberOfItems") == number + 1
         points = browser.run("return document.querySelector('#chart .best').points.numberOfItems")
         seen.append((points, page.count("#picture .patch"), page.count("#chart circle")))
         assert not page.shown("answered")
@@ -271,6 +281,7 @@ def test_steps_arrive_one_by_one(browser: Browser, script: Scripted, url: str, p
     script.say(a_result())
     page.answered()
     assert page.text("answer") == "blue"
+    assert page.text("verdict").startswith("Confidence 0.93") and page.bar() == pytest.approx(0.93)
     assert page.count("#picture .patch") == 5 and page.count("#patches tr") == 6  # one has no known place
     assert page["ask"].is_enabled() and not page["stop"].is_enabled()
     assert script._asked[0].question == QUESTION and script._asked[0].seed == 0
@@ -305,6 +316,80 @@ def test_stopping_stops_the_search(browser: Browser, script: Scripted, url: str,
     page.ask()
     page.answered()
     page.check()
+
+
+@pytest.mark.browser
+def test_the_confidence_ends_on_the_scale_of_the_first_token(done: Page) -> None:
+    """The diamond stands where the line would have to be to be as sure, and the threshold moves along."""
+    script = """
+    const line = [...document.querySelector("#sure .best").points].map(point => [point.x, point.y]);
+    const path = name => document.querySelector("#sure " + name).getAttribute("d").match(/[\\d.]+/g).map(Number);
+    return [line, path(".final"), path(".threshold"), document.getElementById("sure").getAttribute("aria-label")];
+    """
+    line, (x, top, *_), (_, threshold, *_), label = done.browser.run(script)
+    assert len(line) == 11 and x == pytest.approx(line[-1][0], abs=0.1)
+    (_, low), (_, high) = line[0], line[10]  # 0.40 and 0.90
+    scale = (low - high) / 0.5
+    assert top + 9 == pytest.approx(high - 0.03 * scale, abs=0.1)
+    assert threshold == pytest.approx(low - 0.1 * scale, abs=0.1)
+    assert label == "First token 0.40 in round 0, 0.90 in round 10; confidence of the answer 0.93"
+    done["threshold"].send_keys(Keys.END)
+    assert done.browser.run(script)[2][1] == pytest.approx(low - 0.6 * scale, abs=0.1)
+
+
+@pytest.mark.browser
+def test_searches_that_do_not_know_the_first_token_are_followed(
+    browser: Browser, script: Scripted, url: str, picture_file: Path
+) -> None:
+    page = Page(browser, url)
+    page.choose(picture_file)
+    page.ask()
+    step = searching(1)
+    assert step.trace is not None
+    row = step.trace.model_copy(update={"first_token_probability": None})
+    script.say(step.model_copy(update={"trace": row}))
+    until(lambda: page.text("status").startswith("Round 1"), "round 1")
+    assert "first token" not in page.text("status") and page.text("verdict").strip() == "" and page.bar() == 0
+    script.say(a_result(trace=[row]))
+    page.answered()
+    assert page.count("#sure .final") == 1
+    page.check()
+
+
+# --- the heat map -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.browser
+def test_the_heat_map_lies_on_the_picture(browser: Browser, script: Scripted, url: str, picture_file: Path) -> None:
+    page = Page(browser, url)
+    page.choose(picture_file)
+    assert not page.shown("heat-row")
+    script.say(attended_result())
+    page.ask()
+    page.answered()
+    assert "25 cells, mean over latents, heads and layers" in page.text("heat-about")
+    assert page.count("#picture .heat") == 0 and page.count("#picture .veil") == 1
+    page["heat"].send_keys(Keys.SPACE)
+    assert page.count("#picture .heat") == 1 and page.count("#picture .veil") == 0
+    time.sleep(0.3)  # the layer is decoded
+    shot = np.asarray(browser.screenshot()).astype(int)
+    left, top, right, _ = browser.box("#picture image")
+    cell = (right - left) / 5
+    for (column, row), colour, share in (((4, 4), (200, 30, 30), 1.0), ((0, 4), PAPER, 0.5), ((0, 0), PAPER, 0.0)):
+        x, y = round(left + (column + 0.5) * cell), round(top + (row + 0.5) * cell)
+        heat = np.array(HEAT_STOPS[round(share * 4)])
+        opacity = HEAT_OPACITY[0] + share * (HEAT_OPACITY[1] - HEAT_OPACITY[0])
+        expected = np.array(colour) + opacity * (heat - np.array(colour))
+        assert np.abs(shot[y - 3 : y + 3, x - 3 : x + 3] - expected).max() <= 4, (column, row)
+    page["heat"].send_keys(Keys.SPACE)
+    assert page.count("#picture .heat") == 0 and page.count("#picture .veil") == 1
+    page.check()
+
+
+@pytest.mark.browser
+def test_attention_that_was_not_measured_is_not_drawn_but_said(done: Page) -> None:
+    assert done.shown("heat-row") and not done.shown("heat")
+    assert done.text("heat-about") == "The attention to all cells was not measured: latent-tool play --attention does."
 
 
 # --- the gate ---------------------------------------------------------------------------------------------------------
@@ -419,7 +504,8 @@ def test_hostile_text_stays_text(browser: Browser, script: Scripted, url: str, t
     elements = page.count("*")
     sent = json.dumps(hostile_result().model_dump(mode="json")).replace("\\ud800", "")  # is no text a model can write
     script.say(searching(0), ReasoningResult.model_validate_json(sent))
-    question = HOSTILE.replace("\x00", "").replace("\x1b", "").replace("\ud800", "")
+    unseen = "\u200b\u00ad\u2028\U000e0041\ue000"
+    question = HOSTILE.replace("\x00", "").replace("\x1b", "").replace("\ud800", "") + unseen + "\\"
     browser.run(
         "const e = document.getElementById('question'); e.value = arguments[0]; "
         "e.dispatchEvent(new Event('input', {bubbles: true}))",
@@ -434,7 +520,7 @@ def test_hostile_text_stays_text(browser: Browser, script: Scripted, url: str, t
     assert shown.startswith("<img src=x onerror=alert(1)>\"'</script><script>window.hacked = 1</script>")
     assert not {"\u202e", "\x00", "\x1b"} & set(page.text("answered") + page.text("warnings") + page.text("tokens"))
     code = page.text("python")
-    assert not {"\u202e", "\u202c"} & set(code)
+    assert not {"\u202e", "\u202c", *unseen} & set(code)
     call = next(
         node
         for node in ast.walk(ast.parse(code))
@@ -689,13 +775,14 @@ def started(*arguments: str) -> subprocess.Popen[str]:
 
 
 def test_the_command_serves_this_machine_until_it_is_interrupted() -> None:
-    process = started("--port", "0", "--budget", "quick", "--min-confidence", "0.7")
+    process = started("--port", "0", "--budget", "quick", "--min-confidence", "0.7", "--attention")
     try:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", url), process.communicate(timeout=60)
         setup = until(lambda: httpx.get(url + "play/setup", timeout=60).json(), "the page")
         assert (setup["level"], setup["min_confidence"], setup["model"]) == ("quick", 0.7, "embedded")
+        assert setup["arguments"] == {"attention": True}
         taken = started("--port", url.rstrip("/").rpartition(":")[2])
         out, errors = taken.communicate(timeout=120)
         assert taken.returncode == 2 and out == "" and "--port" in errors and "Traceback" not in errors

@@ -20,9 +20,10 @@ from PIL import Image, ImageDraw
 
 from latent_tool import report as module
 from latent_tool.errors import InputError
-from latent_tool.overlay import layout_of
+from latent_tool.overlay import HEAT_OPACITY, HEAT_STOPS, layout_of
 from latent_tool.report import report_html, summary_html, write_report
 from latent_tool.schema import (
+    CellAttention,
     ControlAnswer,
     Controls,
     Grounding,
@@ -80,6 +81,7 @@ def a_result(**changes: Any) -> ReasoningResult:
                 best_reward=best,
                 mean_sampled_reward=0.6 if number else None,
                 top_k_mass=0.9,
+                first_token_probability=round(0.4 + 0.05 * number, 2),
                 sigma=0.25 if number else None,
                 accepted=accepted.get(number, []),
                 candidates=1 + 9 * number,
@@ -139,6 +141,21 @@ def a_result(**changes: Any) -> ReasoningResult:
         "warnings": ["The image is small."],
     }
     return ReasoningResult(**{**values, **changes})
+
+
+def attended_result(**changes: Any) -> ReasoningResult:
+    """With the attention to all 25 cells of the scene: most to the red square, less to the rest, row by row."""
+    cells = [
+        CellAttention(
+            image=0,
+            cell=5 * row + column,
+            box=(12.0 * column, 12.0 * row, 12.0 * column + 12, 12.0 * row + 12),
+            weight=0.08 if (column, row) == (4, 4) else 0.01 * row,
+        )
+        for row in range(5)
+        for column in range(5)
+    ]
+    return a_result(**{"attention": cells, **changes})
 
 
 def hostile_result() -> ReasoningResult:
@@ -299,6 +316,54 @@ def test_tokens_are_coloured_by_their_dependency() -> None:
     assert spans[4]["title"] == "S = 5.2 nats, probability 0.9"
 
 
+def heat_of(page: str) -> Image.Image:
+    """The layer of the heat map, as it is embedded."""
+    found = re.search('class="heat"[^>]*href="data:image/png;base64,([^"]+)', page, re.DOTALL)
+    assert found is not None
+    return Image.open(io.BytesIO(base64.b64decode(found[1]))).convert("RGBA")
+
+
+def test_the_heat_map_lies_on_the_picture_and_says_what_it_is() -> None:
+    html = report_html(attended_result(), scene(), question=QUESTION, names=["disc.png"])
+    page, layout = Page(html), layout_of((60, 60), module.PICTURE_SIDE)
+    picture, heat = page.of("image")
+    assert [heat[name] for name in ("x", "y", "width", "height")] == [picture[n] for n in ("x", "y", "width", "height")]
+    layer = np.asarray(heat_of(html))
+    assert layer.shape[:2] == (layout.height, layout.width)
+    scale = layout.width // 60
+    assert tuple(layer[54 * scale, 54 * scale]) == (*HEAT_STOPS[-1], round(255 * HEAT_OPACITY[1]))
+    assert tuple(layer[6 * scale, 6 * scale]) == (*HEAT_STOPS[0], round(255 * HEAT_OPACITY[0]))
+    assert tuple(layer[54 * scale, 6 * scale])[:3] == HEAT_STOPS[2]
+    assert heat["aria-label"] == (
+        "Heat map, colours: attention of the latents to 25 image cells; the largest, 0.08, at box 48, 48, 60, 60"
+    )
+    assert "attention=True," in "".join(page.texts["code"])
+
+
+def test_what_a_heat_map_cannot_show_is_said() -> None:
+    plain = report_html(a_result(), scene(), question=QUESTION)
+    assert "The attention to all image cells was not measured." in plain and 'id="heats"' not in plain
+    cells = [CellAttention(image=0, cell=0, box=None, weight=0.1)]
+    nowhere = report_html(a_result(attention=cells), scene(), question=QUESTION)
+    assert "no heat map: the places of the 1 image cells are not known" in nowhere
+    assert 'class="heat" x=' not in nowhere and nowhere.count("<image") == 1
+
+
+def test_every_image_has_its_heat_map_in_one_scale() -> None:
+    moved = [
+        CellAttention(image=0, cell=0, box=(0.0, 0.0, 60.0, 60.0), weight=0.04),
+        CellAttention(image=1, cell=1, box=(12.0, 0.0, 24.0, 36.0), weight=0.08),
+    ]
+    result = a_result(attention=moved, image_sizes=[(60, 60), (24, 36)])
+    first, second = (
+        np.asarray(heat_of(part))
+        for part in report_html(result, [scene(), Image.new("RGB", (24, 36))], question=QUESTION).split("<figure>")[1:]
+    )
+    assert {tuple(pixel) for pixel in first.reshape(-1, 4)[:, :3]} == {HEAT_STOPS[2]}
+    assert not second[:, : second.shape[1] // 2 - 1, 3].any()
+    assert tuple(second[5, -5])[:3] == HEAT_STOPS[-1]
+
+
 def test_wrong_images_are_refused() -> None:
     with pytest.raises(InputError, match="1 images, not 2 images"):
         report_html(a_result(), [scene(), scene()], question=QUESTION)
@@ -358,6 +423,7 @@ def test_the_largest_result_makes_a_page_below_300_kilobytes() -> None:
     control = ControlAnswer(answer=text, confidence=0.5, agrees=True)
     patch, row = many.patches[0], many.trace[3]
     boxes = [(14.0 * (i % 64), 14.0 * (i // 64), 14.0 * (i % 64) + 14, 14.0 * (i // 64) + 14) for i in range(4096)]
+    weights = np.random.default_rng(0).random(4096).tolist()
     result = hostile_result().model_copy(
         update={
             "answer": text,
@@ -365,6 +431,10 @@ def test_the_largest_result_makes_a_page_below_300_kilobytes() -> None:
             "model": text,
             "warnings": [text] * 50,
             "image_sizes": [(896, 896)],
+            "attention": [
+                CellAttention(image=0, cell=i, box=box, weight=weight)
+                for i, (box, weight) in enumerate(zip(boxes, weights, strict=True))
+            ],
             "patches": [patch.model_copy(update={"rank": i, "cell": i, "box": box}) for i, box in enumerate(boxes)],
             "trace": [row.model_copy(update={"round": i, "accepted": [i % 4096]}) for i in range(10_001)],
             "grounding": grounding.model_copy(update={"tokens": [token] * 32_768}),
@@ -373,6 +443,7 @@ def test_the_largest_result_makes_a_page_below_300_kilobytes() -> None:
     )
     page = report_html(result, Image.new("RGB", (896, 896), PAPER), question=text, names=[text])
     assert len(without_pictures(page).encode()) < 300_000
+    assert len(page.encode()) < 400_000  # the picture is of one colour: what is left is the heat map
     text = " ".join(Page(page).all_text.split())
     for part in ("3,996 more patches", "32,512 more tokens", "9,951 earlier rounds", "The question was longer"):
         assert part in text, part
@@ -496,6 +567,33 @@ def test_any_rewards_fit_into_the_chart(rewards: list[float]) -> None:
     assert all(24 <= tick["at"] <= 244 for tick in chart["ticks_y"])
 
 
+def test_the_chart_of_the_first_token_has_the_confidence_on_its_scale() -> None:
+    rows = [
+        row(i, 0.1 * i).model_copy(update={"first_token_probability": p}) for i, p in enumerate((0.25, None, 0.5, 1.0))
+    ]
+    chart = module._chart(rows, confidence=0.75, threshold=0.5)
+    assert chart is not None
+    sure = chart["sure"]
+    line, ticks = points(sure["line"]), {tick["text"]: tick["at"] for tick in sure["ticks"]}
+    assert [x for x, _ in line] == [x for i, (x, _) in enumerate(points(chart["best"])) if i != 1]
+    assert line[1][1] == ticks["0.5"] == sure["threshold"] and line[2][1] == ticks["1"]
+    assert sure["final"]["x"] == line[-1][0]
+    assert sure["final"]["y"] == pytest.approx((ticks["0.5"] + ticks["1"]) / 2, abs=0.1)
+    assert sure["summary"] == (
+        "The most probable first token goes from 0.25 to 1.00; the confidence of the answer is 0.75."
+    )
+    unscored = module._chart(rows)
+    assert unscored is not None and unscored["sure"]["final"] is None and unscored["sure"]["threshold"] is None
+
+
+def test_results_without_the_first_token_have_no_chart_of_it() -> None:
+    chart = module._chart([row(0, 0.1), row(1, 0.3)], confidence=0.75)
+    assert chart is not None and chart["sure"] is None
+    old = [each.model_copy(update={"first_token_probability": None}) for each in a_result().trace]
+    assert "How sure" not in report_html(a_result(trace=old), scene(), question=QUESTION)
+    assert "How sure" in report_html(a_result(), scene(), question=QUESTION)
+
+
 def test_no_finite_reward_no_chart() -> None:
     assert module._chart([]) is None
     assert module._chart([row(0, float("nan"))]) is None
@@ -505,7 +603,7 @@ def test_long_searches_are_thinned() -> None:
     chart = module._chart([row(i, i / 10_000, [i]) for i in range(10_001)])
     assert chart is not None
     line = points(chart["best"])
-    assert len(line) == module.CHART_POINTS and (line[0][0], line[-1][0]) == (70, 624)
+    assert len(line) == module.CHART_POINTS and (line[0][0], line[-1][0]) == (92, 624)
     assert len(chart["marks"]) == 60
 
 
@@ -693,6 +791,39 @@ def test_the_marks_can_be_taken_off(browser: Browser, page: Path) -> None:
     left, top, right, bottom = (round(edge) for edge in browser.box(".picture image"))
     assert (np.abs(shot[top + 5 : top + 20, left + 5 : right - 5] - PAPER) <= 2).all()
     assert (np.abs(shot[bottom - 12 : bottom - 4, left + 5 : right - 5] - PAPER) <= 90).any()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_heat_map_is_laid_over_the_picture_with_the_keyboard(browser: Browser, tmp_path: Path, scheme: str) -> None:
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    path = write_report(tmp_path / "report.html", attended_result(), scene(), question=QUESTION)
+    browser.open(path, scheme=scheme)
+    visible = "return [...document.querySelectorAll('.heat')].map(e => e.getClientRects().length > 0)"
+    assert set(browser.run(visible)) == {False}
+    before = np.asarray(browser.screenshot()).astype(int)
+    ActionChains(browser.driver).send_keys(Keys.TAB, Keys.TAB, Keys.SPACE).perform()
+    assert browser.run("return document.activeElement.id") == "heats"
+    assert set(browser.run(visible)) == {True}
+    shot = np.asarray(browser.screenshot()).astype(int)
+    left, top, right, _ = browser.box(".picture image")
+    cell = (right - left) / 5
+
+    def middle(column: int, row: int) -> tuple[slice, slice]:
+        x, y = round(left + (column + 0.5) * cell), round(top + (row + 0.5) * cell)
+        return slice(y - 3, y + 3), slice(x - 3, x + 3)
+
+    for at, colour, share in (((4, 4), RED, 1.0), ((0, 4), PAPER, 0.5), ((0, 0), PAPER, 0.0)):
+        heat = np.array(HEAT_STOPS[round(share * 4)])
+        opacity = HEAT_OPACITY[0] + share * (HEAT_OPACITY[1] - HEAT_OPACITY[0])
+        expected = np.array(colour) + opacity * (heat - np.array(colour))
+        assert np.abs(shot[middle(*at)] - expected).max() <= 3, at
+        assert np.abs(before[middle(*at)] - expected).max() > 3, at
+    browser.command("Emulation.setEmulatedMedia", media="print")
+    assert set(browser.run(visible)) == {True}
+    assert browser.run("return getComputedStyle(document.getElementById('heats')).display") == "none"
 
 
 @pytest.mark.browser

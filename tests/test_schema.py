@@ -35,6 +35,15 @@ def test_results_survive_json() -> None:
     assert result.schema_version == "1"
 
 
+def test_results_of_older_versions_are_read() -> None:
+    """What was added since has defaults that say that it is not known."""
+    old = {"answer": "red", "raw_text": "red", "confidence": None, "confidence_source": "unscored"}
+    row = {"round": 0, "reward": 0.5, "best_reward": 0.5, "mean_sampled_reward": None, "top_k_mass": 0.9}
+    row |= {"sigma": None, "accepted": [], "candidates": 1, "seconds": 0.1}
+    result = ReasoningResult.model_validate({**old, "trace": [row]})
+    assert result.attention is None and result.trace[0].first_token_probability is None
+
+
 @pytest.mark.parametrize(
     ("request_", "named"),
     [

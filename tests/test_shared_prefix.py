@@ -130,6 +130,7 @@ JOBS = [
         settings=SearchSettings(reward_position="both", patches_per_latent=2),
         budget=Budget(iterations=3, max_patches=4 + index),
         seed=index,
+        attention=index == 1,
         grounding=NoiseSettings() if index == 2 else None,
         controls=index == 4,
     )
@@ -149,6 +150,9 @@ def test_a_fused_batch_gives_what_each_question_gives_alone(engine: Engine, plai
         assert found.patches == alone.patches
         assert found.search.best.reward == pytest.approx(alone.search.best.reward, abs=1e-4)
         assert found.search.candidates == alone.search.candidates
+        assert (found.attention is None) == (not job.attention)
+        if found.attention is not None:
+            assert found.attention == pytest.approx(alone.attention, abs=1e-5)
         assert (found.grounding is None) == (job.grounding is None)
         assert (found.controls is None) == (not job.controls)
         assert engine.rescore(found) == pytest.approx(found.search.best.reward, abs=1e-4)

@@ -2,9 +2,9 @@
 
     uvicorn.run(create_playground(LatentReasoner()), host="127.0.0.1", port=8766)
 
-The page is three static files beside this module. It asks through the HTTP service, behind the same gate, and loads
-nothing from elsewhere: its content security policy forbids it. Pictures come from the visitor or are drawn here
-(``latent_tool.scenes``); they are opened as those of strangers are.
+The page is three static files beside this module and the style of the report. It asks through the HTTP service, behind
+the same gate, and loads nothing from elsewhere: its content security policy forbids it. Pictures come from the visitor
+or are drawn here (``latent_tool.scenes``); they are opened as those of strangers are.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from latent_tool.errors import InputError
 from latent_tool.images import load_image
 from latent_tool.integrations.http_service import ServiceLimits, create_app
+from latent_tool.overlay import HEAT_OPACITY, HEAT_STOPS
 from latent_tool.reasoner import LatentReasoner
-from latent_tool.report import report_html
+from latent_tool.report import SHARED_STYLE, report_html
 from latent_tool.scenes import SEEDS_PER_SPLIT, generate
 from latent_tool.schema import ReasoningResult
 from latent_tool.settings import Budget, ImagePolicy, explain_validation
@@ -47,8 +48,10 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-FILES = {"/": ("page.html", "text/html"), "/play/play.js": ("play.js", "text/javascript")} | {
-    "/play/play.css": ("play.css", "text/css")
+FILES = {
+    "/": ("page.html", "text/html", ""),
+    "/play/play.js": ("play.js", "text/javascript", ""),
+    "/play/play.css": ("play.css", "text/css", SHARED_STYLE),
 }
 LIMITS = ServiceLimits(
     budget=Budget(iterations=200, max_patches=256, max_new_tokens=2048, deadline_s=3600.0), max_images=1, max_requests=8
@@ -117,8 +120,8 @@ def create_playground(
     )
 
 
-def _static(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
-    content = files(__name__).joinpath(name).read_bytes()
+def _static(name: str, kind: str, before: str) -> Callable[[Request], Awaitable[Response]]:
+    content = before.encode() + files(__name__).joinpath(name).read_bytes()
     headers = {**HEADERS, "Content-Security-Policy": PAGE_POLICY}
 
     async def send(_request: Request) -> Response:
@@ -131,7 +134,9 @@ def _setup(reasoner: LatentReasoner, policy: ImagePolicy, limits: ServiceLimits)
     """What the page needs to know of the reasoner: its name, the levels of budgets, ceilings, and its constructor."""
     levels = {name: Budget.level(name).model_dump(mode="json") for name in ("quick", "standard", "thorough")}  # type: ignore[arg-type]
     own = reasoner.budget.model_dump(mode="json")
-    known = {"model": "embedded", "device": None, "dtype": "auto", "grounding": False, "controls": False}
+    known = {"model": "embedded", "device": None, "dtype": "auto"} | dict.fromkeys(
+        ("attention", "grounding", "controls"), False
+    )
     given = {name: getattr(reasoner, name) for name, default in known.items() if getattr(reasoner, name) != default}
     return {
         "model": reasoner.model,
@@ -142,6 +147,7 @@ def _setup(reasoner: LatentReasoner, policy: ImagePolicy, limits: ServiceLimits)
         "seed": reasoner.seed,
         "min_confidence": 0.5 if reasoner.min_confidence is None else reasoner.min_confidence,
         "max_bytes": min(policy.max_bytes, limits.max_body_bytes * 3 // 4 - 10_000),
+        "heat": {"stops": HEAT_STOPS, "opacity": HEAT_OPACITY},
         "kinds": {"shapes": "shapes", "bars": "a bar chart", "text": "characters"},
     }
 

@@ -6,7 +6,8 @@ const at = id => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
 
 function make(name, attributes = {}, ...children) {
-  const svg = ["svg", "rect", "path", "g", "image", "mask", "text", "polyline", "circle", "title"].includes(name);
+  const svg = ["svg", "rect", "path", "g", "image", "mask", "text", "polyline", "circle", "title", "linearGradient", "stop"]
+    .includes(name);
   const element = svg ? document.createElementNS(SVG, name) : document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
   element.append(...children);
@@ -35,6 +36,7 @@ let picture = null; // {uri, url, name, width, height, drawn: {kind, seed} or nu
 let running = null; // the AbortController of the question under way
 let rows = []; // the trace so far
 let injected = []; // cells taken in so far
+let planned = 0; // rounds that the budget allows
 let result = null;
 let asked = null; // the request that the result is about, with the picture's name
 let ordered = 0; // pictures asked for: the last one wins
@@ -121,6 +123,8 @@ function drawPicture() {
     if (Math.max(width, height) < 400) attributes.class = "pixelated";
     parts.push(make("image", attributes));
   }
+  const heat = heatLayer(width, height);
+  if (heat) parts.push(heat);
   const cells = (result ? result.patches : injected).filter(each => each.box && each.image === 0);
   if (cells.length) {
     const most = Math.max(...cells.map(each => each.attention || 0));
@@ -136,7 +140,8 @@ function drawPicture() {
     }
     const outside = make("mask", { id: "outside", maskUnits: "userSpaceOnUse", ...crisp, ...all }, make("rect", { ...all, fill: "#fff" }),
       ...cells.map(each => make("rect", place(each.box))));
-    parts.push(veil, outside, make("rect", { class: "veil", x: 0, y: 0, width, height, mask: "url(#veil)", ...crisp }));
+    parts.push(outside);
+    if (!heat) parts.push(veil, make("rect", { class: "veil", x: 0, y: 0, width, height, mask: "url(#veil)", ...crisp }));
     const rims = make("g", { mask: "url(#outside)", ...crisp });
     for (const [reach, kind] of [[2 * line, "rim"], [line, "outline"]]) {
       for (const each of cells) rims.append(make("rect", { class: each.fresh ? kind + " fresh" : kind, ...place(each.box, reach) }));
@@ -146,7 +151,7 @@ function drawPicture() {
       const number = result ? each.rank + 1 : index + 1;
       const about = describe(each, number);
       const mark = make("g", { class: "patch", tabindex: "0", role: "img", "aria-label": about, "data-patch": number },
-        make("rect", place(each.box)));
+        make("rect", { class: "hit", ...place(each.box) }));
       follow(mark, number);
       parts.push(mark);
     });
@@ -154,6 +159,53 @@ function drawPicture() {
   svg.replaceChildren(...parts);
   at("detail").hidden = cells.length === 0;
   at("detail").textContent = cells.length ? "Point at a patch, or reach it with the Tab key, to read about it." : "";
+}
+
+/* The attention to every cell, to lay over the picture; where cells overlap, the largest is seen. */
+function heatLayer(width, height) {
+  const measured = result && result.attention ? result.attention : null;
+  at("heat-row").hidden = !result;
+  at("heat").parentElement.hidden = !measured;
+  if (!measured) {
+    at("heat-about").textContent = "The attention to all cells was not measured"
+      + (setup.arguments.attention ? "." : ": latent-tool play --attention does.");
+    return null;
+  }
+  const cells = measured.filter(each => each.box && each.image === 0);
+  const most = Math.max(0, ...measured.map(each => each.weight));
+  const missing = measured.length - cells.length;
+  const about = `${cells.length} cells, mean over latents, heads and layers`
+    + (missing ? `; the places of ${missing} more are not known` : "");
+  at("heat-about").replaceChildren("0 ", heatScale(), ` ${digits(most)}: ${about}`);
+  if (!at("heat").checked || !cells.length) return null;
+  const scale = 1024 / Math.max(width, height);
+  const canvas = make("canvas", { width: Math.max(1, Math.round(width * scale)), height: Math.max(1, Math.round(height * scale)) });
+  const paper = canvas.getContext("2d");
+  for (const { box, weight } of [...cells].sort((one, other) => one.weight - other.weight)) {
+    const [left, top] = box.slice(0, 2).map(edge => Math.floor(edge * scale + 1e-6));
+    const [right, bottom] = box.slice(2).map(edge => Math.ceil(edge * scale - 1e-6));
+    paper.clearRect(left, top, right - left, bottom - top);
+    paper.fillStyle = heatColour(most > 0 ? weight / most : 0);
+    paper.fillRect(left, top, right - left, bottom - top);
+  }
+  return make("image", { class: "heat", x: 0, y: 0, width, height, href: canvas.toDataURL(), preserveAspectRatio: "none",
+    role: "img", "aria-label": `Heat map of the attention: ${about}, from 0 to ${digits(most)}` });
+}
+
+function heatScale() {
+  const stops = setup.heat.stops.map((colour, i, all) =>
+    make("stop", { offset: i / (all.length - 1), "stop-color": `rgb(${colour.join(", ")})` }));
+  return make("svg", { class: "bar", viewBox: "0 0 160 10", preserveAspectRatio: "none", "aria-hidden": "true" },
+    make("linearGradient", { id: "heat-colours" }, ...stops),
+    make("rect", { width: 160, height: 10, fill: "url(#heat-colours)" }));
+}
+
+function heatColour(share) {
+  const { stops, opacity } = setup.heat;
+  const place = share * (stops.length - 1);
+  const below = Math.min(Math.floor(place), stops.length - 2);
+  const mixed = stops[below].map((from, i) => Math.round(from + (place - below) * (stops[below + 1][i] - from)));
+  return `rgba(${mixed.join(", ")}, ${opacity[0] + share * (opacity[1] - opacity[0])})`;
 }
 
 function describe(patch, number) {
@@ -270,9 +322,13 @@ function receive(line, known) {
     rows.push(step.trace);
     injected.forEach(each => { each.fresh = false; });
     injected.push(...step.injected.map(each => ({ ...each, fresh: true })));
-    say(`Round ${step.trace.round} of ${step.iterations}: reward ${digits(step.trace.best_reward, 4)}`
+    planned = step.iterations;
+    const first = step.trace.first_token_probability;
+    say(`Round ${step.trace.round} of ${planned}: reward ${digits(step.trace.best_reward, 4)}`
+      + (first === null ? "" : `, first token ${share(first)}`)
       + (injected.length ? `, ${injected.length} ${injected.length === 1 ? "patch" : "patches"}` : ""));
-    drawChart(step.iterations);
+    drawChart();
+    drawGate();
     if (step.injected.length) drawPicture();
     return;
   }
@@ -287,7 +343,8 @@ function receive(line, known) {
   at("warnings").replaceChildren(...result.warnings.slice(0, 10).map(each => make("li", {}, visible(each, 300))));
   at("warnings").hidden = result.warnings.length === 0;
   drawPicture();
-  drawChart(result.budget ? result.budget.iterations : rows.length);
+  planned = result.budget ? result.budget.iterations : rows.length;
+  drawChart();
   drawGate();
   drawWhy();
   write();
@@ -310,8 +367,9 @@ function forget() {
   injected = [];
   result = null;
   for (const id of ["problem", "answered", "warnings", "why"]) at(id).hidden = true;
+  planned = 0;
   drawPicture();
-  drawChart(0);
+  drawChart();
   drawGate();
 }
 
@@ -320,12 +378,19 @@ function drawGate() {
   const threshold = Number(at("threshold").value);
   at("threshold-value").textContent = threshold.toFixed(2);
   at("mark").setAttribute("d", `M${1 + 298 * threshold} 0V18`);
-  const confidence = result ? result.confidence : null;
+  const known = rows.filter(row => Number.isFinite(row.first_token_probability));
+  const live = result || !known.length ? null : known.at(-1).first_token_probability;
+  const confidence = result ? result.confidence : live;
   at("level-bar").setAttribute("width", confidence === null ? 0 : 298 * confidence);
+  at("level-bar").setAttribute("class", result ? "level" : "level live");
   const verdict = at("verdict");
   verdict.className = "verdict";
   let about = "No confidence yet";
   verdict.textContent = "\u00a0";
+  if (live !== null) {
+    about = `First token ${share(live)} of 1 so far`;
+    verdict.textContent = `First token ${share(live)} so far, not yet a confidence`;
+  }
   if (result) {
     const source = result.confidence_source.replaceAll("_", " ");
     about = confidence === null ? "Not scored" : `Confidence ${share(confidence)} of 1 (${source}), threshold ${threshold}`;
@@ -335,9 +400,35 @@ function drawGate() {
       + (accepted ? ": ✓ accepted" : ": ✗ abstained. Spend more, ask a larger model, or ask someone.");
   }
   at("gauge").setAttribute("aria-label", about);
+  drawSure(known, threshold);
 }
 
-function drawChart(iterations) {
+/* Where a round is on both charts. */
+function across(round) {
+  return 92 + round / Math.max(planned, rows.length ? rows.at(-1).round : 0, 1) * 532;
+}
+
+/* How sure the best state is of its first token, round by round, and the confidence at the end. */
+function drawSure(known, threshold) {
+  const y = value => 150 - 134 * value;
+  const parts = [0, 0.5, 1].flatMap(value => [make("path", { class: "axis", d: `M92 ${y(value)}H624` }),
+    make("text", { x: 84, y: y(value) + 5, "text-anchor": "end" }, String(value))]);
+  parts.push(make("path", { class: "threshold", d: `M92 ${y(threshold)}H624` }));
+  const points = known.map(row => [across(row.round), y(row.first_token_probability)]);
+  parts.push(make("polyline", { class: "best", points: points.map(point => point.join(",")).join(" ") }));
+  if (points.length === 1) parts.push(make("circle", { class: "point", cx: points[0][0], cy: points[0][1], r: 4 }));
+  let about = known.length ? `First token ${share(known[0].first_token_probability)} in round ${known[0].round}, `
+    + `${share(known.at(-1).first_token_probability)} in round ${known.at(-1).round}` : "No search yet";
+  if (result && result.confidence !== null) {
+    const x = across(rows.length ? rows.at(-1).round : 0);
+    parts.push(make("path", { class: "final", d: `M${x} ${y(result.confidence) - 9}l9 9l-9 9l-9 -9z` }));
+    about += `; confidence of the answer ${share(result.confidence)}`;
+  }
+  at("sure").replaceChildren(...parts);
+  at("sure").setAttribute("aria-label", about);
+}
+
+function drawChart() {
   const chart = at("chart");
   const seen = rows.filter(row => Number.isFinite(row.reward) && Number.isFinite(row.best_reward));
   if (!seen.length) {
@@ -350,8 +441,8 @@ function drawChart(iterations) {
   const margin = (high - low) * 0.08 || Math.max(Math.abs(high) * 0.05, 0.001);
   low -= margin;
   high += margin;
-  const last = Math.max(iterations, seen.at(-1).round, 1);
-  const x = round => 92 + round / last * 532;
+  const last = Math.max(planned, seen.at(-1).round, 1);
+  const x = across;
   const y = value => 200 - (value - low) / (high - low) * 176;
   const parts = [];
   const levels = high - low > 2 * margin ? [low + margin, (low + high) / 2, high - margin] : [(low + high) / 2];
@@ -413,13 +504,15 @@ function drawWhy() {
 
 /* ------------------------------------------------------------------ the same in Python */
 
-/* A Python literal: JSON texts are Python texts, and what would control or reorder the line is written as an escape. */
+/* A Python literal: JSON texts are Python texts, and what cannot be seen in the line is written as an escape. */
 function literal(value) {
   if (value === null) return "None";
   if (value === true) return "True";
   if (value === false) return "False";
-  return JSON.stringify(value).replace(/[\u007f-\u00a0\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g,
-    char => "\\u" + char.charCodeAt(0).toString(16).padStart(4, "0"));
+  return JSON.stringify(value).replace(/[\p{C}\p{Zl}\p{Zp}\u00a0]/gu, char => {
+    const code = char.codePointAt(0).toString(16);
+    return code.length > 4 ? "\\U" + code.padStart(8, "0") : "\\u" + code.padStart(4, "0");
+  });
 }
 
 function write() {
@@ -503,6 +596,7 @@ async function begin() {
     at("examples").append(button);
   }
   chooseLevel();
+  drawChart();
   drawGate();
   write();
   document.body.dataset.ready = "yes";
@@ -544,6 +638,7 @@ at("threshold").addEventListener("input", () => {
   drawGate();
   write();
 });
+at("heat").addEventListener("change", drawPicture);
 at("stop").addEventListener("click", stop);
 document.addEventListener("keydown", event => {
   if (event.key === "Escape") stop();

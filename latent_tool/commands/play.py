@@ -30,6 +30,7 @@ def play(
     min_confidence: Annotated[
         float, typer.Option(min=0, max=1, metavar="C", help="Where the threshold begins, 0 to 1.")
     ] = 0.5,
+    attention: Annotated[bool, typer.Option("--attention", help="Measure the attention to every image cell.")] = False,
     grounding: Annotated[
         bool, typer.Option("--grounding", help="Measure how each token depends on the image.")
     ] = False,
@@ -59,6 +60,7 @@ def play(
             dtype=dtype,
             budget=Budget.level(cast("BudgetLevel", budget)),
             min_confidence=min_confidence,
+            attention=attention,
             grounding=grounding,
             controls=controls,
         )

@@ -42,10 +42,15 @@ class Logits(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """Rewards ``(N,)`` of ``N`` states and the probability mass of their top k tokens ``(N,)``, float64 on the CPU."""
+    """What the logits of ``N`` states say, each ``(N,)``, float64 on the CPU.
+
+    ``reward``: what the search maximises. ``top_k_mass``: probability of the k most probable tokens, mean over the
+    positions the reward is read at. ``first_token_probability``: of the most probable first answer token.
+    """
 
     reward: Tensor
     top_k_mass: Tensor
+    first_token_probability: Tensor
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -116,7 +121,9 @@ def read_reward(logits: Logits, settings: SearchSettings) -> Reading:
     else:
         positions = torch.cat([logits.latents, logits.answer[:, None]], dim=1)
     per_position = _FORMULAS[settings.reward](positions, settings.top_k)  # (N, positions)
-    mass = top_k_mass(positions, settings.top_k).mean(-1)
-    # One transfer from the device for both numbers.
-    both = torch.stack([per_position.mean(-1), mass]).double().cpu()
-    return Reading((both[0] * 1e6).round() / 1e6, both[1])
+    top = _top_k_log_probabilities(positions, settings.top_k)  # (N, positions, k), most probable first
+    # The answer's position is the last one, unless the reward is not read there.
+    first = _top_k_log_probabilities(logits.answer, 1) if settings.reward_position == "latents" else top[:, -1]
+    # One transfer from the device for all numbers.
+    read = torch.stack([per_position.mean(-1), top.exp().sum(-1).mean(-1), first[:, 0].exp()]).double().cpu()
+    return Reading((read[0] * 1e6).round() / 1e6, read[1], read[2])

@@ -33,12 +33,13 @@ __all__ = ["Asking", "Attend", "Injection", "LatentModel", "Outcome", "Round", "
 
 @dataclass(frozen=True)
 class State:
-    """Latents ``(L, d)`` and injected cells that were scored together, and their reward."""
+    """Latents ``(L, d)`` and injected cells that were scored together, and what their logits say."""
 
     latents: Tensor
     patches: tuple[int, ...]
     reward: float
     top_k_mass: float
+    first_token_probability: float
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Round:
     best_reward: float
     mean_sampled_reward: float | None
     top_k_mass: float
+    first_token_probability: float
     sigma: float | None
     accepted: tuple[int, ...]
     candidates: int
@@ -162,12 +164,12 @@ class _Run:
         reading = read_reward(answer, self.settings)
         self.candidates += len(patches)
         states: list[State | None] = []
-        for index, (reward, mass) in enumerate(zip(reading.reward.tolist(), reading.top_k_mass.tolist(), strict=True)):
+        for index, (reward, mass, first) in enumerate(zip(*(each.tolist() for each in reading), strict=True)):
             if not math.isfinite(reward):
                 self.discarded += 1
                 states.append(None)
                 continue
-            states.append(State(latents[index].clone(), patches[index], reward, mass))
+            states.append(State(latents[index].clone(), patches[index], reward, mass, first))
         return states
 
     def keep(self, state: State | None) -> None:
@@ -258,6 +260,7 @@ class _Run:
             best_reward=self.best.reward,
             mean_sampled_reward=self.sampled,
             top_k_mass=self.best.top_k_mass,
+            first_token_probability=self.best.first_token_probability,
             sigma=sigma,
             accepted=tuple(cell for group in self.injections[injected:] for cell in group.cells),
             candidates=self.candidates,

@@ -827,8 +827,7 @@ class VisionLanguageModel:
             return []
         if not self.shares_prefixes(rows[0].prefix):
             return [self._run_decoding(row.prefix, row.suffix, row.decoding) for row in rows]
-        # Rows of one prefix stand together.
-        live = sorted(range(len(rows)), key=lambda index: id(rows[index].prefix))
+        live = _grouped([row.prefix for row in rows])
         results: list[Decoded | Exception | None] = [None] * len(rows)
         ordered = [rows[index] for index in live]
         batch = SuffixBatch(self, [row.prefix for row in ordered], [row.stem for row in ordered])
@@ -914,8 +913,8 @@ class VisionLanguageModel:
         # Of a suffix that begins with the answer, the first token is predicted by the prefix.
         counts = [min(len(each.tokens), suffix.length) for each, suffix in zip(requests, suffixes, strict=True)]
         rows: list[Tensor | None] = [None] * len(requests)
-        # Rows of one prefix stand together; a row without a suffix has nothing to run.
-        asked = sorted((row for row, count in enumerate(counts) if count), key=lambda row: id(requests[row].prefix))
+        # A row without a suffix has nothing to run.
+        asked = [row for row in _grouped([each.prefix for each in requests]) if counts[row]]
         most = max(counts, default=0)
         vocabulary = requests[0].prefix.last_logits.shape[-1]
         if (
@@ -948,6 +947,14 @@ def _prefix(inputs: Inputs, prefix: ImagePrefix, last: Tensor) -> Prefix:
             "The model's logits are not finite for this image and question.", "Load the model in float32 or bfloat16."
         )
     return Prefix(inputs, prefix.cache, prefix.features, last, prefix.positions, prefix.columns, prefix.next_position)
+
+
+def _grouped(prefixes: Sequence[Prefix]) -> list[int]:
+    """Indices in an order in which equal prefixes stand together; the same order whenever it is asked for."""
+    first: dict[int, int] = {}
+    for index, prefix in enumerate(prefixes):
+        first.setdefault(id(prefix), index)
+    return sorted(range(len(prefixes)), key=lambda index: first[id(prefixes[index])])
 
 
 def _by_length(patches: Sequence[Sequence[int]]) -> list[list[int]]:
