@@ -547,7 +547,8 @@ def test_scores_are_found_by_their_names() -> None:
 def test_the_shipped_calibration_is_that_of_the_shipped_model() -> None:
     """Made by ``make calibration``; a new model, or new defaults of the search, need a new one."""
     shipped = Calibration.load("embedded")
-    assert shipped.fingerprint == fingerprint(score="answer_probability")
+    assert shipped.score == "pooled_probability"
+    assert shipped.fingerprint == fingerprint(score=shipped.score)
     assert LatentReasoner(calibration="embedded").calibration == shipped
     assert shipped.items >= MIN_ITEMS and "4000000" in shipped.provenance["dataset"]
 
