@@ -197,7 +197,7 @@ def shipped(runs: Mapping[str, Run], calibration: Calibration) -> list[str]:
 
 def accepted(run: Run, method: str, calibration: Calibration, promised: bool) -> list[str]:
     """The cells about one method of one run."""
-    labelled = [row for row in run.of(method) if row.correct is not None or (row.label is not None and row.error)]
+    labelled = [row for row in run.of(method) if row.usable]
     right = [row.correct is True for row in labelled]
     scores = [row.scores.get(calibration.score) for row in labelled]
     cells = [str(len(labelled))]

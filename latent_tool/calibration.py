@@ -300,15 +300,18 @@ class Quality(_Part):
 class Drift(_Part):
     """Whether scores of unlabelled traffic look like those of the calibration."""
 
-    drifted: bool = Field(description="The distributions differ at the level: the calibration may no longer hold.")
-    p_value: Probability
-    level: Annotated[float, Field(gt=0, lt=1)]
-    distance: Probability = Field(
+    drifted: bool = Field(
+        description="The scores, or the share of answers without one, differ: the calibration may no longer hold."
+    )
+    p_value: Probability | None = Field(description="Of the scores; None where there are too few.")
+    unscored_p_value: Probability = Field(description="Of the share without a score (Fisher's exact test).")
+    level: Annotated[float, Field(gt=0, lt=1)] = Field(description="Of both tests together; each has a half of it.")
+    distance: Probability | None = Field(
         description="Largest distance of the two distribution functions (Kolmogorov-Smirnov)."
     )
     scores: Count
     unscored: Count
-    mean: Number
+    mean: Number | None
     reference_mean: Number
 
 
@@ -441,33 +444,41 @@ class Calibration(_Part):
         )
 
     def drift(self, scores: Sequence[float | None], level: float = 0.01) -> Drift:
-        """Compare the raw scores of unlabelled traffic with those of the calibration (two-sample Kolmogorov-Smirnov).
+        """Compare unlabelled traffic with the calibration's items.
+
+        Two tests with half the level each: two-sample Kolmogorov-Smirnov of the raw scores, and Fisher's exact test of
+        the share of answers that have none.
 
         Args:
             level: probability of a false alarm at most, for traffic like the calibration's; ties make it smaller.
 
-        Raises ``CalibrationError`` for fewer than 20 scores and ``MissingExtraError`` without scipy.
+        Raises ``CalibrationError`` for fewer than 20 scores, unless the missing ones say enough, and
+        ``MissingExtraError`` without scipy.
         """
         try:
-            from scipy.stats import ks_2samp
+            from scipy.stats import fisher_exact, ks_2samp
         except ImportError:
             raise MissingExtraError("The drift check", "evaluation") from None
         if not 0 < level < 1:
             raise CalibrationError("The level of a drift check must lie between 0 and 1.", "Use 0.01, for example.")
         known = [score for score in scores if score is not None and math.isfinite(score)]
-        if len(known) < _DRIFT_ITEMS:
+        lost = len(scores) - len(known)
+        lost_p = float(fisher_exact([[len(known), lost], [self.items, self.unscored]]).pvalue)
+        enough = len(known) >= _DRIFT_ITEMS
+        if not enough and lost_p >= level / 2:
             raise CalibrationError(
                 f"{len(known)} scores are too few to see a drift.", f"Collect at least {_DRIFT_ITEMS}."
             )
-        test = ks_2samp(known, self.reference)
+        test = ks_2samp(known, self.reference) if enough else None
         return Drift(
-            drifted=bool(test.pvalue < level),
-            p_value=float(test.pvalue),
+            drifted=lost_p < level / 2 or (test is not None and bool(test.pvalue < level / 2)),
+            p_value=None if test is None else float(test.pvalue),
+            unscored_p_value=min(1.0, lost_p),
             level=level,
-            distance=float(test.statistic),
+            distance=None if test is None else float(test.statistic),
             scores=len(known),
-            unscored=len(scores) - len(known),
-            mean=math.fsum(known) / len(known),
+            unscored=lost,
+            mean=math.fsum(known) / len(known) if known else None,
             reference_mean=math.fsum(self.reference) / len(self.reference),
         )
 

@@ -60,6 +60,16 @@ MIN_OF_EACH = 10  # right answers, and wrong ones, below which nothing is fitted
 FOLDS = 10
 # Scores that are surer the lower they are.
 LOWER_IS_SURER = frozenset({"first_token_entropy"})
+# Scores that are probabilities, whatever their values: others may lie in [0, 1] by chance.
+PROBABILITIES = frozenset(
+    {
+        "pooled_probability",
+        "answer_probability",
+        "plain_probability",
+        "mean_token_probability",
+        "agreement",
+    }
+)
 
 _DESIGN_SHARE = 0.15  # of the items, to choose the sequence
 _STEPS = 100  # thresholds in the sequence, at most
@@ -110,7 +120,9 @@ def fit(
     sure, right = values[known], labels[known]
     _require_items(len(sure), int(right.sum()))
 
-    probability = bool(sign > 0 and sure.min() >= 0 and sure.max() <= 1)
+    probability = score in PROBABILITIES
+    if probability and not (sure.min() >= 0 and sure.max() <= 1):
+        raise CalibrationError(f"{score} is a probability, and some lie outside [0, 1].", "The scores were changed.")
     chosen, losses, left_out = _choose(sure, right, probability, mapping, seed)
     fitted = _FIT[chosen](sure, right, probability)
     found = find_threshold(values, labels, target_error, confidence_level, seed)

@@ -147,6 +147,24 @@ def test_unlabelled_and_failed_rows(tmp_path: Path) -> None:
         load_run(folder)
 
 
+def test_a_run_that_is_not_complete_is_taken_on_demand_alone(tmp_path: Path) -> None:
+    folder, out = run_folder(tmp_path / "run", 300), str(tmp_path / "mine.json")
+    lines = (folder / "items.jsonl").read_text().splitlines(keepends=True)
+    (folder / "items.jsonl").write_text("".join(lines[:200]))
+    refused = invoke("calibrate", str(folder), "--out", out).exception
+    assert isinstance(refused, CalibrationError) and "200 of 300" in str(refused) and "--partial" in refused.hint
+    invoke("calibrate", str(folder), "--out", out, "--partial")
+    assert Calibration.load(out).provenance["answered"] == "200 of 300"
+
+
+def test_what_could_not_be_asked_is_no_item(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run", 200)
+    failure = {"type": "ImageDecodeError", "message": "no image"}
+    changed(folder, 1, answer=None, correct=None, scores={}, error=failure, details={"asked": False})
+    made = calibration_of(load_run(folder))
+    assert (made.items, made.unscored) == (199, 0)
+
+
 def test_drift_of_traffic(tmp_path: Path) -> None:
     made = calibration_of(load_run(run_folder(tmp_path / "run", 600)))
     made.save(tmp_path / "mine.json")

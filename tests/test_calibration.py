@@ -33,6 +33,7 @@ from latent_tool.calibration import (
 from latent_tool.calibration_fit import (
     MIN_ITEMS,
     MIN_OF_EACH,
+    PROBABILITIES,
     expected_calibration_error,
     find_threshold,
     fit,
@@ -246,6 +247,31 @@ def test_too_few_items_for_a_threshold_say_how_many_would_do() -> None:
     needed, reachable = found.no_threshold.needed_items, found.no_threshold.reachable_error
     assert needed is not None and needed > 150 and str(needed) in found.no_threshold.reason
     assert reachable is not None and made(scores, correct, target_error=reachable).threshold is not None
+
+
+def test_what_is_a_probability_is_known_by_its_name() -> None:
+    from latent_tool.evaluation.scores import SCORES as MEASURED
+
+    assert {name for name, score in MEASURED.items() if score.probability} == PROBABILITIES
+    scores, correct = sample(400)
+    dependency = made(scores, correct, score="visual_dependency")  # all of them happen to lie in [0, 1]
+    assert dependency.quality.ece_before is None and "temperature" not in dependency.quality.log_loss
+    assert not dependency.mapping.logit
+    with pytest.raises(CalibrationError, match="outside"):
+        made([1.5, *scores[1:]], correct)
+
+
+def test_a_larger_share_without_a_score_is_a_drift() -> None:
+    scores, correct = sample(500)
+    found = made([*scores, *[None] * 5], [*correct, *[False] * 5])
+    fresh, _ = sample(200, seed=5)
+    assert not found.drift([*fresh, None, None]).drifted
+    lost = found.drift([*fresh, *[None] * 30])
+    assert lost.drifted and lost.unscored_p_value < 0.005 and lost.p_value is not None and lost.p_value > 0.005
+    gone = found.drift([None] * 50)
+    assert gone.drifted and (gone.p_value, gone.distance, gone.mean) == (None, None, None)
+    with pytest.raises(CalibrationError, match="too few"):
+        found.drift(fresh[:10])
 
 
 def test_ece_by_hand() -> None:
@@ -521,7 +547,8 @@ def test_scores_are_found_by_their_names() -> None:
 def test_the_shipped_calibration_is_that_of_the_shipped_model() -> None:
     """Made by ``make calibration``; a new model, or new defaults of the search, need a new one."""
     shipped = Calibration.load("embedded")
-    assert shipped.fingerprint == fingerprint(score="answer_probability")
+    assert shipped.score == "pooled_probability"
+    assert shipped.fingerprint == fingerprint(score=shipped.score)
     assert LatentReasoner(calibration="embedded").calibration == shipped
     assert shipped.items >= MIN_ITEMS and "4000000" in shipped.provenance["dataset"]
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import csv
 import json
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pictures import draw_shapes
+from PIL import Image
 
 from latent_tool.errors import DatasetError, ImageError, SettingsError
 from latent_tool.evaluation.datasets import dataset_fingerprint, load_dataset, sample
@@ -111,6 +115,11 @@ WRONG: list[tuple[dict[str, Any] | str, str]] = [
     ({**ROW, "label": "three", "match": "numeric"}, "not one number"),
     ({**ROW, "match": "nearly"}, "no answer matching"),
     ({**ROW, "boxes": [[1, 2, 3]]}, "boxes"),
+    ({**ROW, "answer": "blue"}, "'label' and 'answer' are two names of one field"),
+    ({**ROW, "images": ["pictures/one.png"]}, "'image' and 'images' are two names of one field"),
+    ('{"id": "b", "image": "pictures/one.png", "question": "?", "label": "x", "label": "y"}', "'label' is given twice"),
+    ('{"id": "b", "image": "pictures/one.png", "question": "?", "label": NaN}', "NaN is no JSON"),
+    ("[" * 200_000, "nested too deeply"),
 ]
 
 
@@ -128,6 +137,90 @@ def test_a_row_that_cannot_be_used_is_named_by_its_line(folder: Path, row: dict[
     assert problem in str(kept[1].problem)
     with pytest.raises(DatasetError):
         kept[1].load()
+
+
+def test_a_row_that_names_a_function_imports_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "trap.py").write_text("print('imported')\ndef f(answer, label): return True\n")
+    monkeypatch.syspath_prepend(str(folder))
+    path = jsonl(folder, {**ROW, "match": "trap:f"})
+    with pytest.raises(DatasetError, match="data may name"):
+        load_dataset(path)
+    assert "trap" not in sys.modules and not capsys.readouterr().out
+    with pytest.raises(DatasetError):  # a row's own rule comes first, and is refused
+        load_dataset(path, match="trap:f")
+    (item,) = load_dataset(jsonl(folder, ROW), match="trap:f")
+    assert item.match.right("anything", "red")
+
+
+@pytest.mark.parametrize("label", ["J. Smith", "U.S.", "a.m.", "B. quarter", "P. S.", "a", "Vitamin C."])
+def test_labels_that_begin_with_a_letter_are_texts(folder: Path, label: str) -> None:
+    (item,) = load_dataset(jsonl(folder, {**ROW, "label": label}))
+    assert item.match.kind == "exact"
+    assert item.match.right(label, item.label or "") and not item.match.right(label[0], "U.S.")
+
+
+@pytest.mark.parametrize("label", ["(B)", "B.", "b)"])
+def test_a_marked_letter_alone_is_a_choice(folder: Path, label: str) -> None:
+    (item,) = load_dataset(jsonl(folder, {**ROW, "label": label}))
+    assert item.match.kind == "choice" and item.match.right("The answer is B.", label)
+
+
+@pytest.mark.parametrize("label", ["B", "(B)", "B. blue", "blue"])
+@pytest.mark.parametrize("match", [None, "choice"])
+def test_options_of_the_question_are_those_of_the_label(folder: Path, label: str, match: str | None) -> None:
+    question = "Which? Options: A. red, B. blue"
+    (item,) = load_dataset(jsonl(folder, {**ROW, "question": question, "label": label}), match=match)
+    assert item.match.options == ("red", "blue")
+    assert item.match.right("blue", label) and item.match.right("B", label) and not item.match.right("red", label)
+    (named,) = load_dataset(jsonl(folder, {**ROW, "question": question, "label": label, "match": "choice"}))
+    assert named.match == item.match
+    (free,) = load_dataset(jsonl(folder, {**ROW, "question": question, "label": "neither of them"}))
+    assert free.match.kind == "exact"
+    with pytest.raises(DatasetError, match="not among the options"):
+        load_dataset(jsonl(folder, {**ROW, "question": question, "label": "E"}))
+
+
+@pytest.mark.parametrize(
+    ("written", "label"),
+    [
+        ("$5$", "5"),
+        ("The answer is $\\boxed{\\frac{1}{2}}$.", "\\frac{1}{2}"),
+        ("<think>no</think><answer> B </answer>", "B"),
+        ("<answer>$\\boxed{No}$</answer>", "No"),
+        ("$x$ and $y$", "x and y"),
+        ("between $5 and $6", "between $5 and $6"),
+        ("$1,200", "$1,200"),
+    ],
+)
+def test_what_is_wrapped_around_a_label_is_taken_off(folder: Path, written: str, label: str) -> None:
+    (item,) = load_dataset(jsonl(folder, {**ROW, "label": written}))
+    assert item.label == label
+
+
+def test_numbers_of_json_are_matched_as_numbers(folder: Path) -> None:
+    number, text, flag = load_dataset(
+        jsonl(folder, {**ROW, "label": 3.0}, {**ROW, "id": "b", "label": "3"}, {**ROW, "id": "c", "label": True})
+    )
+    assert number.match.right("3", number.label or "") and not number.match.right("4", number.label or "")
+    assert (text.match.kind, flag.match.kind) == ("exact", "exact")
+
+
+def test_csv_with_an_image_in_a_cell_and_with_columns_twice(folder: Path) -> None:
+    noise = Image.effect_noise((500, 500), 90)
+    noise.save(folder / "noise.png")
+    uri = "data:image/png;base64," + base64.b64encode((folder / "noise.png").read_bytes()).decode()
+    assert len(uri) > csv.field_size_limit()
+    before = csv.field_size_limit()
+    path = folder / "data.csv"
+    path.write_text(f'image,question,label\n"{uri}",What?,noise\n')
+    (item,) = load_dataset(path)
+    assert item.load()[0].size == (500, 500)
+    assert csv.field_size_limit() == before
+    path.write_text("image,question,label,label\npictures/one.png,What?,red,blue\n")
+    with pytest.raises(DatasetError, match="two columns of one name: label"):
+        load_dataset(path)
 
 
 def test_ids_used_twice(folder: Path) -> None:

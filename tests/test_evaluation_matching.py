@@ -95,6 +95,25 @@ def test_choice_without_options_goes_by_the_lettered_label() -> None:
     assert match.problem("quarter") is not None
 
 
+def test_texts_after_the_same_letter_must_match() -> None:
+    match = Match("choice")
+    assert match.right("B", "B. Smith") and match.right("B. Smith", "B")
+    assert not match.right("J. Doe", "J. Smith") and match.right("j. smith", "J. Smith")
+
+
+def test_large_numbers_are_votes_of_their_own() -> None:
+    match = Match("numeric")
+    assert match.canonical("1234567") != match.canonical("1234568")
+    assert match.canonical("7.0") == match.canonical("7") and match.canonical("-0") == match.canonical("0")
+
+
+def test_data_names_no_function() -> None:
+    for name in ("exact", "choice", "numeric:5%"):
+        assert Match.parse(name, custom=False) == Match.parse(name)
+    with pytest.raises(SettingsError, match="data may name"):
+        Match.parse("test_evaluation_matching:even_length", custom=False)
+
+
 def test_labels_that_nothing_can_match() -> None:
     options = ("red", "blue")
     assert "not among the options" in str(Match("choice", options).problem("purple"))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from scripted_agents import small_reasoner
 
 from latent_tool.errors import SettingsError
 from latent_tool.evaluation.datasets import load_dataset
+from latent_tool.evaluation.matching import Match
 from latent_tool.evaluation.study import (
     FAILS,
     HOLDS,
     UNKNOWN,
     Drawn,
+    Estimate,
     Question,
     analyse,
     attention_lift,
@@ -93,8 +96,8 @@ def shape_of(findings: list[dict[str, Any]], name: str, noise: float = 3.0) -> d
 
 def test_what_is_there_holds_and_its_opposite_does_not() -> None:
     for sign, expected in ((1.0, HOLDS), (-1.0, FAILS)):
-        verdicts = {each["key"]: each["verdict"] for each in analyse(questions(120, sign), draws=200)}
-        assert len(verdicts) == 8
+        verdicts = {each["key"]: each["verdict"] for each in analyse(questions(120, sign), draws=500)}
+        assert len(verdicts) == 8  # 2 / 501 is below an eighth of 5 %
         assert verdicts == dict.fromkeys(verdicts, expected)
 
 
@@ -110,8 +113,25 @@ def test_where_there_is_nothing_one_cannot_tell() -> None:
     assert verdicts.count(UNKNOWN) >= 15
 
 
+def test_verdicts_are_adjusted_for_the_number_of_statements() -> None:
+    """With 200 draws no p value is below 2 / 201, which is not enough for eight statements at once."""
+    found = analyse(questions(120, 1.0), draws=200)
+    assert {each["verdict"] for each in found} == {UNKNOWN}
+    assert min(each["p"] for each in found) == pytest.approx(8 * 2 / 201)
+
+
 def test_too_few_questions_and_missing_truths_are_no_evidence() -> None:
-    assert {each["verdict"] for each in analyse(questions(6, 1.0), draws=200)} == {UNKNOWN}
+    assert {each["verdict"] for each in analyse(questions(29, 1.0), draws=200)} == {UNKNOWN}
+    # With fewer than 20 wrong answers nothing is said of right and wrong ones.
+    wrong = 0
+    mostly = []
+    for each in questions(120, 1.0):
+        wrong += not each.correct
+        mostly.append(each.model_copy(update={"correct": each.correct or wrong > 19}))
+    verdicts = {each["key"]: each["verdict"] for each in analyse(mostly, draws=500)}
+    for key in ("confidence-and-accuracy", "rounds-right-above-wrong", "rounds-widen-the-gap"):
+        assert verdicts[key] == UNKNOWN
+    assert verdicts["few-reasoning-tokens"] == HOLDS
     blind = [
         each.model_copy(
             update={
@@ -137,10 +157,16 @@ def test_intervals_cover_the_truth() -> None:
         assert found is not None
         inside += found[1] <= 2 <= found[2]
     assert inside >= 24
-    assert bootstrap([1.0] * 9, lambda group: 1.0) is None  # too few
-    assert bootstrap([1.0] * 20, lambda group: None) is None
-    assert [verdict((0.2, 0.1, 0.3), null) for null in (0.0, 0.2, 0.4)] == [HOLDS, UNKNOWN, FAILS]
-    assert [verdict((0.2, 0.1, 0.3), null, above=False) for null in (0.0, 0.2, 0.4)] == [FAILS, UNKNOWN, HOLDS]
+    even = bootstrap([1.0, -1.0] * 20, lambda group: sum(group) / len(group))
+    assert even is not None and even.p > 0.5
+    sure = bootstrap([1.0, 2.0] * 20, lambda group: sum(group) / len(group), draws=500)
+    assert sure is not None and sure.p == pytest.approx(2 / 501)
+    assert bootstrap([1.0] * 29, lambda group: 1.0) is None  # too few
+    assert bootstrap([1.0] * 40, lambda group: None) is None
+    found = Estimate(0.2, 0.1, 0.3, 0.01)
+    assert [verdict(found, p, null) for p, null in ((0.01, 0.0), (0.05, 0.0), (0.01, 0.4))] == [HOLDS, UNKNOWN, FAILS]
+    assert [verdict(found, 0.01, null, above=False) for null in (0.0, 0.4)] == [FAILS, HOLDS]
+    assert verdict(None, 0.01, 0.0) == UNKNOWN
 
 
 def test_words_and_attention_by_hand() -> None:
@@ -195,6 +221,37 @@ def test_the_whole_way_on_the_embedded_model(tmp_path: Path) -> None:
     assert sum(tokens["plot"]["y"]) > 0
     rounds = next(each for each in found["findings"] if each["key"] == "rounds-right-above-wrong")
     assert [row[0] for row in rounds["rows"]] == ["0", "1", "2"]
+
+
+def fails(answer: str, label: str) -> bool:
+    """A rule that raises for one label."""
+    if label == "never":
+        raise RuntimeError("no such thing")
+    return answer == label
+
+
+def test_errors_belong_to_their_items_and_answers_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = load_dataset("scenes:held_out:3900000-3900002")
+    items[1] = replace(items[1], label="never", match=Match.parse("test_study:fails"))
+    items[2] = replace(items[2], loader=lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+    reasoner, out = small_reasoner(iterations=1), tmp_path / "out"
+    found = study(reasoner, items, out, samples=2, batch=2, system="Be brief.")
+    assert (found["answered"], found["system"]) == (1, "Be brief.")
+    assert [problem.split(": ", 1)[1] for problem in found["problems"]] == [
+        "RuntimeError: no such thing",
+        "ZeroDivisionError: division by zero",
+    ]
+    # As after a kill: one answer, and a torn line.
+    lines = (out / "answers.jsonl").read_bytes().splitlines(keepends=True)
+    assert len(lines) == 4
+    (out / "answers.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:20])
+    told: list[tuple[int, int]] = []
+    again = study(reasoner, items, out, samples=2, batch=2, system="Be brief.", progress=lambda *at: told.append(at))
+    assert told == [(3, 3)] and again["findings"] == found["findings"] and again["problems"] == found["problems"]
+    monkeypatch.setattr(type(reasoner.engine()), "answer_many", lambda *arguments: 1 / 0)
+    assert study(reasoner, items, out, samples=2, batch=2, system="Be brief.")["findings"] == found["findings"]
+    with pytest.raises(SettingsError, match="another study"):
+        study(reasoner, items, out, samples=3, batch=2, system="Be brief.")
 
 
 def test_the_dependency_of_drawn_tokens_is_that_of_the_engine() -> None:

@@ -40,6 +40,9 @@ def calibrate(
     confidence_level: Annotated[float, typer.Option(help="How sure to be of that.")] = 0.9,
     mapping: Annotated[Kind, typer.Option(help="How a score becomes a probability.")] = Kind.auto,
     seed: Annotated[int, typer.Option(help="Seed of the split and the folds.")] = 0,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Also take a run that is not complete; the file then says so.")
+    ] = False,
     drift_of: Annotated[
         Path | None,
         typer.Option(
@@ -72,7 +75,9 @@ def calibrate(
         return
     assert out is not None
     require_writable(out, ".json")
-    made = calibration_of(load_run(run), score, method, target_error, confidence_level, mapping.value, seed)
+    made = calibration_of(
+        load_run(run), score, method, target_error, confidence_level, mapping.value, seed, partial=partial
+    )
     made.save(out)
     if as_json:
         print(made.model_dump_json(indent=2, exclude={"reference", "configuration"}))
@@ -90,16 +95,26 @@ def calibration_of(
     confidence_level: float = 0.9,
     mapping: Any = "auto",
     seed: int = 0,
+    *,
+    partial: bool = False,
 ) -> Calibration:
     """A calibration from the labelled answers of one method of a run.
 
-    An answer that could not be found (an error) is an item without a score; rows without a label do not count. Raises
-    ``SettingsError`` for an unknown method and ``CalibrationError`` for a score the run does not have.
+    An answer that could not be found (an error) is an item without a score; rows without a label, and those that could
+    not be asked, do not count. ``partial``: also take a method that has not answered everything yet; what was answered
+    first need not be like the rest. Raises ``SettingsError`` for an unknown method, ``CalibrationError`` for a score
+    the run does not have and for a run that is not complete.
     """
     from latent_tool.calibration_fit import fit
 
     name = _method(run, method)
-    rows = [row for row in run.of(name) if row.label is not None and (row.correct is not None or row.error is not None)]
+    answered, size = len(run.of(name)), run.manifest.dataset.size
+    if answered < size and not partial:
+        raise CalibrationError(
+            f"{name} has answered {answered} of {size} questions.",
+            "Let latent-tool eval finish, or take what is there (--partial).",
+        )
+    rows = [row for row in run.of(name) if row.usable and (row.correct is not None or row.error is not None)]
     facts = run.manifest.methods[name]
     if score not in facts.fingerprints or all(row.scores.get(score) is None for row in rows):
         known = sorted({each for row in rows for each, value in row.scores.items() if value is not None})
@@ -120,6 +135,7 @@ def calibration_of(
             "dataset": run.manifest.dataset.name,
             "dataset_fingerprint": run.manifest.dataset.fingerprint,
             "questions": len(rows),
+            "answered": f"{answered} of {size}",
             "method": name,
             "model": run.manifest.model.get("name"),
             "seed": seed,
@@ -213,7 +229,13 @@ def _number(value: float | None) -> str:
 
 def _drift_text(drift: Drift) -> str:
     verdict = "the scores have drifted: calibrate again" if drift.drifted else "no drift is seen"
-    return (
-        f"{verdict}\n{drift.scores} scores (and {drift.unscored} answers without one), mean {drift.mean:.4f} against "
-        f"{drift.reference_mean:.4f}; distance {drift.distance:.3f}, p = {drift.p_value:.3g}, level {drift.level:g}"
+    lines = [verdict]
+    if drift.p_value is not None:
+        lines.append(
+            f"{drift.scores} scores, mean {drift.mean:.4f} against {drift.reference_mean:.4f}; "
+            f"distance {drift.distance:.3f}, p = {drift.p_value:.3g}"
+        )
+    lines.append(
+        f"{drift.unscored} of {drift.scores + drift.unscored} without a score, p = {drift.unscored_p_value:.3g}"
     )
+    return "\n".join([*lines, f"level {drift.level:g} for both together"])

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["evaluate", "require_libraries", "show_progress"]
+__all__ = ["evaluate", "find_functions_here", "require_libraries", "show_progress"]
 
 
 def evaluate(
@@ -79,11 +79,7 @@ def evaluate(
 
     Example: latent-tool eval questions.jsonl --out runs/first --method greedy --method search --limit 200
     """
-    import sys
-
-    # Functions for --match are looked for in the current folder, too.
-    if match is not None and "" not in sys.path:
-        sys.path.insert(0, "")
+    find_functions_here(match)
     from latent_tool.evaluation.datasets import load_dataset
     from latent_tool.evaluation.methods import DEFAULT_METHODS, METHODS
     from latent_tool.evaluation.runner import evaluate as run_evaluation
@@ -128,6 +124,14 @@ def evaluate(
     import json
 
     _show(json.loads(summary), run.path)
+
+
+def find_functions_here(match: str | None) -> None:
+    """Functions for ``--match`` are looked for in the current folder, too."""
+    import sys
+
+    if match is not None and "" not in sys.path:
+        sys.path.insert(0, "")
 
 
 def require_libraries() -> None:

@@ -53,6 +53,14 @@ def mcp(
     min_confidence: Annotated[
         float, typer.Option(min=0, max=1, metavar="C", help="Below it an answer is marked as not reliable, 0 to 1.")
     ] = 0.5,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Makes the confidence a probability; 'embedded' for the embedded model's. Questions with another "
+            "budget or a system text are then refused.",
+        ),
+    ] = None,
 ) -> None:
     """Serve the tool to MCP clients.
 
@@ -73,6 +81,7 @@ def mcp(
         device=device,
         dtype=dtype,
         budget=Budget.level(cast("BudgetLevel", budget)).but(deadline_s=deadline),
+        calibration=calibration,
     )
     tool = ImageTool(
         reasoner=reasoner,

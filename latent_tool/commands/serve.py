@@ -50,6 +50,14 @@ def serve(
     min_confidence: Annotated[
         float | None, typer.Option(min=0, max=1, metavar="C", help="Abstain below it unless a client says otherwise.")
     ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Makes the confidence a probability; 'embedded' for the embedded model's. Questions with another "
+            "budget or a system text are then refused.",
+        ),
+    ] = None,
     on_ray: Annotated[
         bool, typer.Option("--ray", help="Run on Ray: the cluster of RAY_ADDRESS, or this machine alone.")
     ] = False,
@@ -82,7 +90,14 @@ def serve(
     from latent_tool.reasoner import LatentReasoner
 
     own = Budget.level(cast(BudgetLevel, budget))
-    reasoner = LatentReasoner(model=model, device=device, dtype=dtype, budget=own, min_confidence=min_confidence)
+    reasoner = LatentReasoner(
+        model=model,
+        device=device,
+        dtype=dtype,
+        budget=own,
+        min_confidence=min_confidence,
+        calibration=calibration,
+    )
     service: dict[str, Any] = {
         "policy": ImagePolicy.untrusted(
             folders=tuple(each.absolute() for each in folder or []),

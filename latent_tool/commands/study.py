@@ -24,6 +24,8 @@ def study(
     ] = "embedded",
     device: Annotated[str, typer.Option(help="For example cpu or cuda:0; auto takes a GPU if there is one.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    question: Annotated[str | None, typer.Option(help="Asked where a row has no question of its own.")] = None,
+    system: Annotated[str | None, typer.Option(help="System text before every question.")] = None,
     budget: Annotated[str, typer.Option(help="quick, standard or thorough.")] = "standard",
     samples: Annotated[int, typer.Option(min=2, help="Reasoning sequences drawn for a question.")] = 6,
     temperature: Annotated[float, typer.Option(min=0.01, help="How freely they are drawn.")] = 1.0,
@@ -43,17 +45,21 @@ def study(
 ) -> None:
     """Look for the observations of the method's authors in a data set, and say which hold.
 
+    The same command again goes on where the last one ended.
+
     Example: latent-tool study scenes:held_out --limit 100 --out study
     """
     import json
 
-    from latent_tool.commands.evaluate import require_libraries, show_progress
+    from latent_tool.commands.evaluate import find_functions_here, require_libraries, show_progress
+
+    find_functions_here(match)
     from latent_tool.evaluation.datasets import load_dataset
     from latent_tool.evaluation.study import study as run_study
     from latent_tool.reasoner import LatentReasoner
 
     require_libraries()
-    items = load_dataset(data, match=match, keep_going=keep_going, limit=limit)
+    items = load_dataset(data, match=match, question=question, keep_going=keep_going, limit=limit)
     reasoner = LatentReasoner(model=model, device=device, dtype=dtype, budget=budget, seed=seed)
     with show_progress(quiet) as tell:
         found = run_study(
@@ -63,6 +69,7 @@ def study(
             name=Path(data).name if Path(data).exists() else data,
             samples=samples,
             temperature=temperature,
+            system=system,
             batch=batch,
             progress=None if tell is None else lambda done, total: tell(done, total, "asking"),
         )

@@ -15,13 +15,14 @@ import os
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from latent_tool.errors import DatasetError, ImageNotAllowedError, LatentToolError, MissingExtraError, SettingsError
-from latent_tool.evaluation.matching import Match, options_in, split_letter
+from latent_tool.evaluation.matching import Match, is_letter, options_in, split_letter
 from latent_tool.settings import ImagePolicy
 
 if TYPE_CHECKING:
@@ -52,7 +53,10 @@ _ALIASES = {
     "choices": "options",
 }
 _RANGE = re.compile(r"(\d+)-(\d+)")
-_BOXED = re.compile(r"\s*\\boxed\s*\{(.*)\}\s*", re.DOTALL)
+_BOXED = re.compile(r"\\boxed\s*\{")
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+# As Markdown has it: no space inside next to the signs, no digit after them, so that prices are left alone.
+_FORMULA = re.compile(r"\$(?=\S)([^$]*?)(?<=\S)\$(?!\d)")
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,9 @@ def load_dataset(
         spec: a ``.jsonl``, ``.csv`` or ``.json`` file, a folder of images with a file ``labels.jsonl``, ``.csv`` or
             ``.json`` in it, ``easy-vqa[:test|train]`` or ``scenes[:split[:first-last]]`` (seeds, both included; one
             question about each scene).
-        match: rule for rows that name none (``Match.parse``); by default multiple choice where options or a lettered
-            label are given, numbers in DMLR files, else exact.
+        match: rule for rows that name none (``Match.parse``). By default multiple choice where a row or its question
+            lists options that the label is one of, or where the label is a marked letter; numeric for numbers in JSON
+            and in DMLR files; else exact. Rows may name exact, choice and numeric, never a function.
         question: asked where a row has none.
         policy: which images may be opened; by default any readable file.
         keep_going: rows that cannot be used become items with a ``problem`` instead of an error.
@@ -225,11 +230,22 @@ class _Reader:
         if isinstance(row, str):
             return _broken(fallback, line, row)
         dmlr = "prompt" in row and "solution" in row
-        fields = {_ALIASES.get(name, name): value for name, value in row.items() if value not in (None, "")}
+        fields: dict[str, Any] = {}
+        names: dict[str, str] = {}
+        twice = row.twice if isinstance(row, _Object) else None
+        for given, value in row.items():
+            if value in (None, ""):
+                continue
+            known = _ALIASES.get(given, given)
+            if (other := names.setdefault("image" if known == "images" else known, given)) != given:
+                twice = f"{other!r} and {given!r} are two names of one field"
+            fields[known] = value
         name = str(fields.get("id", number if dmlr else fallback))
         try:
+            if twice:
+                raise _RowError(twice)
             question = _text(fields.get("question", self.question), "question")
-            label = None if fields.get("label") is None else _label(fields["label"], dmlr)
+            label = None if fields.get("label") is None else _label(fields["label"])
             if label is None and not self.unlabelled:
                 raise _RowError("there is no label")
             match = self._match(fields, question, label, dmlr)
@@ -256,15 +272,20 @@ class _Reader:
 
     def _match(self, fields: Mapping[str, Any], question: str, label: str | None, dmlr: bool) -> Match:
         options = _options(fields.get("options"))
-        if "match" in fields:
-            return Match.parse(str(fields["match"]), options)
-        if self.match is not None:
-            return replace(self.match, options=options)
+        given = Match.parse(str(fields["match"]), options, custom=False) if "match" in fields else self.match
+        if given is not None:
+            return replace(given, options=options or (options_in(question) if given.kind == "choice" else ()))
         if options:
             return Match("choice", options)
-        if label is not None and len(label) > 1 and split_letter(label)[0] is not None:
-            return Match("choice", options_in(question))
-        return Match("numeric") if dmlr and label is not None and _is_number(label) else Match()
+        if label is None:
+            return Match()
+        listed = Match("choice", options_in(question))
+        if listed.options and (listed.problem(label) is None or split_letter(label)[0] is not None):
+            return listed
+        if is_letter(label):
+            return Match("choice")
+        number = isinstance(fields["label"], int | float) and not isinstance(fields["label"], bool)
+        return Match("numeric") if number or (dmlr and _is_number(label)) else Match()
 
     def _references(self, fields: Mapping[str, Any], folder: Path) -> list[str]:
         """Image references, with paths made absolute from the file's folder; missing files are a problem."""
@@ -322,20 +343,61 @@ def _open(references: tuple[str, ...], policy: ImagePolicy) -> tuple[Image, ...]
     return tuple(load_image(reference, policy).image for reference in references)
 
 
+class _Object(dict[str, Any]):
+    """A JSON object that remembers whether a name was given twice."""
+
+    twice: str | None = None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> _Object:
+    found = _Object(pairs)
+    names = [name for name, _ in pairs]
+    found.twice = next((f"{name!r} is given twice" for name in names if names.count(name) > 1), None)
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)
+
+
 def _jsonl_rows(text: str, _name: str) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
     for line, content in enumerate(text.split("\n"), start=1):
         if content.strip():
             try:
-                row = json.loads(content)
+                row = _DECODER.decode(content)
             except ValueError as error:
                 yield line, f"not JSON ({error})"
-                continue
-            yield line, row if isinstance(row, dict) else "not a JSON object"
+            except RecursionError:
+                yield line, "not JSON (it is nested too deeply)"
+            else:
+                yield line, row if isinstance(row, dict) else "not a JSON object"
+
+
+@contextmanager
+def _long_cells(size: int) -> Iterator[None]:
+    """Let a cell of a CSV file, such as an image as a data URI, be as long as the file."""
+    before = csv.field_size_limit(max(size, csv.field_size_limit()))
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _csv_rows(text: str, name: str) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+    with _long_cells(len(text)):
+        rows = list(_csv_rows_of(text, name))
+    yield from rows
+
+
+def _csv_rows_of(text: str, name: str) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     columns = [str(column) for column in reader.fieldnames or ()]
+    if len(set(columns)) < len(columns):
+        twice = sorted({column for column in columns if columns.count(column) > 1})
+        raise DatasetError(f"{name!r} has two columns of one name: {', '.join(twice)}.", "Name every column once.")
     known = {_ALIASES.get(column, column) for column in columns}
     if not known & {"image", "images"}:
         raise DatasetError(
@@ -361,7 +423,7 @@ def _csv_rows(text: str, name: str) -> Iterator[tuple[int, Mapping[str, Any] | s
 
 def _json_rows(text: str, name: str) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
     """Rows of a JSON list; a row's line is that on which its object begins."""
-    decoder, place = json.JSONDecoder(), 0
+    place = 0
 
     def skip(signs: str) -> None:
         nonlocal place
@@ -378,8 +440,8 @@ def _json_rows(text: str, name: str) -> Iterator[tuple[int, Mapping[str, Any] | 
         if text[place : place + 1] == "]":
             return
         try:
-            row, place = decoder.raw_decode(text, place)
-        except ValueError as error:
+            row, place = _DECODER.raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
             yield line, f"not JSON from here on ({error})"
             return
         yield line, row if isinstance(row, dict) else "not a JSON object"
@@ -391,14 +453,30 @@ def _text(value: Any, field: str) -> str:
     return value
 
 
-def _label(value: Any, dmlr: bool) -> str:
+def _label(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if not isinstance(value, str | int | float):
         raise _RowError("the label is neither a text nor a number")
     label = str(value)
-    boxed = _BOXED.fullmatch(label) if dmlr else None
-    return label if boxed is None else boxed[1].strip()
+    if found := _ANSWER.search(label):
+        label = found[1]
+    if (boxed := _boxed(label)) is not None:
+        label = boxed
+    return _FORMULA.sub(r"\1", label).strip()
+
+
+def _boxed(text: str) -> str | None:
+    """What stands in the last ``\\boxed{...}`` of a text, whose braces are balanced; ``None`` without one."""
+    found = None
+    for mark in _BOXED.finditer(text):
+        depth = 1
+        for place in range(mark.end(), len(text)):
+            depth += {"{": 1, "}": -1}.get(text[place], 0)
+            if not depth:
+                found = text[mark.end() : place]
+                break
+    return found
 
 
 def _is_number(text: str) -> bool:

@@ -21,6 +21,7 @@ __all__ = ["Match", "normalise", "number_in"]
 _QUOTES = "\"'`\u2018\u2019\u201c\u201d"
 _NUMBER = re.compile(r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?")
 _LETTERED = re.compile(r"\s*(?:\(([A-Za-z])\)|([A-Za-z])\s*[.):])\s*(.*)", re.DOTALL)
+_MARKED = re.compile(r"\([A-Za-z]\)|[A-Za-z][.)]")
 _OPTIONS = re.compile(r"\b(?:options|choices)\s*:(.*)", re.IGNORECASE | re.DOTALL)
 _OPTION = re.compile(r"(?:^|(?<=[\s,;]))(?:\(([A-Za-z])\)|([A-Za-z])[.:)])\s+")
 _LEAD = re.compile(r"(?:the\s+)?(?:correct\s+|final\s+)?(?:answer|option|choice)\s*(?:is\b\s*:?|:)\s*", re.IGNORECASE)
@@ -57,6 +58,11 @@ def split_letter(text: str) -> tuple[str | None, str]:
     return (None, stripped) if found is None else ((found[1] or found[2]).upper(), found[3].strip())
 
 
+def is_letter(text: str) -> bool:
+    """Whether a text is nothing but a marked letter: ``"(B)"``, ``"B."`` or ``"B)"``."""
+    return _MARKED.fullmatch(text.strip()) is not None
+
+
 def options_in(question: str) -> tuple[str, ...]:
     """Options that a question lists itself after ``Options:``, lettered from A on; empty if it does not."""
     listed = _OPTIONS.search(question)
@@ -90,8 +96,11 @@ class Match:
     function: str | None = None
 
     @classmethod
-    def parse(cls, text: str, options: tuple[str, ...] = ()) -> Match:
-        """A rule from its name; see the hint of the ``SettingsError`` for those there are."""
+    def parse(cls, text: str, options: tuple[str, ...] = (), *, custom: bool = True) -> Match:
+        """A rule from its name; see the hint of the ``SettingsError`` for those there are.
+
+        ``custom=False`` for names that come with data: a function is then refused, and nothing is imported.
+        """
         kind, _, rest = text.strip().partition(":")
         if kind in ("exact", "choice") and not rest:
             return cls("choice" if kind == "choice" else "exact", options)
@@ -105,6 +114,11 @@ class Match:
                 raise SettingsError(f"{text!r} is no numeric tolerance.", _HINT)
             relative = rest.strip().endswith("%")
             return cls("numeric", options, tolerance / 100 if relative else tolerance, relative)
+        if not custom:
+            raise SettingsError(
+                f"There is no answer matching {text!r} that data may name.",
+                "Data may name exact, choice and numeric; give a function yourself (match, --match).",
+            )
         if rest and all(part.isidentifier() for part in kind.split(".")) and rest.isidentifier():
             _function(text.strip())
             return cls("custom", options, function=text.strip())
@@ -148,19 +162,22 @@ class Match:
                 return chosen is not None and chosen == self._choice(label)
             letter, text = split_letter(label)
             chosen_letter, chosen_text = split_letter(answer)
-            if chosen_letter:
+            if chosen_letter and (chosen_letter != letter or not text or not chosen_text):
                 return chosen_letter == letter
             return bool(text) and normalise(chosen_text) == normalise(text)
         return normalise(answer) == normalise(label)
 
     def canonical(self, answer: str) -> str:
-        """The answer as votes are counted: answers that match the same labels have the same canonical form."""
+        """The answer as votes are counted: answers that match the same labels have the same canonical form.
+
+        Where the options of a multiple choice are not known, the letter is all that counts.
+        """
         if self.kind == "choice":
             chosen = self._choice(answer) if self.options else None
             letter, text = split_letter(answer)
             return f"option {chosen}" if chosen is not None else letter or normalise(text)
         number = number_in(answer) if self.kind == "numeric" else None
-        return normalise(answer) if number is None else f"{number:g}"
+        return normalise(answer) if number is None else repr(number + 0.0)  # and -0.0 is 0.0
 
     def _choice(self, text: str) -> int | None:
         """Which option a text names, by its own text first, by its letter otherwise; ``None`` if by neither."""

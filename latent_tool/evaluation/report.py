@@ -69,6 +69,11 @@ def tables(summary: Mapping[str, Any]) -> list[Table]:
             )
         note = "In brackets: how many answers. Compare methods whose numbers are the same."
         found.append(("Accuracy by kind of question", ["kind", *methods], rows, note))
+    failed = {name: facts["visual_errors"] for name, facts in methods.items() if facts["visual_errors"]}
+    if failed:
+        lines = [[name, str(each["count"]), each["first"]] for name, each in failed.items()]
+        note = "The answers stand; their visual dependency or masked entropy is missing."
+        found.append(("Visual scores that could not be measured", ["method", "answers", "first error"], lines, note))
     if summary["errors"]:
         shown = [
             [error["id"], error["method"], str(error["line"] or _NONE), f"{error['type']}: {error['message']}"]
@@ -111,8 +116,9 @@ def _methods_table(summary: Mapping[str, Any], methods: Mapping[str, Any]) -> Ta
         )
     )
     note = (
-        "Accuracy with its 95 % interval (Wilson); an error counts as a wrong answer, a row of the data set that could "
-        f"not be used is left out.{against} Costs are means per question, *s* seconds in batches of {summary['batch']}."
+        "Accuracy with its 95 % interval (Wilson); an error counts as a wrong answer, a row that could not be asked "
+        f"(of no use, or with an image that cannot be opened) is left out.{against} Costs are means per question, *s* "
+        f"seconds in batches of {summary['batch']}."
     )
     header = ["method", "n", "errors", "accuracy", "fixed / broken", "p", "gain", "candidates", "calls", "tokens", "s"]
     return "Methods", header, rows, note
@@ -146,7 +152,7 @@ def _scores_table(summary: Mapping[str, Any], name: str, facts: Mapping[str, Any
     named = dict(facts["scores"])
     fused = facts["fused"]
     if fused is not None:
-        named["fused"] = {**fused, "missing": 0}
+        named["fused"] = fused
     rows = []
     for score, value in named.items():
         excess = None if value.get("ece") is None else max(0.0, value["ece"] - value["ece_floor"])
@@ -155,7 +161,8 @@ def _scores_table(summary: Mapping[str, Any], name: str, facts: Mapping[str, Any
                 score,
                 str(value["n"]),
                 str(value["missing"]),
-                with_interval(value["auroc"]),
+                str(value["wrong"]),
+                with_interval(value["auroc"]) + (" (few)" if value["few"] else ""),
                 number(value["aurc"], 4),
                 number(value.get("ece")),
                 number(value.get("ece_floor")),
@@ -164,7 +171,9 @@ def _scores_table(summary: Mapping[str, Any], name: str, facts: Mapping[str, Any
             ]
         )
     note = (
-        "Each score as a confidence in these answers: *AUROC* (95 %, DeLong), *AURC* (area under the risk-coverage "
+        "Each score as a confidence in these answers: *missing* counts those without it (failed ones are among them), "
+        "which no threshold accepts; *AUROC* (95 %, Newcombe's score interval; *few*: fewer than 30 wrong or right "
+        "answers, and a rough interval), *AURC* (area under the risk-coverage "
         "curve, lower is better), *ECE* of scores that are probabilities, the *floor* that a perfectly calibrated "
         "score would show on as many answers, and the share of answers that can be accepted at "
         f"{summary['target_error']:.0%} error, chosen on these same answers (a threshold with a guarantee comes from "
@@ -176,7 +185,7 @@ def _scores_table(summary: Mapping[str, Any], name: str, facts: Mapping[str, Any
             f" *fused*: logistic regression on {', '.join(fused['from'])} by nested cross-validation; it {verdict} the "
             f"best single score, {fused['best_single']} (AUROC {with_interval(fused['gain'])} higher)."
         )
-    header = ["score", "n", "missing", "AUROC", "AURC", "ECE", "floor", "above floor", "coverage"]
+    header = ["score", "n", "missing", "wrong", "AUROC", "AURC", "ECE", "floor", "above floor", "coverage"]
     return f"Confidence in the answers of {name}", header, rows, note
 
 

@@ -21,6 +21,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latent_tool.calibration import configuration, fingerprint, is_folder
 from latent_tool.errors import LatentToolError, SettingsError
 from latent_tool.evaluation.datasets import Item, dataset_fingerprint
 from latent_tool.evaluation.methods import Method, parse_method
@@ -123,13 +124,15 @@ def evaluate(
     _require_unique(items)
     folder = Path(out).expanduser()
     plan = Plan(
-        methods=_ordered(methods, reasoner, read_manifest(folder)),
+        methods=_ordered(methods, reasoner, _begun(folder)),
         generation=None if reasoner is None else reasoner.generation,
         images_first=True if reasoner is None else reasoner.images_first,
         system=system,
         seed=seed if seed is not None else 0 if reasoner is None else reasoner.seed,
         noise=(noise or NoiseSettings()) if visual else None,
     )
+    if reasoner is not None and not is_folder(reasoner.model):
+        reasoner.engine()  # only then is it known which commit a hub id stands for, and whether it is one
     _make(folder)
     with _locked(folder):
         manifest = _begin(folder, _manifest(model, plan, items, name, batch))
@@ -212,8 +215,6 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _manifest(model: LatentReasoner | Engine, plan: Plan, items: Sequence[Item], name: str, batch: int) -> Manifest:
-    from latent_tool.calibration import configuration, fingerprint
-
     if isinstance(model, LatentReasoner):
         facts: dict[str, Any] = {
             "model": model.model,
@@ -264,11 +265,17 @@ def _manifest(model: LatentReasoner | Engine, plan: Plan, items: Sequence[Item],
     )
 
 
+def _begun(folder: Path) -> Manifest | None:
+    """The manifest of a folder that has answers; one without, as of a model that could not be loaded, binds nobody."""
+    items = folder / ITEMS
+    return read_manifest(folder) if items.exists() and items.stat().st_size else None
+
+
 def _begin(folder: Path, wanted: Manifest) -> Manifest:
     """Write the manifest, or check that the one that is there belongs to the same run; further methods are added."""
-    there = read_manifest(folder)
+    there = _begun(folder)
     if there is None:
-        if (folder / ITEMS).exists():
+        if (folder / ITEMS).exists() and (folder / ITEMS).stat().st_size:
             raise SettingsError(f"{str(folder)!r} holds answers of an unknown run.", "Give an empty folder.")
         write_whole(folder / MANIFEST, _json(wanted))
         return wanted
@@ -468,7 +475,10 @@ def _answer(
     examined = _examined(engine, plan, found)
     rows = []
     for item in items:
-        outcome = found.get(item.id, images[item.id])
+        if isinstance(images[item.id], Exception):
+            rows.append(_failed(method, item, images[item.id], 0.0, asked=False))
+            continue
+        outcome = found[item.id]
         try:
             rows.append(_row(engine, method, item, outcome, examined.get(item.id), seconds))
         except Exception as error:  # a matching function of the user's, above all
@@ -552,15 +562,17 @@ def _row(
     )
 
 
-def _failed(method: Method, item: Item, error: Exception, seconds: float) -> Row:
+def _failed(method: Method, item: Item, error: Exception, seconds: float, asked: bool = True) -> Row:
+    """A row without an answer; ``asked=False``: its images could not be opened, so that no method had a chance."""
     message = error.message if isinstance(error, LatentToolError) else str(error)
+    line = {} if item.line is None else {"line": item.line}
     return Row(
         id=item.id,
         method=method.name,
         type=item.type,
         question=item.question,
         label=item.label,
-        seconds=0.0 if item.problem else seconds,
+        seconds=seconds,
         error=Failure(type=type(error).__name__, message=message),
-        details={"line": item.line} if item.line is not None else {},
+        details=line if asked else {**line, "asked": False},
     )

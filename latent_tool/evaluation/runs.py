@@ -59,6 +59,16 @@ class Row(Part):
     error: Failure | None = None
     details: dict[str, Any] = {}
 
+    @property
+    def asked(self) -> bool:
+        """Whether the question could be asked at all: its row was of use, and its images could be opened."""
+        return self.details.get("asked") is not False and (self.error is None or self.error.type != "DatasetError")
+
+    @property
+    def usable(self) -> bool:
+        """Whether the row counts: it has a label, and was asked (an error may be what came of it)."""
+        return self.label is not None and self.asked
+
 
 class DatasetFacts(Part):
     """The data set of a run; ``problems``: rows that could not be used."""
@@ -134,13 +144,14 @@ class Run:
         return self._by_method[method]
 
     def column(self, method: str, score: str) -> tuple[list[float], list[bool], int]:
-        """A score and the correctness of a method's labelled answers, and in how many of them the score is missing.
+        """A score and the correctness of a method's labelled answers, and for how many more the score is missing.
 
-        The score is as it was measured; ``SCORES`` says which way it points.
+        An answer that failed is one without a score. The score is as it was measured; ``SCORES`` says which way it
+        points.
         """
         if score not in SCORES and not any(score in row.scores for row in self.of(method)):
             raise SettingsError(f"There is no score {score!r}.", f"Known scores: {', '.join(SCORES)}.")
-        known = [row for row in self.of(method) if row.correct is not None]
+        known = [row for row in self.of(method) if row.usable and (row.correct is not None or row.error is not None)]
         values = [row.scores.get(score) for row in known]
         kept = [(value, bool(row.correct)) for value, row in zip(values, known, strict=True) if value is not None]
         return [value for value, _ in kept], [right for _, right in kept], len(known) - len(kept)

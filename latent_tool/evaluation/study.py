@@ -1,9 +1,10 @@
 """The observations that the method's authors report, looked for in any data set and model.
 
 Every question is answered by the search, and several reasoning sequences are drawn for it from the plain model. Each
-observation is a statement with a test: a 95 % interval from a bootstrap over *questions* (the sequences of a question
-belong together). It *holds* when the whole interval lies on the claimed side, *does not hold* when it lies on the
-other, and otherwise one *cannot tell*. There is no correction for testing several.
+observation is a statement with a test: a bootstrap over *questions* (the sequences of a question belong together) gives
+a 95 % interval and a two-sided p value, which Holm's method adjusts for the statements that were tested. Where it is
+below 5 %, the statement *holds* or *does not hold*, by the side on which the value lies; otherwise, and with too few
+questions or too few wrong answers, one *cannot tell*.
 
 ``collect`` asks the model and gives plain rows; ``analyse`` makes the findings of them; ``write_study`` writes both
 reports from the findings alone. This module knows no tensors.
@@ -13,17 +14,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from latent_tool.errors import LatentToolError, MissingExtraError, SettingsError
+from latent_tool.errors import MissingExtraError, SettingsError
 from latent_tool.evaluation.matching import normalise
+from latent_tool.evaluation.metrics import holm
 from latent_tool.files import write_whole
 from latent_tool.settings import NoiseSettings, SamplingSettings
 
@@ -33,17 +37,30 @@ if TYPE_CHECKING:
     from latent_tool.engine import Outcome, Sampled
     from latent_tool.evaluation.datasets import Box, Item
     from latent_tool.reasoner import LatentReasoner
+    from latent_tool.schema import Grounding, ReasoningResult
 
 __all__ = ["Drawn", "Question", "analyse", "collect", "markdown_study", "study", "study_page", "word_f1", "write_study"]
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
-Interval = tuple[float, float, float]
+
+
+class Estimate(NamedTuple):
+    """A value with its 95 % interval, and the two-sided p value of its being the null."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot tell"
 DRAWS = 1000
-FEWEST = 10  # questions below which nothing is tested
+FEWEST = 30  # questions below which nothing is tested
+FEWEST_WRONG = 20  # wrong answers, and right ones, below which the two are not compared
+LEVEL = 0.05
 QUANTILES = 5
+ANSWERS = "answers.jsonl"
 
 
 class Part(BaseModel):
@@ -89,38 +106,53 @@ def collect(
     *,
     samples: int = 6,
     temperature: float = 1.0,
+    system: str | None = None,
     noise: NoiseSettings | None = None,
     batch: int = 8,
     progress: Progress | None = None,
+    there: Mapping[str, Question | str] | None = None,
+    keep: Callable[[Mapping[str, Question | str]], None] | None = None,
 ) -> tuple[list[Question], list[str]]:
     """Ask everything about every labelled item; also what could not be asked, one line each.
 
     Args:
         samples, temperature: how many sequences are drawn for a question, and how freely.
+        system: system text before every question.
         noise: how the image is noised for the visual dependency.
         batch: questions answered together.
         progress: told after every batch how many of how many are done.
+        there: what is known already, by the item's id: an answer, or why there is none.
+        keep: given what every batch adds to that.
     """
     noise = noise or NoiseSettings()
     sampling = SamplingSettings(samples=samples, temperature=temperature)
     usable = [item for item in items if item.problem is None and item.label is not None]
     problems = [f"{item.id}: {item.problem or 'no label'}" for item in items if item not in usable]
-    found: list[Question] = []
-    for begin in range(0, len(usable), batch):
-        part = usable[begin : begin + batch]
-        for item, answer in zip(part, _ask(reasoner, part, sampling, noise), strict=True):
-            if isinstance(answer, Question):
-                found.append(answer)
-            else:
-                problems.append(f"{item.id}: {type(answer).__name__}: {answer}")
+    if len({item.id for item in items}) < len(items):
+        raise SettingsError("Two items have the same id.", "Give every item an id of its own.")
+    known = dict(there or {})
+    missing = [item for item in usable if item.id not in known]
+    for begin in range(0, len(missing), batch):
+        part = missing[begin : begin + batch]
+        added = dict(zip([item.id for item in part], _ask(reasoner, part, sampling, noise, system), strict=True))
+        known |= added
+        if keep is not None:
+            keep(added)
         if progress is not None:
-            progress(begin + len(part), len(usable))
-    return found, problems
+            progress(len(usable) - len(missing) + begin + len(part), len(usable))
+    ends = [(item.id, known[item.id]) for item in usable]
+    problems += [f"{name}: {end}" for name, end in ends if isinstance(end, str)]
+    return [end for _, end in ends if isinstance(end, Question)], problems
 
 
 def _ask(
-    reasoner: LatentReasoner, items: Sequence[Item], sampling: SamplingSettings, noise: NoiseSettings
-) -> list[Question | Exception]:
+    reasoner: LatentReasoner,
+    items: Sequence[Item],
+    sampling: SamplingSettings,
+    noise: NoiseSettings,
+    system: str | None,
+) -> list[Question | str]:
+    """The answer to every item, or why there is none: no item's error is another's."""
     from latent_tool.engine import Job
 
     engine = reasoner.engine()
@@ -131,13 +163,14 @@ def _ask(
             jobs[place] = Job(
                 images=item.load(),
                 question=item.question,
+                system=system,
                 settings=reasoner.settings,
                 budget=reasoner.budget,
                 generation=reasoner.generation,
                 images_first=reasoner.images_first,
                 seed=reasoner.seed,
             )
-        except LatentToolError as error:
+        except Exception as error:  # whatever a loader raises belongs to its item
             ends[place] = error
     places = list(jobs)
     searched = dict(zip(places, engine.answer_many([jobs[place] for place in places]), strict=True))
@@ -151,36 +184,51 @@ def _ask(
         if isinstance(attention, Exception) or isinstance(dependency, Exception):
             ends[place] = attention if isinstance(attention, Exception) else dependency  # type: ignore[assignment]
             continue
-        item, result = items[place], engine.result(outcome)
-        sequences = []
-        for answer, grounding, chance in zip(sample.answers, dependency, sample.probabilities, strict=True):
-            if grounding is None:
-                continue
-            reasoning = _reasoning(answer.raw_text, answer.text)
-            sequences.append(
-                Drawn(
-                    correct=_right(item, answer.text),
-                    confidence=chance,
-                    reasoning=reasoning,
-                    quality=None if item.reasoning is None else word_f1(reasoning, item.reasoning),
-                    reasoning_dependency=tuple(t.dependency for t in grounding.tokens[: answer.start]),
-                    answer_dependency=tuple(t.dependency for t in grounding.tokens[answer.start : answer.stop]),
-                )
-            )
-        boxes = [cell.box if cell.image == 0 else None for cell in outcome.inputs.cells]
-        ends[place] = Question(
-            id=item.id,
-            correct=_right(item, result.answer),
-            confidence=result.confidence,
-            rewards=tuple(row.reward for row in result.trace),
-            grounding=attention_lift(attention, boxes, item.boxes or ()),
-            sequences=tuple(sequences),
-        )
+        try:
+            ends[place] = _question(engine.result(outcome), outcome, sample, attention, dependency, items[place])
+        except Exception as error:  # a matching function of the user's, above all
+            ends[place] = error
     for place in places:
         if place not in ends:
             failed = searched[place] if isinstance(searched[place], Exception) else drawn[place]
             ends[place] = failed  # type: ignore[assignment]  # one of the two is an error
-    return [ends[place] for place in range(len(items))]
+    found = [ends[place] for place in range(len(items))]
+    return [f"{type(end).__name__}: {end}" if isinstance(end, Exception) else end for end in found]
+
+
+def _question(
+    result: ReasoningResult,
+    outcome: Outcome,
+    sample: Sampled,
+    attention: Sequence[float],
+    dependency: Sequence[Grounding | None],
+    item: Item,
+) -> Question:
+    """What the model said about one item, as plain numbers."""
+    sequences = []
+    for answer, grounding, chance in zip(sample.answers, dependency, sample.probabilities, strict=True):
+        if grounding is None:
+            continue
+        reasoning = _reasoning(answer.raw_text, answer.text)
+        sequences.append(
+            Drawn(
+                correct=_right(item, answer.text),
+                confidence=chance,
+                reasoning=reasoning,
+                quality=None if item.reasoning is None else word_f1(reasoning, item.reasoning),
+                reasoning_dependency=tuple(t.dependency for t in grounding.tokens[: answer.start]),
+                answer_dependency=tuple(t.dependency for t in grounding.tokens[answer.start : answer.stop]),
+            )
+        )
+    boxes = [cell.box if cell.image == 0 else None for cell in outcome.inputs.cells]
+    return Question(
+        id=item.id,
+        correct=_right(item, result.answer),
+        confidence=result.confidence,
+        rewards=tuple(row.reward for row in result.trace),
+        grounding=attention_lift(attention, boxes, item.boxes or ()),
+        sequences=tuple(sequences),
+    )
 
 
 def _right(item: Item, answer: str) -> bool:
@@ -229,34 +277,41 @@ def _overlap(cell: Box, box: Box) -> float:
 
 
 def bootstrap(
-    groups: Sequence[T], statistic: Callable[[Sequence[T]], float | None], seed: int = 0, draws: int = DRAWS
-) -> Interval | None:
+    groups: Sequence[T],
+    statistic: Callable[[Sequence[T]], float | None],
+    null: float = 0.0,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> Estimate | None:
     """A statistic with its 95 % percentile interval over resampled groups; ``None`` where it is not defined.
 
-    Resamples in which it is not defined are left out; with more than a tenth of them there is no interval.
+    The p value is twice the share of resamples on the side of ``null`` that has fewer, ``2 (1 + fewer) / (1 + draws)``
+    (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 4.4). Resamples in which the statistic
+    is not defined are left out; with more than a tenth of them, or fewer than 30 groups, there is nothing.
     """
     value = statistic(groups)
     if value is None or len(groups) < FEWEST:
         return None
     rng = np.random.default_rng(seed)
     tried = (statistic([groups[i] for i in rng.integers(len(groups), size=len(groups))]) for _ in range(draws))
-    drawn = [each for each in tried if each is not None]
+    drawn = np.array([each for each in tried if each is not None])
     if len(drawn) < 0.9 * draws:
         return None
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return value, float(low), float(high)
+    fewer = min(int((drawn <= null).sum()), int((drawn >= null).sum()))
+    return Estimate(value, float(low), float(high), min(1.0, 2 * (1 + fewer) / (1 + len(drawn))))
 
 
-def verdict(interval: Interval | None, null: float, above: bool = True) -> str:
-    """What an interval says about a claim that its value lies above (or below) ``null``."""
-    if interval is None:
+def verdict(found: Estimate | None, p: float, null: float, above: bool = True) -> str:
+    """What an estimate says about a claim that its value lies above (or below) ``null``, at the adjusted p value."""
+    if found is None or p >= LEVEL:
         return UNKNOWN
-    _, low, high = interval
-    if low > null:
-        return HOLDS if above else FAILS
-    if high < null:
-        return FAILS if above else HOLDS
-    return UNKNOWN
+    return HOLDS if (found.value > null) is above else FAILS
+
+
+def _enough(flags: Sequence[bool]) -> bool:
+    """Whether there are enough right and wrong answers to compare them."""
+    return min(sum(flags), len(flags) - sum(flags)) >= FEWEST_WRONG
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -320,7 +375,7 @@ def analyse(
     except ImportError:
         raise MissingExtraError("A study", "evaluation") from None
     threshold = (noise or NoiseSettings()).threshold
-    return [
+    drafts = [
         *_few_tokens(questions, threshold, draws),
         _dependency_and_accuracy(questions, draws),
         _confidence_and_accuracy(questions, draws),
@@ -328,32 +383,56 @@ def analyse(
         _confidence_and_attention(questions, draws),
         *_confidence_by_round(questions, draws),
     ]
+    tested = [draft for draft in drafts if draft.found is not None]
+    adjusted = dict(
+        zip(
+            [draft.shown["key"] for draft in tested],
+            holm([draft.found.p for draft in tested if draft.found]),
+            strict=True,
+        )
+    )
+    return [draft.finding(adjusted.get(draft.shown["key"])) for draft in drafts]
+
+
+class _Draft(NamedTuple):
+    """A finding before it is known how many statements were tested."""
+
+    shown: dict[str, Any]
+    found: Estimate | None
+    null: float
+    above: bool
+
+    def finding(self, p: float | None) -> dict[str, Any]:
+        interval = (
+            None if self.found is None else {name: getattr(self.found, name) for name in ("value", "low", "high")}
+        )
+        judged = verdict(self.found, 1.0 if p is None else p, self.null, self.above)
+        return {**self.shown, "verdict": judged, "interval": interval, "p": p}
 
 
 def _finding(
     key: str,
     claim: str,
     test: str,
-    found: str,
-    interval: Interval | None,
+    found: Estimate | None,
+    null: float,
     header: Sequence[str] = (),
     rows: Sequence[Sequence[str]] = (),
     plot: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    shown = None if interval is None else dict(zip(("value", "low", "high"), interval, strict=True))
-    return {
+    above: bool = True,
+) -> _Draft:
+    shown = {
         "key": key,
         "claim": claim,
-        "verdict": found,
         "test": test,
-        "interval": shown,
         "header": list(header),
         "rows": [list(row) for row in rows],
         "plot": None if plot is None else dict(plot),
     }
+    return _Draft(shown, found, null, above)
 
 
-def _few_tokens(questions: Sequence[Question], threshold: float, draws: int) -> Iterator[dict[str, Any]]:
+def _few_tokens(questions: Sequence[Question], threshold: float, draws: int) -> Iterator[_Draft]:
     parts: dict[str, Callable[[Drawn], tuple[float, ...]]] = {
         "reasoning": lambda each: each.reasoning_dependency,
         "answer": lambda each: each.answer_dependency,
@@ -368,7 +447,7 @@ def _few_tokens(questions: Sequence[Question], threshold: float, draws: int) -> 
             return sum(above for above, _ in chosen) / total if total else None
 
         values = sorted(value for group in groups for value in group)
-        interval = bootstrap(counted, share, draws=draws)
+        interval = bootstrap(counted, share, 0.5, draws=draws)
         levels = (0.05, 0.25, 0.5, 0.75, 0.95)
         rows = [[f"{level:.0%}", f"{np.quantile(values, level):+.3f}"] for level in levels] if values else []
         counts, edges = np.histogram(np.clip(values, -2, 8), bins=40, range=(-2, 8))
@@ -376,8 +455,8 @@ def _few_tokens(questions: Sequence[Question], threshold: float, draws: int) -> 
             f"few-{name}-tokens",
             f"Few tokens of the {name} depend on the image.",
             f"Share of {name} tokens whose S exceeds {threshold:g} nats, below one half ({len(values)} tokens).",
-            verdict(interval, 0.5, above=False),
             interval,
+            0.5,
             ("quantile of S", "nats"),
             rows,
             {
@@ -387,10 +466,11 @@ def _few_tokens(questions: Sequence[Question], threshold: float, draws: int) -> 
                 "mark": threshold,
                 "xlabel": f"visual dependency S of the {name}'s tokens, nats (cut to -2 to 8)",
             },
+            above=False,
         )
 
 
-def _dependency_and_accuracy(questions: Sequence[Question], draws: int) -> dict[str, Any]:
+def _dependency_and_accuracy(questions: Sequence[Question], draws: int) -> _Draft:
     mixed = [q for q in questions if len({each.correct for each in q.sequences}) == 2]
 
     gaps = []
@@ -398,7 +478,8 @@ def _dependency_and_accuracy(questions: Sequence[Question], draws: int) -> dict[
         right = [each.dependency for each in question.sequences if each.correct]
         wrong = [each.dependency for each in question.sequences if not each.correct]
         gaps.append(math.fsum(right) / len(right) - math.fsum(wrong) / len(wrong))
-    interval = bootstrap(gaps, _mean, draws=draws)
+    enough = _enough([each.correct for question in mixed for each in question.sequences])
+    interval = bootstrap(gaps, _mean, draws=draws) if enough else None
     pairs = [(each.dependency, each.correct) for question in questions for each in question.sequences]
     table = _by_quantile(pairs)
     return _finding(
@@ -406,24 +487,24 @@ def _dependency_and_accuracy(questions: Sequence[Question], draws: int) -> dict[
         "Of several reasoning sequences, those that depend more on the image are right more often.",
         "Mean S of right less wrong sequences of the same question, above 0, in nats "
         f"({len(mixed)} questions have both kinds; {len(pairs)} sequences).",
-        verdict(interval, 0.0),
         interval,
+        0.0,
         ("S from", "to", "sequences", "accuracy"),
         [[f"{r['low']:+.3f}", f"{r['high']:+.3f}", str(r["n"]), f"{r['accuracy']:.3f}"] for r in table],
         _quantile_plot(table, "mean S of the sequence, nats"),
     )
 
 
-def _confidence_and_accuracy(questions: Sequence[Question], draws: int) -> dict[str, Any]:
+def _confidence_and_accuracy(questions: Sequence[Question], draws: int) -> _Draft:
     pairs = [(q.confidence, q.correct) for q in questions if q.confidence is not None]
-    interval = bootstrap(pairs, _area, draws=draws)
+    interval = bootstrap(pairs, _area, 0.5, draws=draws) if _enough([flag for _, flag in pairs]) else None
     table = _by_quantile(pairs)
     return _finding(
         "confidence-and-accuracy",
         "The surer the search's answer, the more often it is right.",
         f"AUROC of the confidence, above 0.5 ({len(pairs)} questions).",
-        verdict(interval, 0.5),
         interval,
+        0.5,
         ("confidence from", "to", "questions", "accuracy"),
         [[f"{r['low']:.4f}", f"{r['high']:.4f}", str(r["n"]), f"{r['accuracy']:.3f}"] for r in table],
         _quantile_plot(table, "confidence"),
@@ -440,7 +521,7 @@ def _quantile_plot(table: Sequence[Mapping[str, Any]], label: str) -> dict[str, 
     }
 
 
-def _confidence_and_reasoning(questions: Sequence[Question], draws: int) -> dict[str, Any]:
+def _confidence_and_reasoning(questions: Sequence[Question], draws: int) -> _Draft:
     groups = [
         [
             (each.confidence, each.quality)
@@ -469,15 +550,15 @@ def _confidence_and_reasoning(questions: Sequence[Question], draws: int) -> dict
         "The better a reasoning sequence, the surer its answer.",
         "Spearman's correlation of a sequence's confidence and the F1 of its reasoning's words against the true "
         f"reasoning, above 0 ({len(pairs)} sequences of {len(groups)} questions whose true reasoning is known).",
-        verdict(interval, 0.0),
         interval,
+        0.0,
         ("confidence from", "to", "sequences", "mean F1"),
         rows,
         {"kind": "line", "x": x, "y": y, "xlabel": "confidence", "ylabel": "F1 of the reasoning"},
     )
 
 
-def _confidence_and_attention(questions: Sequence[Question], draws: int) -> dict[str, Any]:
+def _confidence_and_attention(questions: Sequence[Question], draws: int) -> _Draft:
     pairs = [(q.confidence, q.grounding) for q in questions if q.confidence is not None and q.grounding is not None]
     interval = bootstrap(pairs, _correlation, draws=draws)
     lift = bootstrap([pair[1] for pair in pairs], _mean, draws=draws)
@@ -488,8 +569,8 @@ def _confidence_and_attention(questions: Sequence[Question], draws: int) -> dict
         "Spearman's correlation of the confidence and the attention lift, above 0. The lift is the share of the "
         "latents' attention on the relevant boxes less the share of the picture they cover "
         f"({len(pairs)} questions with boxes).",
-        verdict(interval, 0.0),
         interval,
+        0.0,
         ("mean lift", "low", "high"),
         rows,
         {
@@ -502,7 +583,7 @@ def _confidence_and_attention(questions: Sequence[Question], draws: int) -> dict
     )
 
 
-def _confidence_by_round(questions: Sequence[Question], draws: int) -> Iterator[dict[str, Any]]:
+def _confidence_by_round(questions: Sequence[Question], draws: int) -> Iterator[_Draft]:
     searched = [q for q in questions if q.rewards]
     longest = max((len(q.rewards) for q in searched), default=0)
 
@@ -527,29 +608,32 @@ def _confidence_by_round(questions: Sequence[Question], draws: int) -> Iterator[
         last, first = (_area([(at(q, number), q.correct) for q in chosen]) for number in (longest - 1, 0))
         return None if last is None or first is None else last - first
 
+    enough = _enough([q.correct for q in searched])
     numbers = [
-        bootstrap([(at(q, number), q.correct) for q in searched], _area, draws=draws) for number in range(longest)
+        bootstrap([(at(q, number), q.correct) for q in searched], _area, 0.5, draws=draws) if enough else None
+        for number in range(longest)
     ]
     known = [each for each in numbers if each is not None]
-    worst = min(known, key=lambda each: each[1]) if len(known) == longest and known else None
+    # True of every round only if it is of the worst one, so that no correction for the number of rounds is due.
+    worst = min(known, key=lambda each: each.low) if len(known) == longest and known else None
     yield _finding(
         "rounds-right-above-wrong",
         "In every round, questions that end right have a higher reward than those that end wrong.",
         "AUROC of the reward of the current state, above 0.5 in every round; the interval is that of the round with "
         f"the lowest bound ({len(right)} right, {len(wrong)} wrong).",
-        verdict(worst, 0.5),
         worst,
+        0.5,
         ("round", "mean reward, ends right", "ends wrong"),
         rows,
         plot,
     )
-    interval = bootstrap(searched, widened, draws=draws) if longest > 1 else None
+    interval = bootstrap(searched, widened, draws=draws) if longest > 1 and enough else None
     yield _finding(
         "rounds-widen-the-gap",
         "The search makes the reward tell right from wrong better than it did at the start.",
         "AUROC of the reward after the last round less that before the first, above 0 (the same questions).",
-        verdict(interval, 0.0),
         interval,
+        0.0,
     )
 
 
@@ -564,42 +648,107 @@ def study(
     name: str = "items",
     samples: int = 6,
     temperature: float = 1.0,
+    system: str | None = None,
     noise: NoiseSettings | None = None,
     batch: int = 8,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Ask, analyse and write ``study.json``, ``study.md`` and ``study.html`` into a folder; gives back what the first
-    holds. See ``collect`` for the arguments. Raises ``SettingsError`` when the folder cannot be written.
+    holds. See ``collect`` for the arguments.
+
+    Answers are kept in ``answers.jsonl`` as they come, and the same call again goes on there. Raises ``SettingsError``
+    when the folder cannot be written, or holds the answers of another study.
     """
+    from latent_tool.calibration import digest, is_folder
     from latent_tool.evaluation.datasets import dataset_fingerprint
 
-    folder = Path(out).expanduser()
+    if not is_folder(reasoner.model):
+        reasoner.engine()  # only then is it known which commit a hub id stands for
+    folder, noise = Path(out).expanduser(), noise or NoiseSettings()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SettingsError(f"The folder {str(out)!r} cannot be made ({error.strerror}).", "Name another.") from None
-    questions, problems = collect(
-        reasoner, items, samples=samples, temperature=temperature, noise=noise, batch=batch, progress=progress
-    )
-    right = sum(question.correct for question in questions)
-    found = {
-        "schema_version": "1",
+    facts = {
         "latent_tool": version("latent-tool"),
         "dataset": {"name": name, "fingerprint": dataset_fingerprint(items), "size": len(items)},
         "model": reasoner.model,
         "settings": reasoner.settings.model_dump(mode="json"),
         "budget": reasoner.budget.model_dump(mode="json"),
-        "noise": (noise or NoiseSettings()).model_dump(mode="json"),
+        "noise": noise.model_dump(mode="json"),
         "samples": samples,
         "temperature": temperature,
         "seed": reasoner.seed,
+        "system": system,
+    }
+    made_of = {**facts, "configuration": reasoner.configuration(system=system)}
+    with _kept(folder / ANSWERS, digest(made_of)) as (there, keep):
+        questions, problems = collect(
+            reasoner,
+            items,
+            samples=samples,
+            temperature=temperature,
+            system=system,
+            noise=noise,
+            batch=batch,
+            progress=progress,
+            there=there,
+            keep=keep,
+        )
+    found = {
+        "schema_version": "1",
+        **facts,
         "answered": len(questions),
-        "right": right,
+        "right": sum(question.correct for question in questions),
         "problems": problems,
         "findings": analyse(questions, noise),
     }
     write_study(folder, found)
     return found
+
+
+@contextmanager
+def _kept(
+    path: Path, study: str
+) -> Iterator[tuple[dict[str, Question | str], Callable[[Mapping[str, Question | str]], None]]]:
+    """The answers that a file has from this study, and how further ones are appended to it; a torn line is dropped."""
+    there: dict[str, Question | str] = {}
+    whole = 0
+    if path.exists():
+        data = path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        try:
+            head, *lines = [json.loads(line) for line in data[:whole].splitlines()] or [{}]
+            for line in lines:
+                there[line["id"]] = line["problem"] or Question.model_validate(line["answer"])
+        except (ValueError, KeyError, TypeError):
+            raise SettingsError(f"{path.name} cannot be used; it was changed.", "Name another folder.") from None
+        if whole and head.get("study") != study:
+            raise SettingsError("The folder holds the answers of another study.", "Name another folder.")
+    with path.open("ab") as file:
+        if file.tell() > whole:
+            file.truncate(whole)
+
+        def append(lines: Sequence[Mapping[str, Any]]) -> None:
+            file.write(b"".join(json.dumps(line, allow_nan=False).encode() + b"\n" for line in lines))
+            file.flush()
+            os.fsync(file.fileno())
+
+        def keep(added: Mapping[str, Question | str]) -> None:
+            append(
+                [
+                    {
+                        "id": name,
+                        "answer": None if isinstance(end, str) else end.model_dump(mode="json"),
+                        "problem": end if isinstance(end, str) else None,
+                    }
+                    for name, end in added.items()
+                ]
+            )
+
+        if not whole:
+            append([{"study": study}])
+        yield there, keep
 
 
 def write_study(folder: Path, found: Mapping[str, Any]) -> None:
@@ -616,8 +765,9 @@ def _facts(found: Mapping[str, Any]) -> list[str]:
     lines = [
         f"Model {found['model']}, data set {found['dataset']['name']}: {found['answered']} questions answered, "
         f"{found['right']} right; {sequences}; latent_tool {found['latent_tool']}.",
-        "Intervals are 95 %, from a bootstrap over questions. *Holds*: the whole interval lies on the claimed side; "
-        "*does not hold*: on the other; else one *cannot tell* from these questions.",
+        "Intervals are 95 %, from a bootstrap over questions; p is two-sided and adjusted for the statements tested "
+        f"(Holm). Below {LEVEL:g}, a statement *holds* or *does not hold*; else, with fewer than {FEWEST} questions, "
+        f"or, where right and wrong answers are compared, fewer than {FEWEST_WRONG} of either, one *cannot tell*.",
     ]
     if found["problems"]:
         lines.append(f"Not asked, {len(found['problems'])}: {'; '.join(found['problems'][:20])}.")
@@ -629,8 +779,13 @@ def _shown(interval: Mapping[str, float] | None) -> str:
 
 
 def _tables(found: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]], str]]:
-    summary = [[each["claim"], each["verdict"], _shown(each["interval"])] for each in found["findings"]]
-    tables = [("What was found", ["observation", "verdict", "value and interval"], summary, "")]
+    from latent_tool.evaluation.report import p_value
+
+    summary = [
+        [each["claim"], each["verdict"], _shown(each["interval"]), "-" if each["p"] is None else p_value(each["p"])]
+        for each in found["findings"]
+    ]
+    tables = [("What was found", ["observation", "verdict", "value and interval", "p"], summary, "")]
     for each in found["findings"]:
         title = f"{each['claim'].rstrip('.')}: {each['verdict']}"
         tables.append((title, each["header"], each["rows"], f"{each['test']} Found: {_shown(each['interval'])}."))

@@ -2,7 +2,8 @@
 
 Per method: accuracy, the paired comparison with greedy, cost, and every score as a confidence; and every pair of
 methods compared on the questions that both were asked. Errors of a method count
-as wrong answers; rows of the data set that could not be used, and unlabelled ones, are left out and counted.
+as wrong answers and are never accepted; rows that could not be asked (of no use, or with images that cannot be opened)
+and unlabelled ones are left out and counted.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ __all__ = ["TARGET_ERROR", "fused_score", "summarise"]
 TARGET_ERROR = 0.05
 # Fewer labelled answers, or fewer wrong or right ones, and a fused score is not tried.
 FUSED_ITEMS, FUSED_CLASS = 100, 20
+# Fewer wrong (or right) answers, and the interval of an AUROC is marked as rough.
+FEW = 30
 _CURVE = 60
 
 
@@ -48,11 +51,6 @@ def summarise(run: Run) -> dict[str, Any]:
     }
 
 
-def _usable(row: Row) -> bool:
-    """Whether a row counts: labelled, and not a broken row of the data set."""
-    return row.label is not None and (row.error is None or row.error.type != "DatasetError")
-
-
 def _right(row: Row) -> bool:
     return row.correct is True
 
@@ -68,7 +66,7 @@ def _errors(run: Run) -> list[dict[str, Any]]:
 
 def _method(run: Run, name: str, base: str | None) -> dict[str, Any]:
     rows = run.of(name)
-    usable = [row for row in rows if _usable(row)]
+    usable = [row for row in rows if row.usable]
     answered = [row for row in rows if row.error is None]
     found: dict[str, Any] = {
         "kind": run.manifest.methods[name].kind,
@@ -76,7 +74,8 @@ def _method(run: Run, name: str, base: str | None) -> dict[str, Any]:
         "labelled": len(usable),
         "unlabelled": sum(row.label is None and row.error is None for row in rows),
         "errors": len(rows) - len(answered),
-        "broken_rows": sum(row.error is not None and row.error.type == "DatasetError" for row in rows),
+        "broken_rows": sum(not row.asked for row in rows),
+        "visual_errors": _visual_errors(rows),
         "accuracy": None,
         "types": {},
         "paired": None,
@@ -99,6 +98,12 @@ def _method(run: Run, name: str, base: str | None) -> dict[str, Any]:
     return found
 
 
+def _visual_errors(rows: Sequence[Row]) -> dict[str, Any] | None:
+    """How many answers have no visual scores because measuring them failed, and what the first one said."""
+    said = [row.details["visual_error"] for row in rows if "visual_error" in row.details]
+    return {"count": len(said), "first": said[0]} if said else None
+
+
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
@@ -119,7 +124,7 @@ def _number(value: float) -> float | None:
 def _pairs(run: Run) -> list[dict[str, Any]]:
     """Every method against every other; a search against what is no search, else the later against the earlier."""
     found = []
-    usable = {name: [row for row in run.of(name) if _usable(row)] for name in run.methods}
+    usable = {name: [row for row in run.of(name) if row.usable] for name in run.methods}
     for before, after in combinations(run.methods, 2):
         searches = [name.partition(":")[0] == "search" for name in (before, after)]
         if searches == [True, False]:
@@ -132,7 +137,7 @@ def _pairs(run: Run) -> list[dict[str, Any]]:
 
 def _paired(base: Sequence[Row], rows: Sequence[Row]) -> dict[str, Any] | None:
     """The rows against those of another method, on the questions that both were asked."""
-    known = {row.id: row for row in base if _usable(row)}
+    known = {row.id: row for row in base if row.usable}
     pairs = [(_right(known[row.id]), _right(row)) for row in rows if row.id in known]
     if not pairs:
         return None
@@ -147,22 +152,27 @@ def _score(run: Run, name: str, score: str) -> dict[str, Any] | None:
     values, right, missing = run.column(name, score)
     if not values:
         return None
-    facts = _confidence([SCORES[score].surer(value) for value in values], right)
-    facts["missing"] = missing
+    facts = _confidence([SCORES[score].surer(value) for value in values], right, missing)
     if SCORES[score].probability:
         facts |= _calibration(values, right)
     return facts
 
 
-def _confidence(surer: list[float], right: list[bool]) -> dict[str, Any]:
+def _confidence(surer: list[float], right: list[bool], missing: int = 0) -> dict[str, Any]:
+    """How well a score ranks the answers that have it; the shares that are accepted are of all, missing ones, too."""
     coverage, errors = metrics.risk_coverage(surer, right)
+    share = len(surer) / (len(surer) + missing)
+    wrong = right.count(False)
     places = np.unique(np.linspace(0, len(surer) - 1, _CURVE).round().astype(int))
     return {
         "n": len(surer),
+        "missing": missing,
+        "wrong": wrong,
+        "few": min(wrong, len(right) - wrong) < FEW,
         "auroc": _interval(metrics.auroc_interval(surer, right)),
         "aurc": metrics.aurc(surer, right),
-        "coverage": metrics.coverage_at_risk(surer, right, TARGET_ERROR),
-        "curve": [[round(float(coverage[place]), 4), round(float(errors[place]), 4)] for place in places],
+        "coverage": share * metrics.coverage_at_risk(surer, right, TARGET_ERROR),
+        "curve": [[round(share * float(coverage[place]), 4), round(float(errors[place]), 4)] for place in places],
     }
 
 

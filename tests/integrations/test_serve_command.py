@@ -36,6 +36,7 @@ def command(*arguments: str, **environment: str) -> subprocess.Popen[str]:
         (["--token-file", "SHORT"], "shorter than 16"),
         (["--folder", "nowhere"], "no folder"),
         (["--max-iterations", "3"], "allows 3"),
+        (["--calibration", "nowhere.json"], "'nowhere.json' cannot be read"),
         (["--host", "192.0.2.1", "--token-file", "TOKEN"], "cannot be listened at"),
         (["--model", "nowhere", "--port", "0"], "nowhere"),
     ],
