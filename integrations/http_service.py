@@ -17,6 +17,7 @@ import asyncio
 import hmac
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any, Literal, TypeVar
@@ -263,11 +264,15 @@ class _Desk:
         request = request.model_copy(update={"budget": budget})
         if self.opens:
             return request, []
-        deadline = None  # the reasoner's own deadline begins when it is asked
+        # Opening counts against the request's deadline; one of the reasoner's own is not known here.
+        began, elapsed = time.monotonic(), request.elapsed_s or 0.0
+        allowed = None if budget is None else budget.deadline_s
+        deadline = None if allowed is None else began + allowed - elapsed
         opened = await _while_connected(
             http, asyncio.to_thread(lambda: load_images(images, self.policy, deadline=deadline))
         )
-        changes = {"image": None, "images": [each.image for each in opened]}
+        elapsed += time.monotonic() - began
+        changes = {"image": None, "images": [each.image for each in opened], "elapsed_s": elapsed}
         return request.model_copy(update=changes), [warning for each in opened for warning in each.warnings]
 
 

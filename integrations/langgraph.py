@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from typing import Any
 
@@ -70,8 +71,10 @@ def reasoning_node(
         else:
             shown = _read(state, image)
             found = ReasoningRequest.parse({"images": shown if isinstance(shown, list) else [shown], "question": text})
+        began = time.monotonic()
         opened = [each.image for each in load_images(found.image_references, policy)]
-        return found.model_copy(update={"image": None, "images": opened})
+        elapsed = (found.elapsed_s or 0.0) + time.monotonic() - began  # opening counts against the deadline
+        return found.model_copy(update={"image": None, "images": opened, "elapsed_s": elapsed})
 
     def look(state: Any, config: RunnableConfig) -> dict[str, Any]:
         return {key: asked.invoke(request(state), config).model_dump(mode="json")}
