@@ -106,8 +106,7 @@ def table(rows: Sequence[Row], count: int) -> str:
         lines.append(f"| {row.threshold:g} | {shares} | {kept} |")
     lines += [
         "",
-        "The confidence is the model's own answer probability, not calibrated: on pictures unlike those it was trained",
-        "on it is too sure of itself, which is why only high thresholds help here.",
+        "The confidence is the pooled probability as it is, not calibrated, on pictures unlike those of its training.",
     ]
     return "\n".join(lines) + "\n"
 
