@@ -94,7 +94,8 @@ def document(runs: Mapping[str, Run], processes: int, calibration: Calibration |
         "Written by `make evaluation`. None of these questions was used in training, calibration or tuning: "
         + "; ".join(f"{title}: {summary['dataset']['name']}" for title, summary in summaries.items())
         + f". Checkpoint {str(model.get('content', model['name']))[:12]}, {processes} processes of one thread; seconds "
-        "depend on what else the machine does, and the further methods were asked later than the others: for those, compare the decoder calls.",
+        "depend on what else the machine does, and the further methods were asked later than the others: for those, "
+        "compare the decoder calls.",
         *(lacking(title, runs[title]) for title in runs if not runs[title].complete),
         "## What was aimed at",
         "The gated confidence is the pooled probability, of greedy answers the answer probability. *No score ranks "
