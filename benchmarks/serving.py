@@ -22,7 +22,11 @@ import torch
 from latent_tool import Budget, RemoteReasoner
 from latent_tool.scenes import Scene, generate
 
-BUDGETS = {"plain": Budget(iterations=0), "quick": Budget.level("quick"), "standard": Budget.level("standard")}
+BUDGETS = {
+    "initial latents": Budget(iterations=0),
+    "quick": Budget.level("quick"),
+    "standard": Budget.level("standard"),
+}
 CLIENTS = (1, 8, 32)
 
 
