@@ -228,7 +228,9 @@ class ControlAnswer(Plain):
     """The answer under a control condition."""
 
     answer: str
-    confidence: float | None
+    confidence: float | None = Field(
+        description="Joint probability of its tokens under that condition (the answer probability), in [0, 1]."
+    )
     agrees: bool = Field(description="Same answer as the real one, ignoring case and white space.")
 
 
