@@ -381,10 +381,10 @@ def confidence(count: int) -> list[str]:
     methods = {
         f"self-consistency, 10 samples of up to {TOKENS} tokens, thinking": consistency(True),
         f"self-consistency, 10 samples of up to {TOKENS} tokens": consistency(False),
-        "answer probability, plain": probability(SearchSettings(latents=0), Budget()),
-        "answer probability, reasoning as latents": probability(SearchSettings(), Budget(iterations=0)),
-        "answer probability, quick budget": probability(SearchSettings(), Budget.level("quick")),
-        "answer probability, standard budget": probability(SearchSettings(), Budget()),
+        "pooled probability, plain": probability(SearchSettings(latents=0), Budget()),
+        "pooled probability, reasoning as latents": probability(SearchSettings(), Budget(iterations=0)),
+        "pooled probability, quick budget": probability(SearchSettings(), Budget.level("quick")),
+        "pooled probability, standard budget": probability(SearchSettings(), Budget()),
     }
     right: dict[str, list[bool]] = {name: [] for name in methods}
     sure: dict[str, list[float]] = {name: [] for name in methods}

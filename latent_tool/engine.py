@@ -660,7 +660,7 @@ class Engine:
         answer: ExtractedAnswer,
         clock: _Clock,
     ) -> Work[tuple[Grounding | None, Controls | None, list[str]]]:
-        """Visual dependency and controls; what the deadline leaves no time for is left out, with a warning."""
+        """Visual dependency and controls, ``None`` where the deadline left no time; a warning if it left some."""
         noise = job.grounding or NoiseSettings()
         grounding = controls = None
         noised: Prefix | None = None
@@ -670,12 +670,10 @@ class Engine:
             if rows:
                 dependency = visual_dependency(decoded.log_probabilities, torch.stack(rows))
                 grounding = self._grounding(decoded, answer, dependency, noise)
-            if len(rows) < noise.draws:
+            if 0 < len(rows) < noise.draws:
                 warnings.append(f"The deadline left time for {len(rows)} of {noise.draws} noised images (grounding).")
         if job.controls:
             controls = yield from self._controls(prefix, noised, noise, budget, latents, patches, answer, clock)
-            if controls is None:
-                warnings.append("The deadline left no time for the controls.")
         return grounding, controls, warnings
 
     def _forced(
