@@ -370,3 +370,37 @@ def test_card_says_when_a_target_is_missed() -> None:
     metrics = json.loads((EMBEDDED / "metrics.json").read_text())
     metrics["sets"]["held_out"]["direct"]["accuracy"] = metrics["sets"]["held_out"]["reasoned"]["accuracy"] = 0.5
     assert "| held-out scenes: at least 0.95 | 0.500 | **no** |" in card.render(metrics, settings.FULL)
+
+
+def test_card_compares_with_a_second_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here, other = tmp_path / "here", tmp_path / "other"
+    here.mkdir()
+    other.mkdir()
+    metrics = json.loads((EMBEDDED / "metrics.json").read_text())
+    metrics.pop("second_run", None)
+    metrics["seed"] = 0
+    second = json.loads(json.dumps(metrics)) | {"seed": 7, "sha256": "another"}
+    second["sets"]["hard"]["direct"]["accuracy"] = metrics["sets"]["hard"]["direct"]["accuracy"] - 0.05
+    (here / "metrics.json").write_text(json.dumps(metrics))
+    (other / "metrics.json").write_text(json.dumps(second))
+    arguments = ["--out", str(here), "--second-run", str(other)]
+
+    assert command.main(arguments) == 0
+    text = (here / "README.md").read_text()
+    assert text == card.render(json.loads((here / "metrics.json").read_text()), settings.FULL)
+    assert "`--seed 7`" in text and "| -5.0 / +0.0 |" in text
+    assert "| another run: within 2 points on every set, both ways | hard scenes 5.0 | **no** |" in text
+
+    before = (here / "metrics.json").read_bytes()
+    for broken, message in (
+        (metrics, "holds the weights of"),
+        (second | {"sets": {"hard": second["sets"]["hard"]}}, "was not asked the questions of"),
+        ({key: value for key, value in second.items() if key != "seed"}, "does not say its seed"),
+    ):
+        (other / "metrics.json").write_text(json.dumps(broken))
+        assert command.main(arguments) == 2
+        assert message in capsys.readouterr().err
+    (other / "metrics.json").write_text("{")
+    assert command.main(arguments) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    assert (here / "metrics.json").read_bytes() == before

@@ -5,6 +5,7 @@
     python -m training --out DIR --seed 1                     the whole recipe with other weights and other pictures
     python -m training --out DIR --resume                     continue a run that was stopped
     python -m training --out DIR --evaluate-only              measure DIR again and rewrite its card
+    python -m training --out DIR --second-run OTHER           set the figures of another run beside those of DIR's card
 
 Exit codes: 0 done, 1 the checkpoint in place is better (see ``--force``), 2 something is missing.
 """
@@ -16,11 +17,13 @@ import importlib.util
 import json
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from latent_tool.errors import LatentToolError, MissingExtraError, SettingsError
+from latent_tool.files import write_whole
 from training import settings
 from training.settings import Recipe
 
@@ -37,6 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
         if missing:
             raise MissingExtraError(f"Training the embedded model ({', '.join(missing)})", "train")
         recipe = replace(settings.QUICK if options.quick else settings.FULL, seed=options.seed)
+        if options.second_run:
+            return _note_second_run(options.out, options.second_run, recipe)
         return _run(options.out, options.run, recipe, options.resume, options.force, options.evaluate_only)
     except LatentToolError as error:
         print(error, file=sys.stderr)
@@ -51,20 +56,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, choices=range(SEEDS), metavar="N", default=0, help=f"0 to {SEEDS - 1}")
     parser.add_argument("--resume", action="store_true", help="continue from the last saved state")
     parser.add_argument("--force", action="store_true", help="replace a checkpoint even if it is better or unknown")
-    parser.add_argument("--evaluate-only", action="store_true", help="measure the checkpoint that is there")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--evaluate-only", action="store_true", help="measure the checkpoint that is there")
+    only.add_argument(
+        "--second-run", type=Path, metavar="OTHER", help="write into the card what another run's folder measured"
+    )
     return parser
 
 
 def _run(out: Path, run: Path | None, recipe: Recipe, resume: bool, force: bool, evaluate_only: bool) -> int:
-    from training import card, checkpoint, evaluate, stages
+    from training import checkpoint, evaluate, stages
 
     measure = evaluate.measure_quick if recipe.tiny else evaluate.measure
     run = run or Path("training/runs") / ("quick" if recipe.tiny else "full")
     if evaluate_only:
         if not (out / "model.safetensors").exists():
             raise SettingsError(f"There is no checkpoint in {out}.", "Train one first, without --evaluate-only.")
-        metrics = measure(out)
-        _write(out, metrics, card.render(metrics, recipe))
+        metrics = {"seed": recipe.seed} | measure(out)
+        with suppress(SettingsError):
+            old = _read(out)
+            if old["sha256"] == metrics["sha256"]:  # of the same weights: their seed and their second run stay
+                metrics |= {key: old[key] for key in ("seed", "second_run") if key in old}
+        _write(out, metrics, recipe)
         return 0
     if (out / "model.safetensors").exists() and not (out / METRICS).exists() and not force:
         raise SettingsError(f"{out} holds a checkpoint that was never measured.", "Use --force to replace it.")
@@ -72,11 +85,10 @@ def _run(out: Path, run: Path | None, recipe: Recipe, resume: bool, force: bool,
     candidate = run / "candidate"
     with checkpoint.replacing(candidate) as folder:
         checkpoint.export(model, checkpoint.build_processor(recipe), folder)
-        metrics = measure(folder)
-        _write(folder, metrics, card.render(metrics, recipe))
-    there = out / METRICS
-    if there.exists() and not force:
-        old = json.loads(there.read_text())
+        metrics = measure(folder) | {"seed": recipe.seed}
+        _write(folder, metrics, recipe)
+    if (out / METRICS).exists() and not force:
+        old = _read(out)
         if score(old) > score(metrics):
             print(
                 f"{out} is better ({score(old):.4f}) than this run ({score(metrics):.4f}), which stays in {candidate}."
@@ -96,9 +108,46 @@ def score(metrics: dict[str, Any]) -> float:
     return sum(rows) / len(rows)
 
 
-def _write(folder: Path, metrics: dict[str, Any], text: str) -> None:
-    (folder / METRICS).write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n")
-    (folder / "README.md").write_text(text)
+def _note_second_run(out: Path, other: Path, recipe: Recipe) -> int:
+    """Set the accuracies and AUROCs of another run beside those of ``out``, and rewrite the card of ``out``."""
+    metrics, second = _read(out), _read(other)
+    if metrics["sha256"] == second["sha256"]:
+        raise SettingsError(f"{other} holds the weights of {out}.", "Name the folder of another run of the recipe.")
+    for folder, one in ((out, metrics), (other, second)):
+        if "seed" not in one:
+            raise SettingsError(f"{folder} does not say its seed.", "Measure it with --evaluate-only --seed N.")
+    asked = [{name: row["questions"] for name, row in one["sets"].items()} for one in (metrics, second)]
+    if asked[0] != asked[1]:
+        raise SettingsError(f"{other} was not asked the questions of {out}.", "Measure both with --evaluate-only.")
+    metrics["second_run"] = {
+        "seed": second["seed"],
+        "sha256": second["sha256"],
+        "sets": {
+            name: {mode: {key: row[mode][key] for key in ("accuracy", "auroc")} for mode in ("direct", "reasoned")}
+            for name, row in second["sets"].items()
+        },
+    }
+    _write(out, metrics, recipe)
+    return 0
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """What was measured of the checkpoint in a folder."""
+    try:
+        return dict(json.loads((folder / METRICS).read_text()))
+    except (OSError, TypeError, ValueError) as error:
+        raise SettingsError(
+            f"{folder / METRICS} cannot be read ({error}).",
+            "Name a checkpoint's folder; measure it with --evaluate-only.",
+        ) from error
+
+
+def _write(folder: Path, metrics: dict[str, Any], recipe: Recipe) -> None:
+    """The measurements, and the card that is written from them."""
+    from training import card
+
+    write_whole(folder / METRICS, (json.dumps(metrics, indent=1, sort_keys=True) + "\n").encode())
+    write_whole(folder / "README.md", card.render(metrics, recipe).encode())
 
 
 if __name__ == "__main__":
