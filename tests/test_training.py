@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -233,6 +234,46 @@ def test_a_state_of_another_recipe_is_refused(tmp_path: Path) -> None:
     trainer.save()
     with pytest.raises(SettingsError, match="another recipe"):
         stages.Trainer(replace(_SMALL, vision_steps=5), tmp_path, 0, 1)
+
+
+def test_a_stopped_run_is_not_thrown_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    trainer = stages.Trainer(settings.QUICK, run, 0, 1)
+    trainer.step = 100
+    trainer.save()
+    before = (run / "state.pt").read_bytes()
+    arguments = ["--quick", "--out", str(tmp_path / "model"), "--run", str(run)]
+    assert command.main(arguments) == 2
+    assert "(vision, step 100)" in (said := capsys.readouterr().err) and "--resume" in said
+    assert command.main([*arguments, "--resume", "--seed", "3"]) == 2
+    assert "another recipe" in capsys.readouterr().err
+    assert (run / "state.pt").read_bytes() == before
+    (run / "state.pt").write_bytes(before[:1000])
+    assert command.main([*arguments, "--resume"]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_full_disk_leaves_the_last_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A limit on the size of a file is what a full disk is: the state cannot be written whole."""
+    run = tmp_path / "run"
+    run.mkdir()
+    trainer = stages.Trainer(settings.QUICK, run, 0, 1)
+    trainer.step = settings.QUICK.save_every - 1
+    trainer.save()
+    before = (run / "state.pt").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        arguments = ["--quick", "--out", str(tmp_path / "model"), "--run", str(run), "--resume"]
+        assert command.main(arguments) == 3
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "--resume continues" in capsys.readouterr().err
+    assert (run / "state.pt").read_bytes() == before
+    assert not list(run.glob("*.partial"))
+    assert not (tmp_path / "model").exists()
 
 
 def test_runs_of_other_seeds_begin_elsewhere_and_see_other_pictures(tmp_path: Path) -> None:

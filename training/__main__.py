@@ -7,7 +7,8 @@
     python -m training --out DIR --evaluate-only              measure DIR again and rewrite its card
     python -m training --out DIR --second-run OTHER           set the figures of another run beside those of DIR's card
 
-Exit codes: 0 done, 1 the checkpoint in place is better (see ``--force``), 2 something is missing.
+Exit codes: 0 done, 1 the checkpoint in place is better (see ``--force``), 2 something is missing or wrong, 3 the
+training broke off (a full disk, a kill; ``--resume`` continues from the state that was saved last).
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
     except LatentToolError as error:
         print(error, file=sys.stderr)
         return 2
+    except ChildProcessError as error:
+        print(error, "The state that was saved last is whole: --resume continues from it.", sep="\n", file=sys.stderr)
+        return 3
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import pickle
 import socket
 import time
 from collections import Counter, defaultdict
@@ -22,6 +23,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.multiprocessing.spawn import ProcessException
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
@@ -55,11 +57,23 @@ def train(recipe: Recipe, run: Path, resume: bool) -> LlavaForConditionalGenerat
         recipe: what to do.
         run: folder for the state and the log.
         resume: continue from ``run/state.pt`` when it is there.
+
+    Raises ``SettingsError`` for the state of another recipe, and rather than begin anew over that of an unfinished run;
+    ``ChildProcessError``, with what it printed, when a process of the training ends early.
     """
     run.mkdir(parents=True, exist_ok=True)
     state = run / "state.pt"
-    if not resume:
-        state.unlink(missing_ok=True)
+    if state.exists():
+        saved = _saved(state)
+        if resume:
+            _require_same(saved, recipe, state)
+        elif (saved["stage"], saved["step"]) != (len(STAGES) - 1, saved["recipe"]["language_steps"]):
+            raise SettingsError(
+                f"{state} is a run that was stopped ({STAGES[saved['stage']]}, step {saved['step']}).",
+                "Continue it with --resume, or remove it to begin anew.",
+            )
+        else:
+            state.unlink()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -67,6 +81,8 @@ def train(recipe: Recipe, run: Path, resume: bool) -> LlavaForConditionalGenerat
     os.environ.update(ALLOCATOR)  # the processes started below read it, this one is not touched
     try:
         torch.multiprocessing.spawn(_work, args=(recipe, run, port), nprocs=recipe.processes)
+    except ProcessException as error:
+        raise ChildProcessError(str(error)) from error
     finally:
         for name, value in before.items():
             if value is None:
@@ -76,9 +92,21 @@ def train(recipe: Recipe, run: Path, resume: bool) -> LlavaForConditionalGenerat
     return load_model(recipe, run)
 
 
+def _saved(state: Path) -> dict[str, Any]:
+    try:
+        return dict(torch.load(state, map_location="cpu", weights_only=True))
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise SettingsError(f"{state} cannot be read ({error}).", "Remove it to begin anew.") from error
+
+
+def _require_same(saved: dict[str, Any], recipe: Recipe, state: Path) -> None:
+    if saved["recipe"] != asdict(recipe):
+        raise SettingsError(f"{state} belongs to another recipe.", "Remove it, or use another folder (--run).")
+
+
 def load_model(recipe: Recipe, run: Path) -> LlavaForConditionalGeneration:
     """The model of the last saved state."""
-    saved = torch.load(run / "state.pt", map_location="cpu", weights_only=True)
+    saved = _saved(run / "state.pt")
     model = build_model(recipe, len(build_processor(recipe).tokenizer))
     model.load_state_dict(saved["model"])
     model.tie_weights()
@@ -111,9 +139,8 @@ class Trainer:
         self.started = time.time()
         path = run / "state.pt"
         if path.exists():
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-            if saved["recipe"] != asdict(recipe):
-                raise SettingsError(f"{path} belongs to another recipe.", "Remove it, or use another folder (--run).")
+            saved = _saved(path)
+            _require_same(saved, recipe, path)
             self.model.load_state_dict(saved["model"])
             self.model.tie_weights()
             self.refresh_copy()
