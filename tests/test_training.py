@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -255,6 +261,59 @@ def test_a_stopped_run_is_not_thrown_away(tmp_path: Path, capsys: pytest.Capture
     assert not (tmp_path / "model").exists()
 
 
+def test_a_state_of_other_questions_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The vocabulary is learnt from what the generator asks: with another, numbers mean other words."""
+    stages.Trainer(_SMALL, tmp_path, 0, 1).save()
+    stages.Trainer(_SMALL, tmp_path, 0, 1)
+    monkeypatch.setattr(checkpoint, "SYSTEM_PROMPTS", ["whatever you say, captain"])
+    with pytest.raises(SettingsError, match="another vocabulary"):
+        stages.Trainer(_SMALL, tmp_path, 0, 1)
+
+
+def test_nothing_trains_on_when_the_command_is_killed(tmp_path: Path) -> None:
+    """Also in the background of a script, where an interrupt is ignored: ``--resume`` would meet the old processes."""
+    run = tmp_path / "run"
+    arguments = ["--quick", "--out", str(tmp_path / "model"), "--run", str(run)]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "training", *arguments],
+        cwd=Path(checkpoint.__file__).parents[1],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    descendants: list[int] = []
+    try:
+        _wait(lambda: (run / "log.jsonl").exists())
+        descendants = _descendants(started.pid)
+        assert len(descendants) >= settings.QUICK.processes
+        started.kill()
+        started.wait()
+        _wait(lambda: not any(_runs(process) for process in descendants))
+    finally:
+        for process in [*descendants, started.pid]:
+            if _runs(process):
+                os.kill(process, signal.SIGKILL)
+
+
+def _wait(happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + 90
+    while not happened():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.2)
+
+
+def _descendants(process: int) -> list[int]:
+    found = [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    return found + [further for child in found for further in _descendants(child)]
+
+
+def _runs(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False
+
+
 def test_a_full_disk_leaves_the_last_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A limit on the size of a file is what a full disk is: the state cannot be written whole."""
     run = tmp_path / "run"
@@ -410,7 +469,7 @@ def test_model_card_is_generated_from_the_measurements() -> None:
 def test_card_says_when_a_target_is_missed() -> None:
     metrics = json.loads((EMBEDDED / "metrics.json").read_text())
     metrics["sets"]["held_out"]["direct"]["accuracy"] = metrics["sets"]["held_out"]["reasoned"]["accuracy"] = 0.5
-    assert "| held-out scenes: at least 0.95 | 0.500 | **no** |" in card.render(metrics, settings.FULL)
+    assert "| held-out scenes: at least 0.95 | 0.500 (direct) | **no** |" in card.render(metrics, settings.FULL)
 
 
 def test_card_compares_with_a_second_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -430,7 +489,7 @@ def test_card_compares_with_a_second_run(tmp_path: Path, capsys: pytest.CaptureF
     text = (here / "README.md").read_text()
     assert text == card.render(json.loads((here / "metrics.json").read_text()), settings.FULL)
     assert "`--seed 7`" in text and "| -5.0 / +0.0 |" in text
-    assert "| another run: within 2 points on every set, both ways | hard scenes 5.0 | **no** |" in text
+    assert "| another run: within 2 points on every set, both ways | hard scenes, direct -5.0 | **no** |" in text
 
     before = (here / "metrics.json").read_bytes()
     for broken, message in (

@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(out: Path, run: Path | None, recipe: Recipe, resume: bool, force: bool, evaluate_only: bool) -> int:
-    from training import checkpoint, evaluate, stages
+    from training import card, checkpoint, evaluate, stages
 
     measure = evaluate.measure_quick if recipe.tiny else evaluate.measure
     run = run or Path("training/runs") / ("quick" if recipe.tiny else "full")
@@ -93,27 +93,24 @@ def _run(out: Path, run: Path | None, recipe: Recipe, resume: bool, force: bool,
         _write(folder, metrics, recipe)
     if (out / METRICS).exists() and not force:
         old = _read(out)
-        if score(old) > score(metrics):
+        if card.score(old) > card.score(metrics):
             print(
-                f"{out} is better ({score(old):.4f}) than this run ({score(metrics):.4f}), which stays in {candidate}."
+                f"{out} is better ({card.score(old):.4f}) than this run ({card.score(metrics):.4f}),"
+                f" which stays in {candidate}."
                 " Use --force to replace it.",
                 file=sys.stderr,
             )
             return 1
     with checkpoint.replacing(out) as folder:
         shutil.copytree(candidate, folder, dirs_exist_ok=True)
-    print(f"{out}: score {score(metrics):.4f}")
+    print(f"{out}: score {card.score(metrics):.4f}")
     return 0
-
-
-def score(metrics: dict[str, Any]) -> float:
-    """What ``better`` means: mean accuracy of direct and reasoned answers over the sets that were measured."""
-    rows = [row[mode]["accuracy"] for row in metrics["sets"].values() for mode in ("direct", "reasoned")]
-    return sum(rows) / len(rows)
 
 
 def _note_second_run(out: Path, other: Path, recipe: Recipe) -> int:
     """Set the accuracies and AUROCs of another run beside those of ``out``, and rewrite the card of ``out``."""
+    from training import card
+
     metrics, second = _read(out), _read(other)
     if metrics["sha256"] == second["sha256"]:
         raise SettingsError(f"{other} holds the weights of {out}.", "Name the folder of another run of the recipe.")
@@ -126,6 +123,7 @@ def _note_second_run(out: Path, other: Path, recipe: Recipe) -> int:
     metrics["second_run"] = {
         "seed": second["seed"],
         "sha256": second["sha256"],
+        "weakest_type": card.weakest_type(second),
         "sets": {
             name: {mode: {key: row[mode][key] for key in ("accuracy", "auroc")} for mode in ("direct", "reasoned")}
             for name, row in second["sets"].items()

@@ -7,7 +7,9 @@ the same data as one that was not.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
+import multiprocessing
 import os
 import pickle
 import socket
@@ -66,7 +68,7 @@ def train(recipe: Recipe, run: Path, resume: bool) -> LlavaForConditionalGenerat
     if state.exists():
         saved = _saved(state)
         if resume:
-            _require_same(saved, recipe, state)
+            _require_same(saved, recipe, _vocabulary(build_processor(recipe).tokenizer), state)
         elif (saved["stage"], saved["step"]) != (len(STAGES) - 1, saved["recipe"]["language_steps"]):
             raise SettingsError(
                 f"{state} is a run that was stopped ({STAGES[saved['stage']]}, step {saved['step']}).",
@@ -99,9 +101,19 @@ def _saved(state: Path) -> dict[str, Any]:
         raise SettingsError(f"{state} cannot be read ({error}).", "Remove it to begin anew.") from error
 
 
-def _require_same(saved: dict[str, Any], recipe: Recipe, state: Path) -> None:
+def _require_same(saved: dict[str, Any], recipe: Recipe, vocabulary: str, state: Path) -> None:
     if saved["recipe"] != asdict(recipe):
         raise SettingsError(f"{state} belongs to another recipe.", "Remove it, or use another folder (--run).")
+    if saved.get("vocabulary") != vocabulary:  # which is learnt from the questions that the generator asks
+        raise SettingsError(
+            f"{state} was trained with another vocabulary: the questions of latent_tool/scenes.py have changed since.",
+            "Remove it, or use another folder (--run).",
+        )
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerFast) -> str:
+    """A digest of the tokens and their numbers."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
 def load_model(recipe: Recipe, run: Path) -> LlavaForConditionalGeneration:
@@ -128,6 +140,7 @@ class Trainer:
     def __init__(self, recipe: Recipe, run: Path, rank: int, world: int) -> None:
         self.recipe, self.folder, self.rank, self.world = recipe, run, rank, world
         self.processor = build_processor(recipe)
+        self.vocabulary = _vocabulary(self.processor.tokenizer)
         torch.manual_seed(recipe.seed)
         self.model = build_model(recipe, len(self.processor.tokenizer)).train()
         self.heads = DenseHeads(recipe.hidden, len(NAMES), len(COLOR_NAMES), CELLS_PER_SIDE)
@@ -140,7 +153,7 @@ class Trainer:
         path = run / "state.pt"
         if path.exists():
             saved = _saved(path)
-            _require_same(saved, recipe, path)
+            _require_same(saved, recipe, self.vocabulary, path)
             self.model.load_state_dict(saved["model"])
             self.model.tie_weights()
             self.refresh_copy()
@@ -149,7 +162,8 @@ class Trainer:
             self.stage, self.step = saved["stage"], saved["step"]
 
     def run(self) -> None:
-        """Both stages, from wherever the state says."""
+        """Both stages, from wherever the state says, for as long as the command lives that started this process."""
+        parent = multiprocessing.parent_process()
         for stage in range(self.stage, len(STAGES)):
             first = self.step if stage == self.stage else 0
             self.stage = stage
@@ -161,6 +175,8 @@ class Trainer:
                 self.optimizer = Optimizer(self.model, self.heads, self.rank, self.world)
             loader = DataLoader(lessons, batch_size=None, num_workers=1, prefetch_factor=4)
             for step, batch in enumerate(loader, start=first):
+                if parent is not None and not parent.is_alive():
+                    raise SystemExit(f"Stopped at step {step}: the command that started this is gone.")
                 if stage == 0:
                     self.vision_step(step, batch)
                 else:
@@ -283,6 +299,7 @@ class Trainer:
         save_state(
             {
                 "recipe": asdict(self.recipe),
+                "vocabulary": self.vocabulary,
                 "stage": self.stage,
                 "step": self.step,
                 "model": self.model.state_dict(),
