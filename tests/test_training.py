@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import random
 import resource
@@ -409,7 +408,7 @@ def test_auroc_counts_pairs() -> None:
     scores, flags = rng.integers(0, 6, 60), rng.random(60) < 0.4
     pairs = [(a > b) + 0.5 * (a == b) for a in scores[flags] for b in scores[~flags]]
     assert evaluate.auroc(scores, flags) == pytest.approx(np.mean(pairs))
-    assert math.isnan(evaluate.auroc([1, 2], [True, True]))
+    assert evaluate.auroc([1, 2], [True, True]) is None
 
 
 def test_mcnemar_is_the_exact_binomial_test() -> None:
@@ -460,7 +459,7 @@ def test_batches_do_not_change_answers(shipped: evaluate.Answerer) -> None:
 
 
 def test_model_card_is_generated_from_the_measurements() -> None:
-    metrics = json.loads((EMBEDDED / "metrics.json").read_text())
+    metrics = json.loads((EMBEDDED / "metrics.json").read_text(), parse_constant=pytest.fail)  # JSON has no NaN
     assert (EMBEDDED / "README.md").read_text() == card.render(metrics, settings.FULL)
     digest = evaluate.hashlib.sha256((EMBEDDED / "model.safetensors").read_bytes()).hexdigest()
     assert metrics["sha256"] == digest

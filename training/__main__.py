@@ -148,7 +148,7 @@ def _write(folder: Path, metrics: dict[str, Any], recipe: Recipe) -> None:
     """The measurements, and the card that is written from them."""
     from training import card
 
-    write_whole(folder / METRICS, (json.dumps(metrics, indent=1, sort_keys=True) + "\n").encode())
+    write_whole(folder / METRICS, (json.dumps(metrics, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
     write_whole(folder / "README.md", card.render(metrics, recipe).encode())
 
 

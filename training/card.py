@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from training.settings import CELLS, CELLS_PER_SIDE, IMAGE_SIZE, PATCH_SIZE, Recipe
@@ -289,7 +288,7 @@ def checks(metrics: dict[str, Any]) -> list[tuple[str, str, bool]]:
         f"{kind} ({mode}) {row[mode]['auroc']:.2f}"
         for kind, row in hard["types"].items()
         for mode in ("direct", "reasoned")
-        if not math.isnan(row[mode]["auroc"]) and row[mode]["auroc"] < 0.5
+        if row[mode]["auroc"] is not None and row[mode]["auroc"] < 0.5
     ]
     looks, leverage, first = metrics["attention_auroc"]["types"], metrics["leverage"], metrics["reasoning_first"]
     blind = min(looks, key=looks.__getitem__)
@@ -301,8 +300,12 @@ def checks(metrics: dict[str, Any]) -> list[tuple[str, str, bool]]:
         ("independent scenes: at least 0.90", best_said["independent"], best_accuracy["independent"] >= 0.9),
         ("hard scenes: 0.80 to 0.90", best_said["hard"], 0.8 <= best_accuracy["hard"] <= 0.9),
         ("hard scenes, no type with an AUROC below 0.5", ", ".join(wrong) or "none", not wrong),
-        ("AUROC, held-out, direct: at least 0.95", _n(held["direct"]["auroc"]), held["direct"]["auroc"] >= 0.95),
-        ("AUROC, hard, direct: at least 0.80", _n(hard["direct"]["auroc"]), hard["direct"]["auroc"] >= 0.8),
+        (
+            "AUROC, held-out, direct: at least 0.95",
+            _n(held["direct"]["auroc"]),
+            _reaches(held["direct"]["auroc"], 0.95),
+        ),
+        ("AUROC, hard, direct: at least 0.80", _n(hard["direct"]["auroc"]), _reaches(hard["direct"]["auroc"], 0.8)),
         ("attention, AUROC of every type: at least 0.80", f"{blind} {_n(looks[blind])}", looks[blind] >= 0.8),
         ("another's reasoning costs at least 15 points", f"{-100 * leverage['gain']:.1f}", leverage["gain"] <= -0.15),
         (
@@ -341,5 +344,9 @@ def _targets(metrics: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _n(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"
+def _reaches(value: float | None, target: float) -> bool:
+    return value is not None and value >= target
+
+
+def _n(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

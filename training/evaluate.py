@@ -205,13 +205,13 @@ class Answerer:
         return Reply(answer, reasoning, math.exp(sum(log_chances[start : end + 1])))
 
     @torch.inference_mode()
-    def looks(self, items: Sequence[Item], reasonings: Sequence[str]) -> list[float]:
+    def looks(self, items: Sequence[Item], reasonings: Sequence[str]) -> list[float | None]:
         """AUROC of the attention of the reasoning's positions for telling relevant cells from others.
 
-        The attention is averaged over layers, heads and positions (opening marker and reasoning). ``nan`` where no
+        The attention is averaged over layers, heads and positions (opening marker and reasoning). None where no
         cell, or every cell, is relevant.
         """
-        values: list[float] = []
+        values: list[float | None] = []
         for low in range(0, len(items), self.batch):
             part = items[low : low + self.batch]
             opened = [f"<think>{text}" for text in reasonings[low : low + self.batch]]
@@ -249,7 +249,7 @@ class Crew:
         asked = [self.pool.submit(_replies, items[part], starts[part], blank) for part in parts]
         return [reply for part in asked for reply in part.result()]
 
-    def looks(self, items: Sequence[Item], reasonings: Sequence[str]) -> list[float]:
+    def looks(self, items: Sequence[Item], reasonings: Sequence[str]) -> list[float | None]:
         """As ``Answerer.looks``."""
         parts = [slice(low, low + self.batch) for low in range(0, len(items), self.batch)]
         asked = [self.pool.submit(_looks, items[part], reasonings[part]) for part in parts]
@@ -268,18 +268,18 @@ def _replies(items: Sequence[Item], opened: Sequence[str], blank: bool) -> list[
     return _opened[0].replies(items, opened, blank)
 
 
-def _looks(items: Sequence[Item], reasonings: Sequence[str]) -> list[float]:
+def _looks(items: Sequence[Item], reasonings: Sequence[str]) -> list[float | None]:
     return _opened[0].looks(items, reasonings)
 
 
 # --- statistics ------------------------------------------------------------------------------------------------
 
 
-def auroc(scores: ArrayLike, positive: ArrayLike) -> float:
-    """Probability that a positive scores higher than a negative, ties counting half; ``nan`` if one is missing."""
+def auroc(scores: ArrayLike, positive: ArrayLike) -> float | None:
+    """Probability that a positive scores higher than a negative, ties counting half; None if one is missing."""
     values, flags = np.asarray(scores, float), np.asarray(positive, bool)
     if flags.all() or not flags.any():
-        return math.nan
+        return None
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     many = flags.sum()
@@ -395,7 +395,7 @@ def _measured(
     looks = crew.looks(looked, [r.reasoning for r in replies["held_out"][1][: len(looked)]])
     by_type = defaultdict(list)
     for item, value in zip(looked, looks, strict=True):
-        if not math.isnan(value):
+        if value is not None:
             by_type[item.type].append(value)
     every = [value for values in by_type.values() for value in values]
     result["attention_auroc"] = {"all": float(np.mean(every)), "questions": len(every)}
@@ -462,7 +462,10 @@ def _summary(
 
 
 def _short(row: dict[str, Any]) -> str:
-    parts = [f"{mode} {row[mode]['accuracy']:.3f} (AUROC {row[mode]['auroc']:.3f})" for mode in ("direct", "reasoned")]
+    parts = []
+    for mode in ("direct", "reasoned"):
+        quality = "-" if row[mode]["auroc"] is None else f"{row[mode]['auroc']:.3f}"
+        parts.append(f"{mode} {row[mode]['accuracy']:.3f} (AUROC {quality})")
     types = {k: f"{v['direct']['accuracy']:.2f}/{v['reasoned']['accuracy']:.2f}" for k, v in row["types"].items()}
     return f"n {row['questions']} {', '.join(parts)}, question only {row['question_only']:.3f} {types}"
 
