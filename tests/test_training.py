@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from latent_tool.errors import MissingExtraError, SettingsError
 from latent_tool.scenes import Question, SceneObject, generate
@@ -400,29 +401,15 @@ def test_quick_recipe_beats_the_question_only_baseline(tmp_path: Path) -> None:
     assert (tmp_path / "model" / "README.md").read_text().startswith("---")
 
 
-# --- statistics ------------------------------------------------------------------------------------------------
+# --- measurements ----------------------------------------------------------------------------------------------
 
 
-def test_auroc_counts_pairs() -> None:
-    rng = np.random.default_rng(0)
-    scores, flags = rng.integers(0, 6, 60), rng.random(60) < 0.4
-    pairs = [(a > b) + 0.5 * (a == b) for a in scores[flags] for b in scores[~flags]]
-    assert evaluate.auroc(scores, flags) == pytest.approx(np.mean(pairs))
-    assert evaluate.auroc([1, 2], [True, True]) is None
-
-
-def test_mcnemar_is_the_exact_binomial_test() -> None:
-    before = [True] * 3 + [False] * 9 + [True] * 5
-    after = [False] * 3 + [True] * 9 + [True] * 5
-    fixed, broken, p = evaluate.mcnemar(before, after)
-    assert (fixed, broken) == (9, 3)
-    assert p == pytest.approx(0.1460, abs=1e-4)  # 2 * (1 + 12 + 66 + 220) / 4096
-    assert evaluate.mcnemar([True], [True])[2] == 1.0
-
-
-def test_calibration_error() -> None:
-    assert evaluate.calibration_error([0.95] * 20, [True] * 19 + [False]) == pytest.approx(0.0, abs=1e-9)
-    assert evaluate.calibration_error([0.95] * 10, [False] * 10) == pytest.approx(0.95)
+def test_an_auroc_of_right_answers_only_is_null() -> None:
+    item = evaluate.Item(Image.new("RGB", (9, 9)), "color", "what color is it?", "red")
+    replies = [evaluate.Reply("red", "", 0.9), evaluate.Reply("red", "", 0.8)]
+    row = evaluate._summary([item, item], replies, replies, lambda _: "red")
+    assert row["direct"]["auroc"] is None
+    assert "NaN" not in json.dumps(row)
 
 
 # --- what ships ------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from training import settings
 from training.settings import Recipe
 
 SEEDS = 50  # parts of the training stream
-NEEDED = ("torch", "transformers", "PIL", "numpy", "matplotlib", "skimage", "easy_vqa")
+NEEDED = ("torch", "transformers", "PIL", "numpy", "scipy", "matplotlib", "skimage", "easy_vqa")
 METRICS = "metrics.json"
 
 

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from latent_tool.evaluation.metrics import auroc, ece, mcnemar
 from latent_tool.scenes import Box, Question, Split, generate
 from training.checkpoint import END, END_THINK, IMAGE
 from training.independent import picture
@@ -205,13 +205,13 @@ class Answerer:
         return Reply(answer, reasoning, math.exp(sum(log_chances[start : end + 1])))
 
     @torch.inference_mode()
-    def looks(self, items: Sequence[Item], reasonings: Sequence[str]) -> list[float | None]:
+    def looks(self, items: Sequence[Item], reasonings: Sequence[str]) -> list[float]:
         """AUROC of the attention of the reasoning's positions for telling relevant cells from others.
 
-        The attention is averaged over layers, heads and positions (opening marker and reasoning). None where no
+        The attention is averaged over layers, heads and positions (opening marker and reasoning). ``nan`` where no
         cell, or every cell, is relevant.
         """
-        values: list[float | None] = []
+        values: list[float] = []
         for low in range(0, len(items), self.batch):
             part = items[low : low + self.batch]
             opened = [f"<think>{text}" for text in reasonings[low : low + self.batch]]
@@ -224,7 +224,7 @@ class Answerer:
                 look = mean[row, -size:][:, shown].mean(0)
                 relevant = np.zeros(CELLS, bool)
                 relevant[item.cells()] = True
-                values.append(auroc(look.numpy(), relevant))
+                values.append(auroc(look.tolist(), relevant.tolist()))
         return values
 
 
@@ -249,7 +249,7 @@ class Crew:
         asked = [self.pool.submit(_replies, items[part], starts[part], blank) for part in parts]
         return [reply for part in asked for reply in part.result()]
 
-    def looks(self, items: Sequence[Item], reasonings: Sequence[str]) -> list[float | None]:
+    def looks(self, items: Sequence[Item], reasonings: Sequence[str]) -> list[float]:
         """As ``Answerer.looks``."""
         parts = [slice(low, low + self.batch) for low in range(0, len(items), self.batch)]
         asked = [self.pool.submit(_looks, items[part], reasonings[part]) for part in parts]
@@ -268,39 +268,11 @@ def _replies(items: Sequence[Item], opened: Sequence[str], blank: bool) -> list[
     return _opened[0].replies(items, opened, blank)
 
 
-def _looks(items: Sequence[Item], reasonings: Sequence[str]) -> list[float | None]:
+def _looks(items: Sequence[Item], reasonings: Sequence[str]) -> list[float]:
     return _opened[0].looks(items, reasonings)
 
 
-# --- statistics ------------------------------------------------------------------------------------------------
-
-
-def auroc(scores: ArrayLike, positive: ArrayLike) -> float | None:
-    """Probability that a positive scores higher than a negative, ties counting half; None if one is missing."""
-    values, flags = np.asarray(scores, float), np.asarray(positive, bool)
-    if flags.all() or not flags.any():
-        return None
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    many = flags.sum()
-    return float((ranks[flags].sum() - many * (many + 1) / 2) / (many * (len(flags) - many)))
-
-
-def calibration_error(confidences: ArrayLike, right: ArrayLike, bins: int = 10) -> float:
-    """Expected calibration error over equal-width bins."""
-    values, flags = np.asarray(confidences, float), np.asarray(right, float)
-    index = np.minimum((values * bins).astype(int), bins - 1)
-    parts = [index == k for k in range(bins) if (index == k).any()]
-    return float(sum(abs(values[p].mean() - flags[p].mean()) * p.mean() for p in parts))
-
-
-def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int, float]:
-    """How many were fixed, how many broken, and the exact two-sided p value of the difference."""
-    fixed = sum(b and not a for a, b in zip(before, after, strict=True))
-    broken = sum(a and not b for a, b in zip(before, after, strict=True))
-    total, low = fixed + broken, min(fixed, broken)
-    tail = sum(math.comb(total, k) for k in range(low + 1)) / 2**total
-    return fixed, broken, min(1.0, 2 * tail)
+# --- without the picture ---------------------------------------------------------------------------------------
 
 
 def question_only(scenes: int = 4000, with_easy_vqa: bool = True) -> Callable[[Item], str]:
@@ -395,7 +367,7 @@ def _measured(
     looks = crew.looks(looked, [r.reasoning for r in replies["held_out"][1][: len(looked)]])
     by_type = defaultdict(list)
     for item, value in zip(looked, looks, strict=True):
-        if value is not None:
+        if not math.isnan(value):
             by_type[item.type].append(value)
     every = [value for values in by_type.values() for value in values]
     result["attention_auroc"] = {"all": float(np.mean(every)), "questions": len(every)}
@@ -411,12 +383,18 @@ def _measured(
     return result
 
 
+def _auroc(scores: Sequence[float], positive: Sequence[bool]) -> float | None:
+    """``auroc`` as the measurements hold it: None, not ``nan``, where all or none are positive. JSON has no ``nan``."""
+    area = auroc(scores, positive)
+    return None if math.isnan(area) else area
+
+
 def _out_of_world(shown: list[float], known: list[float]) -> dict[str, Any]:
     """How far confidences outside the model's world lie below those of held-out scenes."""
     return {
         "questions": len(shown),
         "median_confidence": float(np.median(shown)),
-        "auroc": auroc(known + shown, [True] * len(known) + [False] * len(shown)),
+        "auroc": _auroc(known + shown, [True] * len(known) + [False] * len(shown)),
     }
 
 
@@ -444,15 +422,15 @@ def _summary(
         chances = [r.probability for r in replies]
         row[mode] = {
             "accuracy": float(np.mean(right)),
-            "auroc": auroc(chances, right),
-            "calibration_error": calibration_error(chances, right),
+            "auroc": _auroc(chances, right),
+            "calibration_error": ece(chances, right, bins=10),
             "mean_confidence": float(np.mean(chances)),
         }
         for kind in kinds:
             chosen = [k for k, item in enumerate(items) if item.type == kind]
             row["types"][kind][mode] = {
                 "accuracy": float(np.mean([right[k] for k in chosen])),
-                "auroc": auroc([chances[k] for k in chosen], [right[k] for k in chosen]),
+                "auroc": _auroc([chances[k] for k in chosen], [right[k] for k in chosen]),
             }
     row["reasoning_first"] = _compared(
         [r.answer == i.answer for i, r in zip(items, direct, strict=True)],
