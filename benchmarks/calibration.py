@@ -27,8 +27,8 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from latent_tool import LatentReasoner
-from latent_tool.calibration import Calibration
-from latent_tool.calibration_fit import passing_threshold, split_items, threshold_sequence
+from latent_tool.calibration.calibration import Calibration
+from latent_tool.calibration.fit import passing_threshold, split_items, threshold_sequence
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # training, for the photographs
 

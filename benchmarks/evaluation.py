@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_tool import LatentReasoner
-from latent_tool.calibration import Calibration
+from latent_tool.calibration.calibration import Calibration
 from latent_tool.evaluation import Run, evaluate, load_dataset, summarise
 from latent_tool.evaluation.metrics import accuracy_interval, ece, ece_noise_floor
 from latent_tool.evaluation.report import markdown_table, number, p_value, tables, with_interval

@@ -64,7 +64,7 @@ class Tally:
 def attempt(case: Case, answer: Connection) -> None:
     """What becomes of a case, seconds on the clock and of the processor, and MB beyond what was used before."""
     from latent_tool.errors import ImageError
-    from latent_tool.images import load_image
+    from latent_tool.images.load import load_image
 
     before, began = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
     try:
@@ -221,7 +221,7 @@ def cost_of_isolation() -> str:
     """Shortest of many times, for a small and for a large picture."""
     from hostile_images import encode, originals, photo
 
-    from latent_tool.images import load_image
+    from latent_tool.images.load import load_image
     from latent_tool.settings import ImagePolicy
 
     said = []
@@ -246,7 +246,7 @@ def time_of(work: Callable[[], object]) -> float:
 def main() -> int:
     from hostile_images import originals
 
-    from latent_tool.images import load_image
+    from latent_tool.images.load import load_image
     from latent_tool.settings import ImagePolicy
 
     arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])

@@ -35,7 +35,7 @@ from PIL import Image, ImageDraw
 
 from latent_tool import LatentReasoner, ReasoningResult
 from latent_tool.errors import CancelledError, DeadlineError, InputError
-from latent_tool.reasoner import OPTIONS_KEY
+from latent_tool.langchain.reasoner import OPTIONS_KEY
 from latent_tool.schema import ReasoningStep
 from latent_tool.settings import Budget, SearchSettings
 
@@ -231,7 +231,7 @@ class Soak:
 
     def settle(self) -> None:
         """Wait until nobody works any more."""
-        from latent_tool.scheduler import get_scheduler
+        from latent_tool.engine.scheduler import get_scheduler
 
         get_scheduler(self.reasoner.engine()).close()
         gc.collect()

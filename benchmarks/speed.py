@@ -30,7 +30,7 @@ from unittest.mock import patch
 import torch
 import transformers
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 import naive_model
 import tiny_checkpoints
@@ -38,7 +38,7 @@ from search_gain import questions
 from sklearn.metrics import roc_auc_score
 from torch._C._profiler import _EventType
 
-from latent_tool.engine import Engine, Job, Outcome, get_engine
+from latent_tool.engine.engine import Engine, Job, Outcome, get_engine
 from latent_tool.models import shared_prefix
 from latent_tool.models.cache import fork_cache
 from latent_tool.models.decoding import extract_answer, generation_rules

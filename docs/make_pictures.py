@@ -24,8 +24,8 @@ from http_server import serving  # noqa: E402
 
 from latent_tool import LatentReasoner, ReasoningResult  # noqa: E402
 from latent_tool.integrations.playground import create_playground  # noqa: E402
-from latent_tool.overlay import overlay  # noqa: E402
-from latent_tool.report import write_report  # noqa: E402
+from latent_tool.views.overlay import overlay  # noqa: E402
+from latent_tool.views.report import write_report  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 EXAMPLES = ROOT / "examples" / "images"

@@ -13,7 +13,7 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from PIL import Image
 
 from latent_tool import LatentReasoner, LatentReasoningTool
-from latent_tool.messages import image_block
+from latent_tool.langchain.messages import image_block
 
 PICTURE = Path(__file__).parent / "images" / "shapes.png"
 

@@ -7,7 +7,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from PIL import Image
 
 from latent_tool import ChatLatentReasoner, LatentReasoner, ReasoningResult
-from latent_tool.messages import image_block
+from latent_tool.langchain.messages import image_block
 
 PICTURE = Path(__file__).parent / "images" / "shapes.png"
 

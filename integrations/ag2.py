@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 from latent_tool.errors import MissingExtraError
-from latent_tool.tool_spec import DESCRIPTION, MENDABLE, NAME, ImageTool, NamedImageArguments
+from latent_tool.langchain.image_tool import DESCRIPTION, MENDABLE, NAME, ImageTool, NamedImageArguments
 
 try:
     from ag2 import tool as ag2_tool

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import RootModel
 
 from latent_tool.errors import MissingExtraError
-from latent_tool.tool_spec import DESCRIPTION, NAME, ImageTool, NamedImageArguments
+from latent_tool.langchain.image_tool import DESCRIPTION, NAME, ImageTool, NamedImageArguments
 
 try:
     from autogen_core import CancellationToken

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from latent_tool.errors import MissingExtraError
-from latent_tool.tool_spec import DESCRIPTION, MENDABLE, NAME, ImageTool, ToolArguments
+from latent_tool.langchain.image_tool import DESCRIPTION, MENDABLE, NAME, ImageTool, ToolArguments
 
 try:
     from google.adk.tools.base_tool import BaseTool

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from latent_tool.errors import MissingExtraError
-from latent_tool.tool_spec import DESCRIPTION, NAME, ImageTool, ToolArguments, ToolReply
+from latent_tool.langchain.image_tool import DESCRIPTION, NAME, ImageTool, ToolArguments, ToolReply
 
 try:
     from haystack.dataclasses import ChatMessage, ChatRole, ImageContent, TextContent

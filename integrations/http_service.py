@@ -37,8 +37,8 @@ from latent_tool.errors import (
     OverloadedError,
     SettingsError,
 )
-from latent_tool.images import load_images
-from latent_tool.reasoner import LatentReasoner
+from latent_tool.images.load import load_images
+from latent_tool.langchain.reasoner import LatentReasoner
 from latent_tool.schema import ReasoningRequest, ReasoningResult, ReasoningStep
 from latent_tool.settings import Budget, ImagePolicy, Positive, Settings
 

@@ -17,13 +17,13 @@ from langchain_core.runnables.config import run_in_executor
 from pydantic import ValidationError
 
 from latent_tool.errors import InputError, MissingExtraError, SettingsError
-from latent_tool.images import load_images
-from latent_tool.messages import newest_images, request_from_messages
-from latent_tool.reasoner import LatentReasoner
-from latent_tool.router import ConfidenceRouter
+from latent_tool.images.load import load_images
+from latent_tool.langchain.image_tool import describe
+from latent_tool.langchain.messages import newest_images, request_from_messages
+from latent_tool.langchain.reasoner import LatentReasoner
+from latent_tool.langchain.router import ConfidenceRouter
 from latent_tool.schema import ReasoningRequest, ReasoningResult, RouteStep
 from latent_tool.settings import BudgetLevel, ImagePolicy
-from latent_tool.tool_spec import describe
 
 try:
     from langchain.agents.middleware import AgentMiddleware

@@ -34,10 +34,17 @@ from latent_tool.errors import (
     MissingExtraError,
     SettingsError,
 )
-from latent_tool.reasoner import LatentReasoner
+from latent_tool.langchain.image_tool import (
+    DESCRIPTION,
+    NAME,
+    ImageTool,
+    NamedImageArguments,
+    ToolReply,
+    explain_arguments,
+)
+from latent_tool.langchain.reasoner import LatentReasoner
 from latent_tool.schema import ReasoningResult, ReasoningStep
 from latent_tool.settings import BudgetLevel, ImagePolicy
-from latent_tool.tool_spec import DESCRIPTION, NAME, ImageTool, NamedImageArguments, ToolReply, explain_arguments
 
 try:
     from mcp.server import MCPServer

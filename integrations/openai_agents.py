@@ -15,7 +15,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from latent_tool.errors import InputError, MissingExtraError
-from latent_tool.tool_spec import DESCRIPTION, MENDABLE, NAME, ImageTool, ToolArguments
+from latent_tool.langchain.image_tool import DESCRIPTION, MENDABLE, NAME, ImageTool, ToolArguments
 
 try:
     from agents import FunctionTool, ToolOutputImage, ToolOutputText

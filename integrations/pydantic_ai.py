@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from latent_tool.errors import MissingExtraError
-from latent_tool.tool_spec import DESCRIPTION, MENDABLE, NAME, ImageTool, ToolArguments
+from latent_tool.langchain.image_tool import DESCRIPTION, MENDABLE, NAME, ImageTool, ToolArguments
 
 try:
     from pydantic_ai import BinaryContent, ImageUrl, RunContext, Tool, ToolFailed, ToolReturn

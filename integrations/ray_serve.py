@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from latent_tool.errors import MissingExtraError, SettingsError
 from latent_tool.integrations.http_service import LOOPBACK, ServiceLimits, create_app
 from latent_tool.integrations.ray_connection import connect
-from latent_tool.reasoner import OPTIONS_KEY, LatentReasoner
+from latent_tool.langchain.reasoner import OPTIONS_KEY, LatentReasoner
 from latent_tool.schema import ReasoningRequest, ReasoningResult
 from latent_tool.settings import Budget, ImagePolicy
 

@@ -15,7 +15,7 @@ import io
 from typing import Any
 
 from latent_tool.errors import InputError, MissingExtraError
-from latent_tool.tool_spec import BRIEF_SCHEMA, DESCRIPTION, NAME, ImageTool, NamedImageArguments, ToolReply
+from latent_tool.langchain.image_tool import BRIEF_SCHEMA, DESCRIPTION, NAME, ImageTool, NamedImageArguments, ToolReply
 
 try:
     from smolagents import Tool

@@ -10,13 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from latent_tool.chat_model import ChatLatentReasoner
-    from latent_tool.reasoner import LatentReasoner
-    from latent_tool.remote import RemoteReasoner
-    from latent_tool.router import ConfidenceRouter
+    from latent_tool.langchain.chat_model import ChatLatentReasoner
+    from latent_tool.langchain.reasoner import LatentReasoner
+    from latent_tool.langchain.remote import RemoteReasoner
+    from latent_tool.langchain.router import ConfidenceRouter
+    from latent_tool.langchain.tool import LatentReasoningTool
     from latent_tool.schema import Patch, ReasoningRequest, ReasoningResult
     from latent_tool.settings import Budget, ImagePolicy, SearchSettings
-    from latent_tool.tool import LatentReasoningTool
 
 __all__ = [
     "Budget",
@@ -34,15 +34,15 @@ __all__ = [
 
 _HOMES = {
     "Budget": "settings",
-    "ChatLatentReasoner": "chat_model",
-    "ConfidenceRouter": "router",
+    "ChatLatentReasoner": "langchain.chat_model",
+    "ConfidenceRouter": "langchain.router",
     "ImagePolicy": "settings",
-    "LatentReasoner": "reasoner",
-    "LatentReasoningTool": "tool",
+    "LatentReasoner": "langchain.reasoner",
+    "LatentReasoningTool": "langchain.tool",
     "Patch": "schema",
     "ReasoningRequest": "schema",
     "ReasoningResult": "schema",
-    "RemoteReasoner": "remote",
+    "RemoteReasoner": "langchain.remote",
     "SearchSettings": "settings",
 }
 

@@ -176,7 +176,7 @@ def ask(
     elif latents is not None:
         settings = settings.but(latents=latents)
 
-    from latent_tool.reasoner import LatentReasoner
+    from latent_tool.langchain.reasoner import LatentReasoner
 
     reasoner = LatentReasoner(
         model=model,
@@ -271,7 +271,7 @@ def _confidence_wanted(text: str | None) -> float | str | None:
 
 def _pictures(references: list[str]) -> list[Image]:
     """The pictures, opened as the reasoner opened them."""
-    from latent_tool.images import load_image
+    from latent_tool.images.load import load_image
     from latent_tool.settings import ImagePolicy
 
     return [load_image(reference, ImagePolicy.local()).image for reference in references]
@@ -297,7 +297,7 @@ def _write_files(
     result: ReasoningResult, references: list[str], question: str, drawings: list[_Drawing], report: Path | None
 ) -> Iterator[Path]:
     """Write the pictures and the report; yields each path when its file is there."""
-    from latent_tool.overlay import overlay_png
+    from latent_tool.views.overlay import overlay_png
 
     pictures = _pictures(references) if drawings else []
     for path, image, heatmap in drawings:
@@ -309,7 +309,7 @@ def _write_files(
 
 
 def _write_report(result: ReasoningResult, references: list[str], question: str, path: Path) -> None:
-    from latent_tool.report import write_report
+    from latent_tool.views.report import write_report
 
     names = [
         "data URI" if reference.strip()[:5].lower() == "data:" else Path(reference).name for reference in references
@@ -381,7 +381,7 @@ def _show(result: ReasoningResult, references: list[str], written: list[Path]) -
     """Print a result for people; warnings and advice go to stderr."""
     from rich.console import Console
 
-    from latent_tool.terminal import print_result, what_to_do
+    from latent_tool.views.terminal import print_result, what_to_do
 
     with _reaching_stdout():
         print_result(Console(highlight=False), result, pictures=lambda: _pictures(references), written=written)
@@ -399,7 +399,7 @@ def _stderr() -> Console:
 def _note(message: str) -> None:
     from rich.text import Text
 
-    from latent_tool.terminal import plain
+    from latent_tool.views.terminal import plain
 
     _stderr().print(Text(f"note: {plain(message)}", style="yellow"), soft_wrap=True)
 
@@ -407,7 +407,7 @@ def _note(message: str) -> None:
 def _fail(error: LatentToolError) -> NoReturn:
     from rich.text import Text
 
-    from latent_tool.terminal import plain
+    from latent_tool.views.terminal import plain
 
     console = _stderr()
     console.print(Text.assemble(("error: ", "bold red"), plain(error.message)), soft_wrap=True)

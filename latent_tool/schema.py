@@ -310,7 +310,7 @@ class ReasoningResult(Plain):
 
         ``report`` knows this module, not the other way round: it is looked up when a notebook asks.
         """
-        summary: str = import_module("latent_tool.report").summary_html(self)
+        summary: str = import_module("latent_tool.views.report").summary_html(self)
         return summary
 
 

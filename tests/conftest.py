@@ -9,7 +9,7 @@ from browser import Browser, opened
 from pictures import draw_shapes
 from PIL import Image
 
-from latent_tool.engine import Engine, get_engine
+from latent_tool.engine.engine import Engine, get_engine
 from latent_tool.models.loading import ModelSpec
 
 

@@ -19,14 +19,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from latent_tool.errors import InputError
-from latent_tool.images import load_image
+from latent_tool.images.load import load_image
 from latent_tool.integrations.http_service import ServiceLimits, create_app
-from latent_tool.overlay import HEAT_OPACITY, HEAT_STOPS
-from latent_tool.reasoner import LatentReasoner
-from latent_tool.report import SHARED_STYLE, report_html
+from latent_tool.langchain.reasoner import LatentReasoner
 from latent_tool.scenes import SEEDS_PER_SPLIT, generate
 from latent_tool.schema import ReasoningResult
 from latent_tool.settings import Budget, ImagePolicy, explain_validation
+from latent_tool.views.overlay import HEAT_OPACITY, HEAT_STOPS
+from latent_tool.views.report import SHARED_STYLE, report_html
 
 # Without Starlette the import of the service above has failed with an error that names the extra.
 from fastapi import FastAPI  # isort: skip

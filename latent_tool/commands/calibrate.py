@@ -12,7 +12,7 @@ from latent_tool.errors import CalibrationError, SettingsError
 from latent_tool.files import require_writable
 
 if TYPE_CHECKING:
-    from latent_tool.calibration import Calibration, Drift
+    from latent_tool.calibration.calibration import Calibration, Drift
     from latent_tool.evaluation.runs import Run
 
 __all__ = ["calibrate", "calibration_of", "check_drift"]
@@ -66,7 +66,7 @@ def calibrate(
             "--out FILE.json writes a calibration, --check-drift FILE.json uses one.",
         )
     if drift_of is not None:
-        from latent_tool.calibration import Calibration
+        from latent_tool.calibration.calibration import Calibration
 
         drift = check_drift(Calibration.load(drift_of), load_run(run), method, level)
         print(drift.model_dump_json(indent=2) if as_json else _drift_text(drift))
@@ -105,7 +105,7 @@ def calibration_of(
     first need not be like the rest. Raises ``SettingsError`` for an unknown method, ``CalibrationError`` for a score
     the run does not have and for a run that is not complete.
     """
-    from latent_tool.calibration_fit import fit
+    from latent_tool.calibration.fit import fit
 
     name = _method(run, method)
     answered, size = len(run.of(name)), run.manifest.dataset.size
@@ -172,7 +172,7 @@ def _method(run: Run, wanted: str | None) -> str:
 
 def _configuration(run: Run, method: str, score: str) -> dict[str, Any] | None:
     """What a method's fingerprint was made of, so that the calibration can say what differs; ``None`` if not known."""
-    from latent_tool.calibration import configuration, digest
+    from latent_tool.calibration.calibration import configuration, digest
     from latent_tool.settings import Budget, GenerationSettings, NoiseSettings, SearchSettings
 
     manifest, facts = run.manifest, run.manifest.methods[method]

@@ -83,7 +83,7 @@ def evaluate(
     from latent_tool.evaluation.datasets import load_dataset
     from latent_tool.evaluation.methods import DEFAULT_METHODS, METHODS
     from latent_tool.evaluation.runner import evaluate as run_evaluation
-    from latent_tool.reasoner import LatentReasoner
+    from latent_tool.langchain.reasoner import LatentReasoner
 
     require_libraries()
     workers = None

@@ -13,7 +13,7 @@ import typer
 from latent_tool.errors import LatentToolError, SettingsError
 
 if TYPE_CHECKING:
-    from latent_tool.reasoner import LatentReasoner
+    from latent_tool.langchain.reasoner import LatentReasoner
     from latent_tool.settings import BudgetLevel
 
 __all__ = ["mcp"]
@@ -69,9 +69,9 @@ def mcp(
     Example of a client's configuration: {"command": "latent-tool", "args": ["mcp", "--folder", "/home/me/pictures"]}
     """
     from latent_tool.integrations.mcp import run_http, run_stdio
-    from latent_tool.reasoner import LatentReasoner
+    from latent_tool.langchain.image_tool import ImageTool
+    from latent_tool.langchain.reasoner import LatentReasoner
     from latent_tool.settings import Budget, ImagePolicy
-    from latent_tool.tool_spec import ImageTool
 
     for each in folder or []:
         if not each.is_dir():

@@ -12,7 +12,7 @@ import typer
 from latent_tool.errors import LatentToolError, MissingExtraError, SettingsError
 
 if TYPE_CHECKING:
-    from latent_tool.reasoner import LatentReasoner
+    from latent_tool.langchain.reasoner import LatentReasoner
     from latent_tool.settings import BudgetLevel
 
 __all__ = ["play"]
@@ -51,7 +51,7 @@ def play(
 
     with _listening(port) as listener:  # before what takes time
         from latent_tool.integrations.playground import create_playground
-        from latent_tool.reasoner import LatentReasoner
+        from latent_tool.langchain.reasoner import LatentReasoner
         from latent_tool.settings import Budget
 
         reasoner = LatentReasoner(

@@ -87,7 +87,7 @@ def serve(
         raise MissingExtraError("The HTTP service", "serve") from error
 
     from latent_tool.integrations.http_service import LOOPBACK, ServiceLimits, create_app
-    from latent_tool.reasoner import LatentReasoner
+    from latent_tool.langchain.reasoner import LatentReasoner
 
     own = Budget.level(cast(BudgetLevel, budget))
     reasoner = LatentReasoner(

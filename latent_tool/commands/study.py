@@ -56,7 +56,7 @@ def study(
     find_functions_here(match)
     from latent_tool.evaluation.datasets import load_dataset
     from latent_tool.evaluation.study import study as run_study
-    from latent_tool.reasoner import LatentReasoner
+    from latent_tool.langchain.reasoner import LatentReasoner
 
     require_libraries()
     items = load_dataset(data, match=match, question=question, keep_going=keep_going, limit=limit)

@@ -338,7 +338,7 @@ def _refuse(problem: str) -> tuple[Image, ...]:
 
 
 def _open(references: tuple[str, ...], policy: ImagePolicy) -> tuple[Image, ...]:
-    from latent_tool.images import load_image
+    from latent_tool.images.load import load_image
 
     return tuple(load_image(reference, policy).image for reference in references)
 

@@ -21,7 +21,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latent_tool.calibration import configuration, fingerprint, is_folder
+from latent_tool.calibration.calibration import configuration, fingerprint, is_folder
 from latent_tool.errors import LatentToolError, SettingsError
 from latent_tool.evaluation.datasets import Item, dataset_fingerprint
 from latent_tool.evaluation.methods import Method, parse_method
@@ -42,11 +42,11 @@ from latent_tool.evaluation.runs import (
 )
 from latent_tool.evaluation.scores import SCORES, answer_scores, measured, vote
 from latent_tool.files import write_whole
-from latent_tool.reasoner import LatentReasoner
+from latent_tool.langchain.reasoner import LatentReasoner
 from latent_tool.settings import Budget, GenerationSettings, NoiseSettings, SearchSettings
 
 if TYPE_CHECKING:
-    from latent_tool.engine import Engine, Examined, Job, Outcome, Sampled
+    from latent_tool.engine.engine import Engine, Examined, Job, Outcome, Sampled
 
 __all__ = ["Found", "Progress", "Task", "Worker", "Workers", "evaluate"]
 
@@ -395,7 +395,7 @@ _opened: list[Worker] = []
 
 def _open(open_worker: Callable[[], Worker]) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    from latent_tool.engine import use_threads
+    from latent_tool.engine.engine import use_threads
 
     use_threads(1)
     _opened.append(open_worker())
@@ -445,7 +445,7 @@ def _answer(
     candidates: dict[tuple[str, str], int],
 ) -> list[Row]:
     """One row for every item, by one method."""
-    from latent_tool.engine import Job
+    from latent_tool.engine.engine import Job
 
     asked = [item for item in items if not isinstance(images[item.id], Exception)]
     jobs = []
@@ -500,7 +500,7 @@ def _in_time(engine: Engine, jobs: Sequence[Job]) -> list[Outcome | Exception]:
 def _examined(
     engine: Engine, plan: Plan, found: dict[str, Outcome | Sampled | Exception]
 ) -> dict[str, Examined | Exception]:
-    from latent_tool.engine import Outcome
+    from latent_tool.engine.engine import Outcome
 
     if plan.noise is None:
         return {}
@@ -516,7 +516,7 @@ def _row(
     examined: Examined | Exception | None,
     seconds: float,
 ) -> Row:
-    from latent_tool.engine import Outcome
+    from latent_tool.engine.engine import Outcome
 
     if isinstance(outcome, Exception):
         return _failed(method, item, outcome, seconds)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from latent_tool.calibration import digest
+from latent_tool.calibration.calibration import digest
 from latent_tool.errors import DatasetError, SettingsError
 from latent_tool.evaluation.scores import SCORES
 from latent_tool.settings import explain_validation

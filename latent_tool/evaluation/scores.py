@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from latent_tool.calibration import SCORES as CALIBRATED
-from latent_tool.calibration import score_of
+from latent_tool.calibration.calibration import SCORES as CALIBRATED
+from latent_tool.calibration.calibration import score_of
 
 if TYPE_CHECKING:
-    from latent_tool.engine import Examined, Sampled
+    from latent_tool.engine.engine import Examined, Sampled
     from latent_tool.schema import ReasoningResult
 
 __all__ = ["FUSED_FROM", "SCORES", "Score", "answer_scores", "measured", "vote"]

@@ -34,9 +34,9 @@ from latent_tool.settings import NoiseSettings, SamplingSettings
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from latent_tool.engine import Outcome, Sampled
+    from latent_tool.engine.engine import Outcome, Sampled
     from latent_tool.evaluation.datasets import Box, Item
-    from latent_tool.reasoner import LatentReasoner
+    from latent_tool.langchain.reasoner import LatentReasoner
     from latent_tool.schema import Grounding, ReasoningResult
 
 __all__ = ["Drawn", "Question", "analyse", "collect", "markdown_study", "study", "study_page", "word_f1", "write_study"]
@@ -153,7 +153,7 @@ def _ask(
     system: str | None,
 ) -> list[Question | str]:
     """The answer to every item, or why there is none: no item's error is another's."""
-    from latent_tool.engine import Job
+    from latent_tool.engine.engine import Job
 
     engine = reasoner.engine()
     jobs: dict[int, Job] = {}
@@ -659,7 +659,7 @@ def study(
     Answers are kept in ``answers.jsonl`` as they come, and the same call again goes on there. Raises ``SettingsError``
     when the folder cannot be written, or holds the answers of another study.
     """
-    from latent_tool.calibration import digest, is_folder
+    from latent_tool.calibration.calibration import digest, is_folder
     from latent_tool.evaluation.datasets import dataset_fingerprint
 
     if not is_folder(reasoner.model):

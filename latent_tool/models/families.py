@@ -1,8 +1,8 @@
 """The table of model families: what differs between them, and how well each was verified.
 
-To add a family: one row here, and one builder of a tiny checkpoint in ``tests/tiny_checkpoints.py``; the tests of every
-family then run on it. A causal decoder over image tokens that is not in the table works too, but its patches carry no
-boxes. This module needs neither torch nor transformers to be imported.
+To add a family: one row here, and one builder of a tiny checkpoint in ``tests/support/tiny_checkpoints.py``;
+the tests of every family then run on it. A causal decoder over image tokens that is not in the table works too, but
+its patches carry no boxes. This module needs neither torch nor transformers to be imported.
 """
 
 from __future__ import annotations

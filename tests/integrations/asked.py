@@ -10,7 +10,7 @@ from pictures import draw_shapes
 from PIL import Image
 
 from latent_tool import Budget, ImagePolicy, LatentReasoner, ReasoningResult, SearchSettings
-from latent_tool.tool_spec import NAME, ImageTool
+from latent_tool.langchain.image_tool import NAME, ImageTool
 
 CIRCLE = "what color is the circle?"
 UNSURE = "I am not sure."

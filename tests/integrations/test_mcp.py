@@ -30,8 +30,8 @@ from latent_tool import Budget, ImagePolicy, ReasoningResult, image_process
 from latent_tool.cli import app
 from latent_tool.errors import SettingsError
 from latent_tool.integrations.mcp import ERROR_KEY, http_app, image_server
-from latent_tool.messages import image_block
-from latent_tool.tool_spec import NAME, ImageTool
+from latent_tool.langchain.image_tool import NAME, ImageTool
+from latent_tool.langchain.messages import image_block
 
 pytestmark = pytest.mark.filterwarnings(f"ignore::{MCPDeprecationWarning.__module__}.MCPDeprecationWarning")
 

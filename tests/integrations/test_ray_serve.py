@@ -18,7 +18,7 @@ from slow_reasoner import SlowReasoner
 
 from latent_tool import Budget, ImagePolicy, RemoteReasoner
 from latent_tool.errors import AccessError, ImageDecodeError, SettingsError
-from latent_tool.images import portable_image
+from latent_tool.images.load import portable_image
 from latent_tool.integrations.http_service import ServiceLimits
 
 # Ray's own warnings are not ours to mend.

@@ -18,10 +18,9 @@ import pytest
 from http_server import serving
 from langchain_core.load import dumpd, load
 from PIL import Image
-from scripted_agents import CIRCLE, SQUARE, essence, small_reasoner
 
 # The very tests of the local reasoner, with the fixture below in place of its own.
-from test_reasoner import (  # noqa: F401
+from recorder import (  # noqa: F401
     Recorder,
     request_,
     test_a_closed_stream_stops,
@@ -45,6 +44,7 @@ from test_reasoner import (  # noqa: F401
     test_wrong_options_are_errors,
     test_wrong_requests_are_input_errors,
 )
+from scripted_agents import CIRCLE, SQUARE, essence, small_reasoner
 
 from latent_tool import Budget, ConfidenceRouter, ImagePolicy, LatentReasoningTool, RemoteReasoner
 from latent_tool.errors import (
@@ -394,6 +394,6 @@ def test_many_threads_share_one_reasoner() -> None:
 
 
 def _uri(image: Image.Image) -> str:
-    from latent_tool.images import portable_image
+    from latent_tool.images.load import portable_image
 
     return portable_image(image, ImagePolicy.local())[0]

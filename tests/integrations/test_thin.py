@@ -29,7 +29,7 @@ from latent_tool.integrations.ag2 import image_tool as ag2_tool
 from latent_tool.integrations.autogen import AskAboutImage as AutogenTool
 from latent_tool.integrations.google_adk import STATE_KEY
 from latent_tool.integrations.google_adk import AskAboutImage as AdkTool
-from latent_tool.tool_spec import ImageTool
+from latent_tool.langchain.image_tool import ImageTool
 
 WRONG = [{"question": CIRCLE, "image": OUTSIDE}, {"question": "", "image": URI}, {"question": CIRCLE}]
 FOUND = ["Files may not be opened", "at least 1 character"]

@@ -1,0 +1,1 @@
+"""Calibration: scores become probabilities, and a threshold with a guarantee."""

@@ -1,0 +1,1 @@
+"""The engine: one question becomes one outcome; many questions share their passes."""

@@ -1,0 +1,1 @@
+"""Pictures: any reference becomes an upright RGB image, or a typed error."""

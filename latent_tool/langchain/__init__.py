@@ -1,0 +1,1 @@
+"""LangChain: the Runnables, the tool and the chat model."""

@@ -1,0 +1,311 @@
+"""The tool that agents are given, once for every framework: name, description, arguments, and what comes back.
+
+``ImageTool`` opens the image an agent means, asks the reasoner and returns a ``ToolReply``: text that says what may be
+relied on, the whole result as plain JSON types, and pictures of the evidence. An adapter only passes these on in the
+words of its framework. This module knows no framework, and nothing of LangChain but the reasoner it asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import threading
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from latent_tool.errors import DeadlineError, ImageNotAllowedError, ImageNotFoundError, InputError
+from latent_tool.images.load import LoadedImage, load_images
+from latent_tool.langchain.reasoner import OPTIONS_KEY, CallOptions, LatentReasoner
+from latent_tool.schema import MAX_TEXT, ReasoningRequest, ReasoningResult, ReasoningStep
+from latent_tool.settings import Budget, BudgetLevel, ImagePolicy, Settings, explain_validation
+from latent_tool.views.overlay import overlay_png
+
+__all__ = [
+    "BRIEF_SCHEMA",
+    "DESCRIPTION",
+    "MENDABLE",
+    "MIN_CONFIDENCE",
+    "NAME",
+    "ImageTool",
+    "NamedImageArguments",
+    "ToolArguments",
+    "ToolReply",
+    "describe",
+    "explain_arguments",
+]
+
+NAME = "ask_about_image"
+DESCRIPTION = (
+    "Answers a question about an image, with a confidence between 0 and 1 and the image regions the answer rests "
+    "on. Use it for whatever depends on what an image shows. Below its threshold the answer is marked as not "
+    "reliable: do not pass it on as a fact."
+)
+
+# What the agent's model can mend, and so gets to read; anything else is the developer's and is raised.
+MENDABLE = (InputError, DeadlineError)
+
+# Below, the model holds its own answer for more likely wrong than right.
+UNSURE = 0.5
+MIN_CONFIDENCE = (
+    f"Below it an answer is marked as not reliable; None: the threshold of the reasoner, or {UNSURE} if it has none."
+)
+
+_PATCHES_NAMED = 5
+
+
+class ToolArguments(BaseModel):
+    """Arguments of the tool, as the agent's model sees them."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    question: str = Field(
+        min_length=1, max_length=MAX_TEXT, description="One short question about what the image shows."
+    )
+    image: str | None = Field(
+        None,
+        description="Which image: a data URI, path or URL. Leave it out to ask about the newest image of the "
+        "conversation.",
+    )
+    budget: BudgetLevel | None = Field(
+        None,
+        description="How hard to think. Leave it out at first; use 'thorough' to ask again after an answer that was "
+        "not reliable.",
+    )
+    overlay: bool = Field(
+        False, description="Also return the images, with the regions marked that the answer rests on."
+    )
+
+    @classmethod
+    def parse(cls, value: Self | Mapping[str, Any]) -> Self:
+        """Arguments from what an agent's model has sent; raises ``InputError`` naming the field that is wrong."""
+        if isinstance(value, cls):
+            return value
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            raise InputError(explain_arguments(error, cls)) from None
+
+
+class NamedImageArguments(ToolArguments):
+    """The same where an agent's conversation cannot be seen: the image must be named."""
+
+    image: str = Field(description="Which image: a data URI, path or URL.")
+
+
+@runtime_checkable
+class Reasoner(Protocol):
+    """Who answers: a ``LatentReasoner``, a ``ConfidenceRouter`` or another Runnable from a request to a result."""
+
+    def invoke(self, input: Any, config: Any = None) -> Any: ...
+
+    async def ainvoke(self, input: Any, config: Any = None) -> Any: ...
+
+    def astream(self, input: Any, config: Any = None) -> AsyncIterator[Any]: ...
+
+
+@dataclass(frozen=True)
+class ToolReply:
+    """What the tool gives back.
+
+    Attributes:
+        result: the whole result.
+        pictures: PNG files, one per image, with the evidence marked; empty unless they were asked for.
+    """
+
+    result: ReasoningResult
+    pictures: tuple[bytes, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """What the agent's model reads."""
+        return describe(self.result)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The result as plain JSON types, for code."""
+        return self.result.model_dump(mode="json")
+
+    @property
+    def brief(self) -> dict[str, Any]:
+        """What agents decide by, as plain JSON types: for frameworks whose model reads whatever the tool returns."""
+        answer = self.result.model_dump(
+            mode="json", include={"answer", "confidence", "confidence_source", "accepted", "image_sizes", "warnings"}
+        )
+        boxes = [list(patch.box) for patch in self.result.patches if patch.box is not None]
+        return {**answer, "evidence": boxes, "advice": self.text}
+
+    @property
+    def picture_uris(self) -> list[str]:
+        """The pictures as data URIs."""
+        return ["data:image/png;base64," + base64.b64encode(each).decode("ascii") for each in self.pictures]
+
+
+BRIEF_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "answer": {"type": "string"},
+        "confidence": {"type": ["number", "null"], "description": "From 0 to 1; gate on it."},
+        "confidence_source": {"type": "string"},
+        "accepted": {"type": ["boolean", "null"], "description": "Whether the confidence reaches the threshold."},
+        "image_sizes": {"type": "array", "description": "Width and height of every image, in pixels."},
+        "warnings": {"type": "array", "items": {"type": "string"}},
+        "evidence": {"type": "array", "description": "Regions (left, top, right, bottom) the answer rests on."},
+        "advice": {"type": "string", "description": "The same in words, and what may be relied on."},
+    },
+    "required": ["answer", "confidence", "accepted", "advice"],
+}
+
+
+class ImageTool(Settings):
+    """The tool, whatever framework calls it.
+
+    ``ask`` and ``aask`` raise ``MENDABLE`` errors for what the agent's model can mend; their text says how. Cancelling
+    the task that awaits ``aask`` stops the search within one step.
+
+    The agent chooses how hard to search, nothing more: deadlines and other limits of the reasoner hold, the time it
+    takes to open the image counts, and so does a threshold of the reasoner's own. Without one it is 0.5.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    reasoner: Reasoner = Field(
+        default_factory=lambda: LatentReasoner(), description="Who answers: a LatentReasoner or a ConfidenceRouter."
+    )
+    min_confidence: float | None = Field(None, ge=0, le=1, description=MIN_CONFIDENCE)
+    image_policy: ImagePolicy = Field(ImagePolicy.untrusted(), description="Which images the agent may have opened.")
+
+    def ask(
+        self, arguments: ToolArguments | Mapping[str, Any], *, shown: Sequence[Any] = (), config: Any = None
+    ) -> ToolReply:
+        """Answer in the calling thread.
+
+        Args:
+            arguments: what the agent's model has sent.
+            shown: the images of the newest message that has any, as references; used when no image is named.
+            config: passed to the reasoner.
+        """
+        asked, began = ToolArguments.parse(arguments), time.monotonic()
+        opened = self._open(asked.image, shown, began)
+        result = self.reasoner.invoke(self._request(asked, opened, began), config)
+        return self._reply(result, opened, asked.overlay)
+
+    async def aask(
+        self, arguments: ToolArguments | Mapping[str, Any], *, shown: Sequence[Any] = (), config: Any = None
+    ) -> ToolReply:
+        """``ask`` without blocking the event loop."""
+        asked, began = ToolArguments.parse(arguments), time.monotonic()
+        opened = await asyncio.to_thread(self._open, asked.image, shown, began)
+        result = await self.reasoner.ainvoke(self._request(asked, opened, began), config)
+        return await asyncio.to_thread(self._reply, result, opened, asked.overlay)
+
+    async def steps(
+        self, arguments: ToolArguments | Mapping[str, Any], *, shown: Sequence[Any] = ()
+    ) -> AsyncGenerator[ReasoningStep | ToolReply, None]:
+        """Every step of the search, then the reply. Closing the iterator stops the search."""
+        asked, began = ToolArguments.parse(arguments), time.monotonic()
+        opened = await asyncio.to_thread(self._open, asked.image, shown, began)
+        # A caller that goes away between two steps must not wait for the garbage collector to stop the search.
+        abandoned = threading.Event()
+        options = {"configurable": {OPTIONS_KEY: self._bound_options().but(cancelled=abandoned)}}
+        try:
+            async for item in self.reasoner.astream(self._request(asked, opened, began), options):
+                if isinstance(item, ReasoningStep):
+                    yield item
+                else:
+                    yield await asyncio.to_thread(self._reply, item, opened, asked.overlay)
+        finally:
+            abandoned.set()
+
+    def _bound_options(self) -> CallOptions:
+        """The options that were bound to the reasoner with ``with_config``: a call's own would replace them all."""
+        reasoner: Any = self.reasoner
+        while (bound := getattr(reasoner, "bound", None)) is not None:
+            config: Any = getattr(reasoner, "config", {})
+            options = CallOptions.of(config)
+            if options.model_fields_set:
+                return options
+            reasoner = bound
+        return CallOptions()
+
+    def _open(self, image: str | None, shown: Sequence[Any], began: float) -> list[LoadedImage]:
+        """The image that was named, or those that the conversation shows."""
+        if image is None and not shown:
+            raise InputError("There is no image in the conversation.", "Name one with the argument 'image'.")
+        try:
+            budget = getattr(self.reasoner, "budget", None)  # others get to know how long it took
+            deadline = began + budget.deadline_s if isinstance(budget, Budget) and budget.deadline_s else None
+            return load_images(shown if image is None else [image], self.image_policy, deadline=deadline)
+        except (ImageNotAllowedError, ImageNotFoundError) as error:
+            if image is None or not shown:
+                raise
+            hint = "Leave the argument 'image' out to ask about the newest image of the conversation."
+            raise type(error)(error.message, hint) from error
+
+    def _request(self, asked: ToolArguments, images: list[LoadedImage], began: float) -> ReasoningRequest:
+        return ReasoningRequest(
+            images=[each.image for each in images],
+            question=asked.question,
+            budget=asked.budget,
+            min_confidence=self.min_confidence,
+            elapsed_s=time.monotonic() - began,
+        )
+
+    def _reply(self, result: ReasoningResult, images: list[LoadedImage], overlay: bool) -> ToolReply:
+        changes: dict[str, Any] = {}
+        if result.accepted is None and result.confidence is not None:  # nobody has set a threshold
+            sure = result.confidence >= UNSURE
+            changes = {"accepted": sure, "abstained": not sure, "min_confidence": UNSURE}
+        warnings = [warning for each in images for warning in each.warnings]
+        if warnings:
+            changes["warnings"] = [*warnings, *result.warnings]
+        result = result.model_copy(update=changes)
+        pictures = [overlay_png(result, each.image, index=i) for i, each in enumerate(images)] if overlay else []
+        return ToolReply(result, tuple(pictures))
+
+
+def explain_arguments(error: ValidationError, arguments: type[ToolArguments] = ToolArguments) -> str:
+    """What the agent's model reads when its arguments are wrong."""
+    required = arguments.model_fields["image"].is_required()
+    return (
+        f"The arguments are not valid: {explain_validation(error)}. "
+        + ("Give 'question' and 'image' as text; " if required else "Give 'question' as text; 'image', ")
+        + "'budget' (quick, standard or thorough) and 'overlay' (true or false) may be left out."
+    )
+
+
+def describe(result: ReasoningResult) -> str:
+    """Answer, confidence in words and as a number, where the evidence is, and what may be relied on."""
+    lines = [f"Answer: {result.answer or '(none)'}"]
+    if result.confidence is None:
+        lines.append("Confidence: not measured.")
+    else:
+        words = "high" if result.confidence >= 0.9 else "moderate" if result.confidence >= 0.6 else "low"
+        lines.append(f"Confidence: {words}, {result.confidence:.2f} of 1 ({result.confidence_source}).")
+    lines.append(_evidence(result))
+    if result.accepted is False:
+        below = (
+            f"below the threshold of {result.min_confidence:.2f}" if result.min_confidence is not None else "too low"
+        )
+        lines.append(
+            f"NOT RELIABLE: the confidence is {below}. Do not state this answer as a fact. Ask again with "
+            "budget='thorough' or a simpler question, check with another source, or say that you are not sure."
+        )
+    lines += [f"Note: {warning}" for warning in result.warnings]
+    return "\n".join(lines)
+
+
+def _evidence(result: ReasoningResult) -> str:
+    boxes = [patch for patch in result.patches if patch.box is not None]
+    if not boxes:
+        return "Evidence: no single region; the answer rests on the image as a whole."
+    named = []
+    for patch in boxes[:_PATCHES_NAMED]:
+        place = f"image {patch.image + 1} " if len(result.image_sizes) > 1 else ""
+        named.append(place + "(" + ", ".join(f"{value:.0f}" for value in patch.box or ()) + ")")
+    more = f", and {len(boxes) - _PATCHES_NAMED} more" if len(boxes) > _PATCHES_NAMED else ""
+    sizes = ", ".join(f"{width} x {height}" for width, height in result.image_sizes)
+    return f"Evidence: regions (left, top, right, bottom) in pixels of {sizes}: {'; '.join(named)}{more}."

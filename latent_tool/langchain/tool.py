@@ -1,0 +1,135 @@
+"""``LatentReasoningTool``: the method as a LangChain tool, with content that says what may be relied on.
+
+The content is for the agent's model; the artifact is the whole ``ReasoningResult`` as plain JSON types, for code. This
+module knows what LangChain's agents hand to tools; what the tool says and does is in ``tool_spec``.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Annotated, Any, Literal, cast
+
+from langchain_core.messages import BaseMessage, ToolMessage
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.tools import BaseTool, InjectedToolArg, ToolException
+from pydantic import Field, ValidationError
+
+from latent_tool.langchain.image_tool import (
+    DESCRIPTION,
+    MENDABLE,
+    MIN_CONFIDENCE,
+    NAME,
+    ImageTool,
+    ToolArguments,
+    ToolReply,
+    explain_arguments,
+)
+from latent_tool.langchain.messages import newest_images
+from latent_tool.langchain.reasoner import LatentReasoner
+from latent_tool.redact import redact
+from latent_tool.schema import ReasoningRequest, ReasoningResult
+from latent_tool.settings import BudgetLevel, ImagePolicy, settings_error
+
+try:
+    from langgraph.prebuilt import InjectedState
+except ImportError:  # without LangGraph nothing injects the agent's state, and the argument stays hidden all the same
+    InjectedState = InjectedToolArg  # type: ignore[misc, assignment]
+
+__all__ = ["LatentReasoningTool"]
+
+
+class LatentReasoningInput(ToolArguments):
+    """Arguments of the tool, as the agent's model sees them, and the agent's state."""
+
+    state: Annotated[Any, InjectedState()] = Field(None, description="The agent's state.")
+
+
+class LatentReasoningTool(BaseTool):
+    """A tool with which an agent asks about an image and learns how sure the answer is.
+
+    Without ``image`` the newest image in the agent's messages is asked about (this needs LangGraph, which LangChain's
+    agents run on). The image policy is the tool's own, whatever the reasoner's: by default only images that are in the
+    conversation, no files and no URLs. The agent chooses how hard to search; the reasoner's own deadline, limits and
+    threshold hold.
+
+    What the agent's model can mend (a wrong image reference, an empty question, a deadline that was too short) comes
+    back to it as an error message with a remedy; what it cannot mend (a model that does not load) is raised.
+
+    Raises:
+        SettingsError: a field is out of its range.
+    """
+
+    name: str = NAME
+    description: str = DESCRIPTION
+    args_schema: Any = LatentReasoningInput
+    response_format: Literal["content", "content_and_artifact"] = "content_and_artifact"
+    handle_tool_error: Any = True
+    handle_validation_error: Any = Field(default_factory=lambda: explain_arguments)
+
+    reasoner: Runnable[ReasoningRequest, ReasoningResult] = Field(
+        default_factory=lambda: LatentReasoner(), description="Who answers: a LatentReasoner or a ConfidenceRouter."
+    )
+    min_confidence: float | None = Field(None, ge=0, le=1, description=MIN_CONFIDENCE)
+    image_policy: ImagePolicy = Field(ImagePolicy.untrusted(), description="Which images the agent may have opened.")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise settings_error(type(self), error) from None
+
+    def _filter_injected_args(self, tool_input: dict[str, Any]) -> dict[str, Any]:
+        """What a run of the tool records of its arguments: not the agent's state, and no image bytes or credentials."""
+        return cast(dict[str, Any], redact(super()._filter_injected_args(tool_input)))
+
+    def _run(
+        self,
+        question: str,
+        config: RunnableConfig,
+        image: str | None = None,
+        budget: BudgetLevel | None = None,
+        overlay: bool = False,
+        state: Any = None,
+    ) -> tuple[str | list[dict[str, Any]], dict[str, Any]]:
+        asked = ToolArguments(question=question, image=image, budget=budget, overlay=overlay)
+        try:
+            return _parts(self._tool().ask(asked, shown=self._shown(state), config=config))
+        except MENDABLE as error:
+            raise ToolException(str(error)) from error
+
+    async def _arun(
+        self,
+        question: str,
+        config: RunnableConfig,
+        image: str | None = None,
+        budget: BudgetLevel | None = None,
+        overlay: bool = False,
+        state: Any = None,
+    ) -> tuple[str | list[dict[str, Any]], dict[str, Any]]:
+        asked = ToolArguments(question=question, image=image, budget=budget, overlay=overlay)
+        try:
+            return _parts(await self._tool().aask(asked, shown=self._shown(state), config=config))
+        except MENDABLE as error:
+            raise ToolException(str(error)) from error
+
+    def _tool(self) -> ImageTool:
+        return ImageTool(reasoner=self.reasoner, min_confidence=self.min_confidence, image_policy=self.image_policy)
+
+    def _shown(self, state: Any) -> list[Any]:
+        """The images of the newest message that shows any, without the pictures this tool itself has returned."""
+        messages: list[BaseMessage] = (
+            state.get("messages", []) if isinstance(state, dict) else getattr(state, "messages", [])
+        )
+        theirs = [each for each in messages if not (isinstance(each, ToolMessage) and each.name == self.name)]
+        return list(newest_images(theirs))
+
+
+def _parts(reply: ToolReply) -> tuple[str | list[dict[str, Any]], dict[str, Any]]:
+    """Content for the agent's model and the artifact."""
+    if not reply.pictures:
+        return reply.text, reply.data
+    pictures = [
+        {"type": "image", "base64": base64.b64encode(each).decode("ascii"), "mime_type": "image/png"}
+        for each in reply.pictures
+    ]
+    return [{"type": "text", "text": reply.text}, *pictures], reply.data

@@ -1,0 +1,176 @@
+"""A result for people at a terminal: the facts, a bar for the confidence, and the patches as a tiny picture.
+
+The picture is made of half blocks, two pixels to a character, and drawn only where it can be seen: on a terminal of
+256 colours or more, and not under ``NO_COLOR``. Text from outside is shown as text: neither the terminal nor Rich obeys
+it. This module knows results, Pillow and Rich, nothing of models; they are imported when something is printed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latent_tool.views.overlay import confidence_text, upright_image
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from rich.console import Console
+    from rich.text import Text
+
+    from latent_tool.schema import ReasoningResult
+
+__all__ = ["can_draw", "plain", "print_result", "tiny_picture", "what_to_do"]
+
+COLUMNS, ROWS = 40, 14  # characters of the tiny picture at most
+DIMMED = 0.75  # share of grey over what is not evidence
+GREY = (104, 104, 104)
+UNSURE = 0.5  # below, the model holds its own answer for more likely wrong than right
+
+
+def plain(text: str) -> str:
+    """Text without control characters, which a terminal would obey."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text).strip()
+
+
+def can_draw(console: Console) -> bool:
+    """Whether a picture of coloured half blocks would be seen on this console."""
+    return (
+        console.is_terminal
+        and not console.no_color
+        and console.color_system in ("256", "truecolor")
+        and console.encoding.lower().startswith("utf")
+        and console.width >= COLUMNS + 16
+    )
+
+
+def tiny_picture(
+    result: ReasoningResult, image: Image.Image, *, index: int = 0, columns: int = COLUMNS, rows: int = ROWS
+) -> Text:
+    """The image in at most ``columns`` x ``rows`` characters; what is not evidence is grey.
+
+    Raises:
+        InputError: the image is not the one the result is about.
+    """
+    from PIL import Image, ImageOps
+    from rich.text import Text
+
+    upright = upright_image(result, image, index)
+    scale = min(columns / upright.width, 2 * rows / upright.height)
+    width, height = max(1, round(upright.width * scale)), max(2, 2 * round(upright.height * scale / 2))
+    kind = Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST
+    small = upright.resize((width, height), kind)
+    boxes = [patch.box for patch in result.patches if patch.image == index and patch.box is not None]
+    if boxes:
+        grey = ImageOps.grayscale(small).convert("RGB")
+        picture = Image.blend(grey, Image.new("RGB", small.size, GREY), DIMMED)
+        for left, top, right, bottom in boxes:
+            x, y = int(left / upright.width * width), int(top / upright.height * height)
+            end_x = max(x + 1, round(right / upright.width * width))
+            end_y = max(y + 1, round(bottom / upright.height * height))
+            where = (max(0, x), max(0, y), min(width, end_x), min(height, end_y))
+            if where[0] < where[2] and where[1] < where[3]:
+                picture.paste(small.crop(where), where[:2])
+        small = picture
+    pixels = small.tobytes()
+
+    def colour(x: int, y: int) -> str:
+        at = 3 * (y * width + x)
+        return "#" + pixels[at : at + 3].hex()
+
+    drawn = Text(no_wrap=True)
+    for y in range(0, height, 2):
+        for x in range(width):
+            drawn.append("▀", f"{colour(x, y)} on {colour(x, y + 1)}")
+        drawn.append("\n" if y + 2 < height else "")
+    return drawn
+
+
+def what_to_do(result: ReasoningResult) -> str | None:
+    """What to do about an answer that should not be relied on; ``None`` when there is nothing to say."""
+    remedy = "Allow more work (--budget thorough), use a larger model (--model), or ask someone."
+    if result.accepted is False:
+        short = "not known" if result.min_confidence is None else f"below {result.min_confidence:g}"
+        return f"The confidence is {short}: do not rely on this answer. {remedy}"
+    likely = result.confidence_source in ("calibrated", "pooled_probability", "answer_probability")
+    if result.accepted is None and likely and result.confidence is not None and result.confidence < UNSURE:
+        return f"By its own measure the model is more likely wrong than right. {remedy}"
+    return None
+
+
+def print_result(
+    console: Console,
+    result: ReasoningResult,
+    *,
+    pictures: Callable[[], Sequence[Image.Image]] | None = None,
+    written: Sequence[Path] = (),
+) -> None:
+    """Print a result for people.
+
+    Args:
+        console: where to.
+        result: what a reasoner returned.
+        pictures: gives the images that were asked about; called only if they can be drawn.
+        written: files that were written, to be named.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim")
+    facts.add_column(overflow="fold")
+    facts.add_row("answer", Text(plain(result.answer) or "(empty)", style="bold"))
+    facts.add_row("confidence", _confidence(result, "#-" if console.options.ascii_only else "█░"))
+    if result.scores.reward is not None:
+        facts.add_row("reward", f"{result.scores.initial_reward:.4f} -> {result.scores.reward:.4f}")
+    facts.add_row("patches", _patch_table(result))
+    if pictures is not None and can_draw(console) and any(patch.box is not None for patch in result.patches):
+        for index, image in enumerate(pictures()):
+            if any(patch.image == index and patch.box is not None for patch in result.patches):
+                facts.add_row("", tiny_picture(result, image, index=index))
+    if result.grounding is not None:
+        words = [f"{plain(token.token)} {token.dependency:+.2f}" for token in result.grounding.tokens]
+        facts.add_row("S, nats", Text("  ".join(words)))
+    if result.controls is not None:
+        for name, control in (
+            ("no latents", result.controls.latents_off),
+            ("noised image", result.controls.image_noised),
+        ):
+            share = "" if control.confidence is None else f" ({confidence_text(control.confidence)})"
+            facts.add_row(name, Text(f"{plain(control.answer) or '(empty)'}{share}"))
+    if result.usage is not None:
+        seconds = sum(result.usage.seconds.values())
+        facts.add_row(
+            "cost",
+            f"{result.usage.candidates} candidates, {result.usage.decoder_calls} decoder calls, {seconds:.2f} s "
+            f"({result.stop_reason})",
+        )
+    for path in written:
+        facts.add_row("written", Text(plain(str(path))))
+    console.print(facts)
+
+
+def _confidence(result: ReasoningResult, blocks: str) -> Any:
+    from rich.text import Text
+
+    if result.confidence is None:
+        return "not known"
+    filled = round(result.confidence * 20)
+    colour = "green" if result.accepted is not False else "yellow"
+    bar = Text(blocks[0] * filled, style=colour) + Text(blocks[1] * (20 - filled), style="dim")
+    source = Text(f" {result.confidence_source.replace('_', ' ')}", style="dim")
+    return Text(f"{confidence_text(result.confidence)} ") + bar + source
+
+
+def _patch_table(result: ReasoningResult) -> Any:
+    from rich.table import Table
+
+    if not result.patches:
+        return "none: injecting any did not raise the reward"
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("patch", "cell", "box (left, top, right, bottom)", "attention", "gain"):
+        table.add_column(name, justify="left" if name.startswith("box") else "right")
+    for patch in result.patches:
+        box = "not known" if patch.box is None else ", ".join(f"{value:g}" for value in patch.box)
+        table.add_row(str(patch.rank + 1), str(patch.cell), box, f"{patch.attention:.3f}", f"{patch.gain:+.2g}")
+    return table

@@ -1,0 +1,329 @@
+"""The command line as a user meets it: a process of its own, its exit code, its two streams."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pictures import draw_shapes
+from PIL import Image
+from typer.testing import CliRunner
+
+from latent_tool.cli import app
+from latent_tool.schema import ReasoningResult
+
+QUESTION = "what color is the circle?"
+
+
+def run(
+    *arguments: str, folder: Path, stdout: Any = subprocess.PIPE, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command in an empty folder, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "latent_tool.cli", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        encoding=environment.get("PYTHONIOENCODING", "utf-8"),
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    draw_shapes().save(tmp_path / "shapes.png")
+    return tmp_path
+
+
+def test_ask_for_people(folder: Path) -> None:
+    done = run("ask", "shapes.png", QUESTION, "--iterations", "2", "--overlay", "seen.png", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert "red" in done.stdout
+    assert "pooled probability" in done.stdout
+    assert done.stderr == ""
+    assert "\x1b" not in done.stdout
+    with Image.open(folder / "seen.png") as seen:
+        assert min(seen.size) >= 150
+    assert sorted(path.name for path in folder.iterdir()) == ["seen.png", "shapes.png"]
+
+
+def test_ask_for_programs(folder: Path) -> None:
+    done = run("ask", "shapes.png", QUESTION, "--iterations", "1", "--json", "--grounding", "--controls", folder=folder)
+    assert done.returncode == 0, done.stderr
+    result = ReasoningResult.model_validate_json(done.stdout)
+    assert result.answer == "red"
+    assert result.image_sizes == [(200, 150)]
+    assert result.grounding is not None
+    assert result.controls is not None
+    assert result.usage is not None
+    assert set(result.usage.seconds) >= {"images", "prefill", "search", "decode", "grounding"}
+
+
+def test_below_the_threshold_the_exit_code_is_3_and_says_what_to_do(folder: Path) -> None:
+    done = run("ask", "shapes.png", QUESTION, "--iterations", "0", "--min-confidence", "1", "--json", folder=folder)
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["accepted"] is False
+    told = run("ask", "shapes.png", QUESTION, "--iterations", "0", "--min-confidence", "1", folder=folder)
+    assert told.returncode == 3
+    assert "--budget thorough" in told.stderr
+
+
+BAD_FILES = {
+    "missing.png": None,
+    "empty.png": b"",
+    "text.png": b"this is no picture",
+    "truncated.png": "cut",
+    "wide.png": (30_000, 1),
+}
+
+
+@pytest.fixture
+def bad_files(folder: Path) -> Path:
+    (folder / "folder.png").mkdir()
+    for name, content in BAD_FILES.items():
+        if isinstance(content, bytes):
+            (folder / name).write_bytes(content)
+        elif isinstance(content, tuple):
+            Image.new("RGB", content).save(folder / name)
+    whole = (folder / "shapes.png").read_bytes()
+    (folder / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+def no_vision(folder: Path) -> Path:
+    """A checkpoint of a model that sees nothing."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = folder / "text-only"
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    ).save_pretrained(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *[(name, QUESTION) for name in [*BAD_FILES, "folder.png", "https://example.org/x.png", "/dev/zero"]],
+        ("shapes.png", ""),
+        ("shapes.png", "why? " * 20_000),
+        ("shapes.png", QUESTION, "--iterations", "-1"),
+        ("shapes.png", QUESTION, "--deadline", "nan"),
+        ("shapes.png", QUESTION, "--deadline", "0"),
+        ("shapes.png", QUESTION, "--max-new-tokens", "0"),
+        ("shapes.png", QUESTION, "--latents", "300"),
+        ("shapes.png", QUESTION, "--min-confidence", "2"),
+        ("shapes.png", QUESTION, "--min-confidence", "nan"),
+        ("shapes.png", QUESTION, "--min-confidence", "high"),
+        ("shapes.png", QUESTION, "--budget", "huge"),
+        ("shapes.png", QUESTION, "--seed", "-3"),
+        ("shapes.png", QUESTION, "--model", "./no-such-model"),
+        ("shapes.png", QUESTION, "--model", "text-only"),
+        ("shapes.png", QUESTION, "--dtype", "int8"),
+        ("shapes.png", QUESTION, "--overlay", "no-such-folder/seen.png"),
+        ("shapes.png", QUESTION, "--overlay", "seen.txt"),
+        ("shapes.png",),
+    ],
+    ids=lambda arguments: " ".join(arguments)[:50],
+)
+def test_bad_input_is_one_clear_error(
+    bad_files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    """In one process, so that the next question shows that nothing was left broken."""
+    from latent_tool.cli import main
+
+    no_vision(bad_files)
+    monkeypatch.chdir(bad_files)
+    monkeypatch.setattr(sys, "argv", ["latent-tool", "ask", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    assert "rror" in captured.err
+    assert "what to do" in captured.err or "Invalid value for" in captured.err or len(arguments) == 1
+    for python in ("Known fields", "deadline_s", "constrained", "hosts of the image policy"):
+        assert python not in captured.err
+    done = CliRunner().invoke(app, ["ask", "shapes.png", QUESTION, "--iterations", "0"])
+    assert done.exit_code == 0
+    assert "red" in done.stdout
+
+
+def test_paper_without_latents_is_the_plain_model(folder: Path) -> None:
+    done = run("ask", "shapes.png", QUESTION, "--preset", "paper", "--latents", "0", "--json", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert ReasoningResult.model_validate_json(done.stdout).scores.reward is None
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_any_encoding_of_the_output_will_do(folder: Path, encoding: str) -> None:
+    """The name of the overlay has characters that the first two lack."""
+    arguments = ("ask", "shapes.png", QUESTION, "--iterations", "0", "--overlay", "gesehen-\N{SNOWMAN}.png")
+    done = run(*arguments, folder=folder, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+    assert done.returncode == 0, done.stderr
+    assert "red" in done.stdout and done.stderr == ""
+    assert ("#" * 19 in done.stdout) is (encoding != "utf-8")
+    done = run(*arguments, "--json", folder=folder, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+    assert ReasoningResult.model_validate_json(done.stdout).answer == "red"
+
+
+def test_json_has_escapes_where_the_output_has_no_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    from latent_tool import cli
+
+    result = ReasoningResult(answer="é☃", raw_text="é☃", confidence=None, confidence_source="unscored")
+    for encoding in ("ascii", "latin-1", "utf-8"):
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+        text = cli._json(result)
+        assert ReasoningResult.model_validate_json(text.encode(encoding)) == result
+        assert ("☃" in text) is (encoding == "utf-8")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is always full")
+@pytest.mark.parametrize("options", [(), ("--json",)], ids=["people", "json"])
+def test_an_output_that_cannot_be_written_is_an_error(folder: Path, options: tuple[str, ...]) -> None:
+    with open("/dev/full", "w") as full:
+        done = run("ask", "shapes.png", QUESTION, "--iterations", "0", *options, folder=folder, stdout=full)
+    assert done.returncode == 1
+    assert "error: The result cannot be written to standard output (No space left on device)." in done.stderr
+    assert len(done.stderr.splitlines()) == 2
+
+
+def test_every_overlay_can_be_written_before_the_search_begins(folder: Path) -> None:
+    (folder / "seen-1.png").mkdir()
+    done = run("ask", "shapes.png", QUESTION, "--also", "shapes.png", "--overlay", "seen.png", folder=folder)
+    assert done.returncode == 2 and done.stdout == ""
+    assert "'seen-1.png' cannot be written" in done.stderr
+    assert not (folder / "seen.png").exists()
+
+
+def test_the_answer_is_told_when_a_file_cannot_be_written_after_all(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder is gone by then."""
+    from latent_tool import cli
+    from latent_tool.errors import SettingsError
+
+    monkeypatch.chdir(folder)
+    (folder / "out").mkdir()
+    follow = cli._follow
+
+    def and_remove(*arguments: object) -> ReasoningResult:
+        result = follow(*arguments)
+        (folder / "out").rmdir()
+        return result
+
+    monkeypatch.setattr(cli, "_follow", and_remove)
+    done = CliRunner().invoke(app, ["ask", "shapes.png", QUESTION, "--iterations", "0", "--overlay", "out/seen.png"])
+    assert isinstance(done.exception, SettingsError) and "cannot be written" in done.exception.message
+    assert "red" in done.stdout and "written" not in done.stdout
+
+
+def test_a_traceback_never_reaches_the_user(bad_files: Path) -> None:
+    done = run("ask", "truncated.png", QUESTION, folder=bad_files)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 2
+
+
+def test_control_characters_do_not_reach_the_terminal(folder: Path) -> None:
+    done = run("ask", "\x1b]0;title\x07.png", QUESTION, folder=folder)
+    assert done.returncode == 2
+    assert "\x1b" not in done.stderr
+    assert "\x07" not in done.stderr
+
+
+def test_the_report_is_written_and_named(folder: Path) -> None:
+    done = run(
+        *("ask", "shapes.png", QUESTION, "--iterations", "1", "--report", "why.html"),
+        *("--grounding", "--controls", "--min-confidence", "0"),
+        folder=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "why.html" in done.stdout
+    page = (folder / "why.html").read_text(encoding="utf-8")
+    for part in (QUESTION, "shapes.png", "latents off", "How much each token depends", "✓ accepted", "seed"):
+        assert part in page, part
+    refused = run("ask", "shapes.png", QUESTION, "--report", "why.txt", folder=folder)
+    assert refused.returncode == 2 and "does not end in .html" in refused.stderr
+
+
+HOSTILE_NAME = "\x1b]0;title\x07[red]<img src=x onerror=alert(1)>.png"
+HOSTILE_QUESTION = "[bold]\x1b[2J</script><script>alert(1)</script> what color is the circle?"
+
+
+def test_the_heat_map_measures_what_it_shows(folder: Path) -> None:
+    done = run(
+        *("ask", "shapes.png", QUESTION, "--iterations", "1", "--json"),
+        *("--overlay", "seen.png", "--heatmap", "heat.png", "--report", "why.html"),
+        folder=folder,
+    )
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    result = ReasoningResult.model_validate_json(done.stdout)
+    assert result.attention is not None and len(result.attention) == 64
+    with Image.open(folder / "seen.png") as seen, Image.open(folder / "heat.png") as heat:
+        assert seen.width == heat.width and seen.tobytes() != heat.tobytes()
+    assert "attention=True" in (folder / "why.html").read_text(encoding="utf-8")
+    plain = run("ask", "shapes.png", QUESTION, "--latents", "0", "--heatmap", "heat.png", folder=folder)
+    assert plain.returncode == 0 and "no attention to the image cells" in plain.stderr
+    refused = run("ask", "shapes.png", QUESTION, "--heatmap", "heat.jpg", folder=folder)
+    assert refused.returncode == 2 and "does not end in .png" in refused.stderr
+    both = run("ask", "shapes.png", QUESTION, "--overlay", "one.png", "--heatmap", "one.png", folder=folder)
+    assert both.returncode == 2 and "--heatmap" in both.stderr and not (folder / "one.png").exists()
+
+
+def test_hostile_names_and_questions_stay_text(folder: Path) -> None:
+    (folder / "shapes.png").rename(folder / HOSTILE_NAME)
+    done = run(
+        *("ask", HOSTILE_NAME, HOSTILE_QUESTION, "--iterations", "0", "--quiet"),
+        *("--overlay", f"seen{HOSTILE_NAME}", "--report", f"{HOSTILE_NAME}.html"),
+        folder=folder,
+        FORCE_COLOR="1",
+        COLUMNS="200",
+    )
+    assert done.returncode == 0, done.stderr
+    plain = re.sub("\x1b\\[[0-9;]*m", "", done.stdout + done.stderr)  # colours are Rich's own
+    assert "\x1b" not in plain and "\x07" not in plain
+    assert "[red]<img src=x" in plain
+    page = (folder / f"{HOSTILE_NAME}.html").read_text(encoding="utf-8")
+    assert page.count("<script>") == 1 and "<img" not in page and "\x1b" not in page
+    assert (folder / f"seen{HOSTILE_NAME}").is_file()
+
+
+def test_json_is_the_same_with_and_without_colours(folder: Path) -> None:
+    arguments = ("ask", "shapes.png", QUESTION, "--iterations", "0", "--json", "--min-confidence", "1")
+    told, coloured = run(*arguments, folder=folder), run(*arguments, folder=folder, FORCE_COLOR="1", COLUMNS="20")
+    assert "\x1b" not in coloured.stdout
+    first, second = (json.loads(each.stdout) for each in (told, coloured))
+    for each in (first, second):
+        each["usage"].pop("seconds")
+        [row.pop("seconds") for row in each["trace"]]
+    assert first == second
+
+
+def test_several_images_each_have_an_overlay(folder: Path) -> None:
+    draw_shapes("triangle").save(folder / "second.png")
+    done = run(
+        *("ask", "shapes.png", "what color is the square?", "--also", "second.png"),
+        *("--iterations", "0", "--overlay", "seen.png", "--json"),
+        folder=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["image_sizes"]) == 2
+    assert (folder / "seen.png").is_file()
+    assert (folder / "seen-1.png").is_file()
+
+
+def test_help_and_version(folder: Path) -> None:
+    assert "--min-confidence" in run("ask", "--help", folder=folder, COLUMNS="120").stdout
+    assert run("--version", folder=folder).stdout.startswith("latent-tool 0.")
+    assert run("--help", folder=folder).returncode == 0

@@ -1,0 +1,46 @@
+"""The README: its code runs, its generated parts are up to date, and what it names exists."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from latent_tool.models.families import markdown_table
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
+def test_python_runs(code: str) -> None:
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_first_example_says_what_it_prints() -> None:
+    done = subprocess.run([sys.executable, "-c", BLOCKS[0]], cwd=ROOT, capture_output=True, text=True, timeout=250)
+    promised = re.search(r'# "(.+?)"', BLOCKS[0])
+    assert promised is not None
+    assert done.stdout.startswith(promised[1])
+
+
+def test_the_table_of_families_is_up_to_date() -> None:
+    found = re.search(r"<!-- families:.*?-->\n(.*?)\n<!-- end of families -->", README, re.DOTALL)
+    assert found is not None
+    assert found[1] == markdown_table()
+
+
+def test_links_and_pictures_exist() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"make ([a-z-]+)", README):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
