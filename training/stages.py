@@ -106,7 +106,7 @@ def _require_same(saved: dict[str, Any], recipe: Recipe, vocabulary: str, state:
         raise SettingsError(f"{state} belongs to another recipe.", "Remove it, or use another folder (--run).")
     if saved.get("vocabulary") != vocabulary:  # which is learnt from the questions that the generator asks
         raise SettingsError(
-            f"{state} was trained with another vocabulary: the questions of latent_tool/scenes.py have changed since.",
+            f"{state} was trained with another vocabulary: the questions of latent_tool/scenes have changed since.",
             "Remove it, or use another folder (--run).",
         )
 
