@@ -22,6 +22,7 @@ from latent_tool.method import search as method
 from latent_tool.method.grounding import add_noise, visual_dependency
 from latent_tool.method.reward import read_reward
 from latent_tool.models.decoding import Decoded, ExtractedAnswer, extract_answer, generation_rules
+from latent_tool.models.families import answer_marks
 from latent_tool.models.loading import ModelSpec, load
 from latent_tool.models.requests import (
     Attend,
@@ -634,7 +635,9 @@ class Engine:
 
     def _extract(self, prefix: Prefix, decoded: Decoded) -> ExtractedAnswer:
         rules = generation_rules(self.vlm.model, prefix.length)
-        return extract_answer(decoded.tokens, self.vlm.tokenizer, prefix.inputs.markers.closing, rules.stop_tokens)
+        marks = answer_marks(self.vlm.model.config.model_type)
+        closing = prefix.inputs.markers.closing
+        return extract_answer(decoded.tokens, self.vlm.tokenizer, closing, rules.stop_tokens, marks)
 
     def _noised(self, inputs: Inputs, noise: NoiseSettings, draw: int, clock: _Clock) -> Work[Prefix]:
         """The prefix of the noised image; its cells' features are those of the noised image, too."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel
 
+from latent_tool.models.families import AnswerMarks
 from latent_tool.settings import GenerationSettings, SamplingSettings
 
 __all__ = ["Decoded", "ExtractedAnswer", "GenerationRules", "extract_answer", "generation_rules", "greedy", "sampler"]
@@ -105,9 +106,7 @@ class ExtractedAnswer:
     ended: bool
 
 
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-
-
+_COMMON = AnswerMarks()
 _BRACE = re.compile(r"(\\boxed)?\{|\}")
 
 
@@ -125,10 +124,36 @@ def _boxed(text: str) -> tuple[int, int] | None:
     return found
 
 
-def _span(text: str) -> tuple[int, int]:
-    r"""Span of the answer inside a text: the last ``\boxed{}``, the last ``<answer>``, or all of it; stripped."""
-    tagged = list(_TAGGED.finditer(text))
-    start, stop = _boxed(text) or (tagged[-1].span(1) if tagged else (0, len(text)))
+def _marked(text: str, marks: AnswerMarks) -> tuple[int, int] | None:
+    """Span of what stands between two marks: the last complete pair, else what was opened and not closed."""
+    cut: tuple[int, int] | None = None
+    for opening, closing in marks.pairs:
+        opened, whole = None, None
+        for mark in re.finditer(f"({re.escape(opening)})|{re.escape(closing)}", text, re.IGNORECASE):
+            if mark[1]:
+                opened = mark.end()
+            elif opened is not None:
+                opened, whole = None, (opened, mark.start())
+            elif whole is None and cut is None:  # nothing opens it, as when the prompt has opened it already
+                cut = 0, mark.start()
+        if whole is not None:
+            return whole
+        if opened is not None and (cut is None or cut[0] == 0):
+            cut = opened, len(text) - _begun(text[opened:], closing)
+    return cut
+
+
+def _begun(text: str, mark: str) -> int:
+    """How many characters of a mark stand at the end of a text that was cut inside the mark."""
+    return next((size for size in range(len(mark) - 1, 0, -1) if text.endswith(mark[:size])), 0)
+
+
+def _span(text: str, marks: AnswerMarks) -> tuple[int, int]:
+    r"""Span of the answer inside a text: the last ``\boxed{}``, what marks enclose, or all of it; stripped."""
+    first = max((text.rfind(end) + len(end) for end in marks.reasoning_ends if end in text), default=0)
+    answer = text[first:]
+    start, stop = _boxed(answer) or _marked(answer, marks) or (0, len(answer))
+    start, stop = first + start, first + stop
     inner = text[start:stop]
     stripped = inner.strip()
     if not stripped:
@@ -138,7 +163,11 @@ def _span(text: str) -> tuple[int, int]:
 
 
 def extract_answer(
-    tokens: Sequence[int], tokenizer: Any, closing: Sequence[int], stop_tokens: frozenset[int]
+    tokens: Sequence[int],
+    tokenizer: Any,
+    closing: Sequence[int],
+    stop_tokens: frozenset[int],
+    marks: AnswerMarks = _COMMON,
 ) -> ExtractedAnswer:
     """Find the answer in decoded tokens, as text and as the tokens that spell it.
 
@@ -147,19 +176,21 @@ def extract_answer(
         tokenizer: of the model.
         closing: ids of the closing thinking marker; what stands before its last occurrence is reasoning.
         stop_tokens: ids that end the decoding.
+        marks: what the model's family writes around its answers (``families.answer_marks``).
     """
     ids = list(tokens)
+    hidden = _hidden(tokenizer, marks)
     first = 0
     for index in range(len(ids) - len(closing) + 1):
         if closing and ids[index : index + len(closing)] == list(closing):
             first = index + len(closing)
     last = len(ids) - 1 if ids and ids[-1] in stop_tokens else len(ids)
-    text = _text(tokenizer, ids[first:last])
-    begin, end = _span(text)
+    text = _text(tokenizer, ids[first:last], hidden)
+    begin, end = _span(text, marks)
     places = range(first, last)
 
     def spelled(place: int) -> str:
-        return _text(tokenizer, ids[first : place + 1])
+        return _text(tokenizer, ids[first : place + 1], hidden)
 
     # A character of several bytes may take several tokens, which show as U+FFFD until the last one: the answer starts
     # with the first token of its first character, and stops after the last token of its last.
@@ -168,9 +199,18 @@ def extract_answer(
         whole = bisect_left(places, end, key=lambda place: len(spelled(place).rstrip("\ufffd")))
         stop = min(first + whole + 1, last)
     ended = stop < len(ids)
-    return ExtractedAnswer(text[begin:end], _text(tokenizer, ids[:last]).strip(), start, stop + ended, ended)
+    raw_text: str = tokenizer.decode(ids[:last], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return ExtractedAnswer(text[begin:end], raw_text.strip(), start, stop + ended, ended)
 
 
-def _text(tokenizer: Any, ids: Sequence[int]) -> str:
-    text: str = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+def _hidden(tokenizer: Any, marks: AnswerMarks) -> set[int]:
+    """Ids of the special tokens that a text leaves out: all but the marks of answers, which have to be seen."""
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    names = [*(name for pair in marks.pairs for name in pair), *marks.reasoning_ends]
+    return {*special, *tokenizer.all_special_ids} - set(tokenizer.convert_tokens_to_ids(names))
+
+
+def _text(tokenizer: Any, ids: Sequence[int], hidden: Collection[int]) -> str:
+    shown = [index for index in ids if index not in hidden]
+    text: str = tokenizer.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return text

@@ -12,7 +12,20 @@ from dataclasses import dataclass
 from latent_tool.models import cells
 from latent_tool.models.cells import Recipe
 
-__all__ = ["Family", "family", "markdown_table", "supported"]
+__all__ = ["AnswerMarks", "Family", "answer_marks", "family", "markdown_table", "supported"]
+
+
+@dataclass(frozen=True)
+class AnswerMarks:
+    """The marks that models write around their answers, beside LaTeX's ``\\boxed{}``.
+
+    Args:
+        pairs: opening and closing marks, the innermost pair first.
+        reasoning_ends: marks that end the reasoning; the answer follows the last of them.
+    """
+
+    pairs: tuple[tuple[str, str], ...] = (("<answer>", "</answer>"),)
+    reasoning_ends: tuple[str, ...] = ("</think>",)
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,8 @@ class Family:
         own_processor: the tests use the family's own processor; otherwise it cannot run without torchvision, and they
             use inputs made by hand.
         chat_template: its checkpoints have a chat template; otherwise the question follows the image directly.
+        answer_marks: pairs of marks around its answers, beside ``<answer>`` and ``\\boxed{}``, which prompts ask for.
+        reasoning_end: the mark that ends its reasoning.
         note: what a user should know.
     """
 
@@ -42,6 +57,8 @@ class Family:
     needs: tuple[str, ...] = ()
     own_processor: bool = True
     chat_template: bool = True
+    answer_marks: tuple[tuple[str, str], ...] = ()
+    reasoning_end: str = "</think>"
     note: str = ""
 
 
@@ -53,12 +70,23 @@ _TABLE = (
     Family("qwen2_5_vl", "Qwen/Qwen2.5-VL-7B-Instruct", cells.merged_grid),
     Family("qwen3_vl", "Qwen/Qwen3-VL-8B-Instruct", cells.merged_grid),
     Family("qwen3_5", "Qwen/Qwen3.5-9B", cells.merged_grid, note="linear-attention hybrid"),
-    Family("glm4v", "zai-org/GLM-4.1V-9B-Thinking", cells.merged_grid),
+    Family(
+        "glm4v",
+        "zai-org/GLM-4.1V-9B-Thinking",
+        cells.merged_grid,
+        answer_marks=(("<|begin_of_box|>", "<|end_of_box|>"),),
+    ),
     Family("smolvlm", "HuggingFaceTB/SmolVLM2-2.2B-Instruct", cells.named_tiles_then_global, needs=("num2words",)),
     Family("idefics3", "HuggingFaceM4/Idefics3-8B-Llama3", cells.named_tiles_then_global),
     Family("internvl", "OpenGVLab/InternVL3-8B-hf", cells.tiles_then_thumbnail),
     Family("gemma3", "google/gemma-3-4b-it", cells.whole_square, note="boxes of pan-and-scan crops are not known"),
-    Family("gemma4", "google/gemma-4-e2b-it", cells.pooled_grid, note="latents get the padding token's layer inputs"),
+    Family(
+        "gemma4",
+        "google/gemma-4-e2b-it",
+        cells.pooled_grid,
+        reasoning_end="<channel|>",
+        note="latents get the padding token's layer inputs",
+    ),
     Family(
         "paligemma",
         "google/paligemma2-3b-mix-448",
@@ -72,6 +100,7 @@ _TABLE = (
         cells.sized_grid,
         needs=("torchvision",),
         own_processor=False,
+        reasoning_end="[/THINK]",
     ),
     Family(
         "lfm2_vl",
@@ -95,6 +124,16 @@ def supported() -> tuple[Family, ...]:
 def family(model_type: str) -> Family | None:
     """The row of a model type, or ``None`` for a family that is not in the table."""
     return _BY_TYPE.get(model_type)
+
+
+def answer_marks(model_type: str) -> AnswerMarks:
+    """Collect the marks of a model type; a family that is not in the table may write those of any family."""
+    row = family(model_type)
+    rows = _TABLE if row is None else (row,)
+    common = AnswerMarks()
+    pairs = dict.fromkeys(pair for each in rows for pair in each.answer_marks)
+    ends = dict.fromkeys(each.reasoning_end for each in rows)
+    return AnswerMarks(tuple(pairs | dict.fromkeys(common.pairs)), tuple(dict.fromkeys(common.reasoning_ends) | ends))
 
 
 def markdown_table() -> str:

@@ -3,9 +3,13 @@ r"""The answer inside decoded text: ``\boxed{}``, ``<answer>`` or all of it, and
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_checkpoints import END, tokenizer
+from tokenizers import AddedToken
 
 from latent_tool.models.decoding import extract_answer
+from latent_tool.models.families import answer_marks
 
 WORDS = tokenizer("<think>", "</think>")
 STOP = frozenset([WORDS.convert_tokens_to_ids(END)])
@@ -31,7 +35,15 @@ CASES = {
     "tag": ("I see. <answer> blue </answer> done", "blue"),
     "the last tag counts": ("<answer>red</answer><answer>blue</answer>", "blue"),
     "several lines in a tag": ("<answer>a\nb</answer>", "a\nb"),
-    "a tag that never closes": ("<answer>blue", "<answer>blue"),
+    "a tag that never closes": ("<answer>blue", "blue"),
+    "a tag that was cut while it closed": ("It is. <answer> blue </ans", "blue"),
+    "a tag that was cut, after a whole one": ("<answer>red</answer>, so <answer>bl", "red"),
+    "a tag that opens twice": ("<answer>red <answer>blue</answer>", "blue"),
+    "a tag that the prompt opened": ("blue</answer> it is </answer>", "blue"),
+    "a tag in capitals": ("<ANSWER>blue</Answer>", "blue"),
+    "a tag after letters that grow in lower case": ("İİİ <Answer>İ</answer>", "İ"),
+    "a box in a tag that never closes": ("<answer>\\boxed{blue}", "blue"),
+    "an empty tag": ("<answer></answer>", ""),
     "a box beats a tag": ("<answer>\\boxed{blue}</answer>", "blue"),
     "an empty box": ("so \\boxed{ }", ""),
     "nothing": ("", ""),
@@ -52,6 +64,73 @@ def test_answer_and_the_tokens_that_spell_it(text, expected, ended):
     assert spelled.strip() == expected
     assert 0 <= answer.start <= answer.stop <= len(ids)
     assert answer.ended == (answer.stop - answer.ended < len(ids))
+
+
+BOX = {
+    "GLM's box": ("<|begin_of_box|>4<|end_of_box|>", "4"),
+    "in a sentence": ("The sum is <|begin_of_box|> 4 <|end_of_box|>.", "4"),
+    "in a tag": ("<answer>It is <|begin_of_box|>4<|end_of_box|></answer>", "4"),
+    "never closed": ("<answer>It is <|begin_of_box|>4", "4"),
+    "the last one": ("<|begin_of_box|>3<|end_of_box|> or <|begin_of_box|>4<|end_of_box|>", "4"),
+    "not opened": ("4<|end_of_box|>", "4"),
+    "around LaTeX": ("<|begin_of_box|>\\boxed{4}<|end_of_box|>", "4"),
+    "after reasoning": ("<think><|begin_of_box|>3<|end_of_box|></think><|begin_of_box|>4<|end_of_box|>", "4"),
+    "multibyte": ("🫐<|begin_of_box|>🫐 å<|end_of_box|>🫐", "🫐 å"),
+}
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("kind", ["glm4v", "a_family_that_is_not_in_the_table"])
+@pytest.mark.parametrize(("text", "expected"), BOX.values(), ids=BOX.keys())
+def test_a_familys_own_marks_are_not_in_the_answer(text, expected, kind, special):
+    """Whether the tokenizer calls its marks special, and so leaves them out of a text, or not."""
+    words = tokenizer("<think>", "</think>")
+    words.add_tokens([AddedToken(name, special=special) for name in ("<|begin_of_box|>", "<|end_of_box|>")])
+    ids = [*words(text, add_special_tokens=False).input_ids, *STOP]
+    answer = extract_answer(ids, words, CLOSING, STOP, answer_marks(kind))
+    assert answer.text == expected
+    assert words.decode(ids[answer.start : answer.stop - answer.ended], skip_special_tokens=True).strip() == expected
+    assert answer.ended
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("gemma4", "<|channel>thought\n<channel|>blue"),
+        ("gemma4", "<|channel>thought\nred, \\boxed{red}<channel|>blue"),
+        ("mistral3", "[THINK]red? <answer>red</answer>[/THINK]blue"),
+        ("qwen3_vl", "<think>red <answer>red</answer></think>\n\nblue"),
+        ("unknown", "<|channel>thought\nred<channel|>blue"),
+        ("unknown", "red</think>blue"),
+    ],
+)
+@pytest.mark.parametrize("special", [True, False])
+def test_reasoning_that_a_family_marks_is_no_answer_though_no_marker_was_asked_for(kind, text, special):
+    words = tokenizer()
+    marks = ["<|channel>", "<channel|>", "[THINK]", "[/THINK]", "<think>", "</think>"]
+    words.add_tokens([AddedToken(name, special=special) for name in marks])
+    ids = [*words(text, add_special_tokens=False).input_ids, *STOP]
+    answer = extract_answer(ids, words, (), STOP, answer_marks(kind))
+    assert answer.text == "blue"
+    assert words.decode(ids[answer.start : answer.stop - 1]).strip() == "blue"
+
+
+@given(
+    st.lists(
+        st.sampled_from(["<answer>", "</answer>", "<|begin_of_box|>", "<|end_of_box|>", "å", " ", "}", "\\boxed{"])
+    )
+)
+@settings(deadline=None)
+def test_the_tokens_always_spell_the_answer(parts):
+    ids = WORDS("".join(parts), add_special_tokens=False).input_ids
+    answer = extract_answer(ids, WORDS, (), STOP, answer_marks("glm4v"))
+    assert WORDS.decode(ids[answer.start : answer.stop - answer.ended]).strip() == answer.text
+    assert answer.text == answer.text.strip()
+
+
+def test_other_families_leave_the_marks_of_glm_alone():
+    _, answer = extract("a <|begin_of_box|>4<|end_of_box|>")
+    assert answer.text == "a <|begin_of_box|>4<|end_of_box|>"
 
 
 def test_the_whole_text_is_kept():
