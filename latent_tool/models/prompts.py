@@ -9,8 +9,12 @@ empty, with ``user_turn`` it ends with the question and the tail is the rest. Ma
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+import sys
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Literal
 
 from latent_tool.errors import ModelLoadError, QuestionError
@@ -18,7 +22,10 @@ from latent_tool.schema import MAX_TEXT
 
 __all__ = ["Markers", "Prompt", "find_markers", "neutralise", "render_prompt"]
 
-_END = "\u2063end-of-question\u2063"
+# Begins and ends with different characters, so that no text before it makes a second one.
+_END = "\u2062end-of-question-{}\u2063"
+TEMPLATE_SECONDS = 5.0
+_MOST_RENDERED = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,7 @@ def render_prompt(
     the question follows the images directly; unless ``needs_template`` is false, with a warning too.
 
     Raises ``QuestionError`` for a question that is empty or too long and ``ModelLoadError`` if the template loses
-    question or images.
+    question or images, or does not come to an end.
     """
     if not question.strip():
         raise QuestionError("The question is empty.", "Ask something about the image.")
@@ -130,42 +137,79 @@ def render_prompt(
         missing = ("The model has no chat template: the question stands next to the image as it is.",)
         return Prompt(shown + together if images_first else together + shown, "", missing if needs_template else ())
     warnings: tuple[str, ...] = ()
-    rendered = _render(processor, question, images, system, images_first) if system else None
+    end = next(mark for number in count() if (mark := _END.format(number)) not in together)
+    rendered = _render(processor, question, images, system, images_first, end) if system else None
     if rendered is None or system not in rendered:
-        rendered = _render(processor, together, images, "", images_first)
+        rendered = _render(processor, together, images, "", images_first, end)
         if system:
             warnings = ("The model's chat template has no system turn: the system text stands before the question.",)
     if rendered is None:
         raise ModelLoadError(
-            "The model's chat template cannot be rendered.", "Mend the checkpoint's chat_template.jinja."
+            "The model's chat template cannot be rendered.", "Fix the checkpoint's chat_template.jinja."
         )
-    if rendered.count(_END) != 1:
+    if len(rendered) > _MOST_RENDERED:
         raise ModelLoadError(
-            "The model's chat template does not show the question.", "Mend the checkpoint's chat_template.jinja."
+            f"The model's chat template writes {len(rendered):,} characters around one question.",
+            "Fix the checkpoint's chat_template.jinja.",
+        )
+    if rendered.count(end) != 1:
+        raise ModelLoadError(
+            "The model's chat template does not show the question.", "Fix the checkpoint's chat_template.jinja."
         )
     if placeholder is not None and rendered.count(placeholder) != images:
         raise ModelLoadError(
             f"The model's chat template drops the image: {images} given, {rendered.count(placeholder)} shown.",
-            "Mend the checkpoint's chat_template.jinja so that an image content part becomes the image token.",
+            "Fix the checkpoint's chat_template.jinja so that an image content part becomes the image token.",
         )
-    before, after = rendered.split(_END)
+    before, after = rendered.split(end)
     if position == "user_turn":
         return Prompt(before, after, warnings)
     return Prompt(before + after, "", warnings)
 
 
-def _render(processor: Any, question: str, images: int, system: str, images_first: bool) -> str | None:
-    """The rendered template with a mark where the user's turn ends; ``None`` if the template raises."""
+def _render(processor: Any, question: str, images: int, system: str, images_first: bool, end: str) -> str | None:
+    """The rendered template with the mark ``end`` where the user's turn ends; ``None`` if the template raises."""
     shown: list[dict[str, Any]] = [{"type": "image"} for _ in range(images)]
     if images_first:
-        content = [*shown, {"type": "text", "text": question + _END}]
+        content = [*shown, {"type": "text", "text": question + end}]
     else:
-        content = [{"type": "text", "text": question}, *shown, {"type": "text", "text": _END}]
+        content = [{"type": "text", "text": question}, *shown, {"type": "text", "text": end}]
     messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
     if system:
         messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
     try:
-        rendered: str = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        with _limited(TEMPLATE_SECONDS):
+            rendered: Any = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except _TimeUp:
+        raise ModelLoadError(
+            f"The model's chat template takes more than {TEMPLATE_SECONDS:g} seconds of processor time.",
+            "Fix the checkpoint's chat_template.jinja: its loops may repeat far too much.",
+        ) from None
     except Exception:  # jinja raises whatever the template raises
         return None
-    return rendered
+    return rendered if isinstance(rendered, str) else None
+
+
+class _TimeUp(BaseException):
+    """No ``Exception``, so that nothing on the way up takes it for an error of its own."""
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Raise ``_TimeUp`` in what this thread runs in Python once it has used so many seconds of processor time.
+
+    A template is a program of a stranger, and a loop of it can be stopped from within its own thread alone.
+    """
+    end = time.thread_time() + seconds
+
+    def trace(_frame: Any, _event: str, _value: Any) -> Any:
+        if time.thread_time() > end:
+            raise _TimeUp
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from tiny_checkpoints import CHAT_TEMPLATE, FAMILIES, checkpoint, loaded, pictur
 from tokenizers import AddedToken, normalizers
 
 from latent_tool.errors import ModelLoadError, QuestionError
+from latent_tool.models import prompts
 from latent_tool.models.prompts import Markers, Prompt, find_markers, neutralise, render_prompt
 from latent_tool.schema import MAX_TEXT
 
@@ -87,6 +89,51 @@ def test_a_broken_template_is_named(template, problem):
     with pytest.raises(ModelLoadError, match=problem) as caught:
         render_prompt(Processor(template), QUESTION, 1, None, "generation_start")
     assert "chat_template.jinja" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}" + TEMPLATE,
+        "{{ range(99999)|list|map('string')|join(range(99999)|join) }}",
+        TEMPLATE.replace(
+            "{{ part.text }}", "{% for a in part.text * 200 for b in part.text * 200 %}{{ a }}{% endfor %}"
+        ),
+        TEMPLATE.replace(
+            "{{ part.text }}", "{% for a in part.text * 200 %}{% for b in part.text * 200 %}{% endfor %}{% endfor %}"
+        ),
+        TEMPLATE
+        + "{% set ns = namespace(x='ab' * 1000) %}{% for i in range(12) %}{% set ns.x = ns.x + ns.x %}{% endfor %}"
+        "{{ ns.x }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{" + "(" * 5000 + "1" + ")" * 5000 + "}}",
+    ],
+    ids=["loops", "filters", "syntax", "loops over the question", "doubling", "recursion", "brackets"],
+)
+def test_a_template_that_takes_too_much_is_stopped(template, monkeypatch):
+    monkeypatch.setattr(prompts, "TEMPLATE_SECONDS", 0.2)
+    before = sys.gettrace()
+    with pytest.raises(ModelLoadError) as caught:
+        render_prompt(Processor(template), QUESTION, 1, None, "generation_start")
+    assert "chat_template.jinja" in caught.value.hint
+    assert sys.gettrace() is before
+
+
+def test_a_template_that_is_no_text_is_the_checkpoints_fault():
+    with pytest.raises(ModelLoadError, match="cannot be rendered"):
+        render_prompt(Processor({"default": 7}), QUESTION, 1, None, "generation_start")  # type: ignore[arg-type]
+
+
+@given(st.text("\u2062\u2063end-of-question0 \n?1", max_size=60), st.booleans(), st.booleans())
+@settings(deadline=None)
+def test_no_text_is_taken_for_the_mark_of_the_prompts_builder(text, images_first, system):
+    question = f"{prompts._END.format(0)}{text}?{prompts._END.format(1)}{prompts._END.format(0)[:-1]}"
+    prompt = render_prompt(
+        Processor(TEMPLATE), question, 1, text + "!" if system else None, "user_turn", images_first=images_first
+    )
+    shown = f"<image>{question}" if images_first else f"{question}<image>"
+    assert prompt.prefix.endswith(f"<|im_start|>user\n{shown}")
+    assert prompt.tail == "<|im_end|>\n<|im_start|>assistant\n"
 
 
 @pytest.mark.parametrize("question", ["", "  \n"])
