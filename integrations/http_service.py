@@ -17,7 +17,6 @@ import asyncio
 import hmac
 import json
 import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any, Literal, TypeVar
@@ -37,8 +36,8 @@ from latent_tool.errors import (
     OverloadedError,
     SettingsError,
 )
-from latent_tool.images.load import load_images
 from latent_tool.langchain.reasoner import LatentReasoner
+from latent_tool.langchain.runnable import Handover, hand_over
 from latent_tool.schema import ReasoningRequest, ReasoningResult, ReasoningStep
 from latent_tool.settings import Budget, ImagePolicy, Positive, Settings
 
@@ -214,8 +213,6 @@ class _Desk:
         self.limits = limits
         self.ask = ask or (lambda reasoner, request: reasoner.ainvoke(request))
         self.policy = policy
-        # A LatentReasoner opens images itself, so that its deadline covers that; for others they are opened here.
-        self.opens = isinstance(reasoner, LatentReasoner)
         self.budget: Budget | None = None
         if isinstance(reasoner, LatentReasoner):
             reasoner = reasoner.model_copy(update={"image_policy": policy})
@@ -223,19 +220,19 @@ class _Desk:
         self.reasoner = reasoner
 
     async def answer(self, request: ReasoningRequest, http: Request) -> ReasoningResult:
-        request, warnings = await self._prepare(request, http)
-        result = await _while_connected(http, self.ask(self.reasoner, request))
-        return _with_warnings(result, warnings)
+        question = await self._prepare(request, http)
+        result = await _while_connected(http, self.ask(self.reasoner, question.request))
+        return question.with_warnings(result)
 
     async def stream(self, request: ReasoningRequest, http: Request) -> Response:
         """A stream of lines. What fails before the first step is an error with its own status."""
-        request, warnings = await self._prepare(request, http)
+        question = await self._prepare(request, http)
         items: asyncio.Queue[ReasoningStep | ReasoningResult | Exception] = asyncio.Queue(16)
 
         async def produce() -> None:
             try:
-                async for item in self.reasoner.astream(request):
-                    await items.put(_with_warnings(item, warnings) if isinstance(item, ReasoningResult) else item)
+                async for item in self.reasoner.astream(question.request):
+                    await items.put(question.with_warnings(item) if isinstance(item, ReasoningResult) else item)
             except Exception as error:
                 await items.put(error)
 
@@ -249,8 +246,8 @@ class _Desk:
             raise
         return _LinesResponse(_lines(first, items), producer)
 
-    async def _prepare(self, request: ReasoningRequest, http: Request) -> tuple[ReasoningRequest, list[str]]:
-        """The request within the limits, and what was changed of its images if they were opened here."""
+    async def _prepare(self, request: ReasoningRequest, http: Request) -> Handover:
+        """The request within the limits, its images under the policy of the service."""
         images = request.image_references
         if len(images) > self.limits.max_images:
             raise InputError(
@@ -262,18 +259,9 @@ class _Desk:
             wanted = Budget.coerce(request.budget) if budget is None else budget.replaced_by(request.budget)
             budget = _within(wanted, self.limits.budget)
         request = request.model_copy(update={"budget": budget})
-        if self.opens:
-            return request, []
-        # Opening counts against the request's deadline; one of the reasoner's own is not known here.
-        began, elapsed = time.monotonic(), request.elapsed_s or 0.0
-        allowed = None if budget is None else budget.deadline_s
-        deadline = None if allowed is None else began + allowed - elapsed
-        opened = await _while_connected(
-            http, asyncio.to_thread(lambda: load_images(images, self.policy, deadline=deadline))
-        )
-        elapsed += time.monotonic() - began
-        changes = {"image": None, "images": [each.image for each in opened], "elapsed_s": elapsed}
-        return request.model_copy(update=changes), [warning for each in opened for warning in each.warnings]
+        if isinstance(self.reasoner, LatentReasoner):  # its own policy is that of the service
+            return Handover(request, ())
+        return await _while_connected(http, asyncio.to_thread(hand_over, self.reasoner, request, self.policy))
 
 
 def _within(budget: Budget, ceiling: Budget) -> Budget:
@@ -291,10 +279,6 @@ def _within(budget: Budget, ceiling: Budget) -> Budget:
                 f"Ask for {limit:g} or less, or raise the limits of the service.",
             )
     return budget.but(**changes) if changes else budget
-
-
-def _with_warnings(result: ReasoningResult, warnings: list[str]) -> ReasoningResult:
-    return result.model_copy(update={"warnings": [*warnings, *result.warnings]}) if warnings else result
 
 
 class _ClientGoneError(Exception):

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from typing import Any
 
@@ -17,11 +16,11 @@ from langchain_core.runnables.config import run_in_executor
 from pydantic import ValidationError
 
 from latent_tool.errors import InputError, MissingExtraError, SettingsError
-from latent_tool.images.load import load_images
 from latent_tool.langchain.image_tool import describe
 from latent_tool.langchain.messages import newest_images, request_from_messages
 from latent_tool.langchain.reasoner import LatentReasoner
 from latent_tool.langchain.router import ConfidenceRouter
+from latent_tool.langchain.runnable import Handover, hand_over
 from latent_tool.schema import ReasoningRequest, ReasoningResult, RouteStep
 from latent_tool.settings import BudgetLevel, ImagePolicy
 
@@ -64,24 +63,24 @@ def reasoning_node(
     asked = reasoner or LatentReasoner()
     policy = image_policy or ImagePolicy.untrusted()
 
-    def request(state: Any) -> ReasoningRequest:
+    def handed_over(state: Any) -> Handover:
         text = _read(state, question)
         if text is None:
             found = request_from_messages(_read(state, messages) or [], image=_read(state, image))
         else:
             shown = _read(state, image)
             found = ReasoningRequest.parse({"images": shown if isinstance(shown, list) else [shown], "question": text})
-        began = time.monotonic()
-        opened = [each.image for each in load_images(found.image_references, policy)]
-        elapsed = (found.elapsed_s or 0.0) + time.monotonic() - began  # opening counts against the deadline
-        return found.model_copy(update={"image": None, "images": opened, "elapsed_s": elapsed})
+        return hand_over(asked, found, policy)
 
     def look(state: Any, config: RunnableConfig) -> dict[str, Any]:
-        return {key: asked.invoke(request(state), config).model_dump(mode="json")}
+        handover = handed_over(state)
+        result = asked.invoke(handover.request, config)
+        return {key: handover.with_warnings(result).model_dump(mode="json")}
 
     async def look_async(state: Any, config: RunnableConfig) -> dict[str, Any]:
-        result = await asked.ainvoke(await run_in_executor(config, request, state), config)
-        return {key: result.model_dump(mode="json")}
+        handover = await run_in_executor(config, handed_over, state)
+        result = await asked.ainvoke(handover.request, config)
+        return {key: handover.with_warnings(result).model_dump(mode="json")}
 
     return RunnableLambda(look, look_async, name="reasoning_node")
 
@@ -171,7 +170,7 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
                 return final
             if isinstance(step, ReasoningRequest):
                 assert self.fallback is not None
-                reply = self.fallback.invoke(self._opened(step))
+                reply = self.fallback.invoke(hand_over(self.fallback, step, self.image_policy).request)
             else:
                 reply = handler(step)
 
@@ -191,7 +190,7 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
                 return final
             if isinstance(step, ReasoningRequest):
                 assert self.fallback is not None
-                reply = await self.fallback.ainvoke(await run_in_executor(None, self._opened, step))
+                reply = await self.fallback.ainvoke(hand_over(self.fallback, step, self.image_policy).request)
             else:
                 reply = await handler(step)
 
@@ -233,11 +232,6 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
         named = arguments.get("image")
         images = newest_images(shown) if named is None else [named]
         return ReasoningRequest(images=images, question=arguments["question"])
-
-    def _opened(self, request: ReasoningRequest) -> ReasoningRequest:
-        """The request with its images opened under this middleware's policy, not the fallback's."""
-        opened = [each.image for each in load_images(request.image_references, self.image_policy)]
-        return request.model_copy(update={"images": opened})
 
     def _step(self, number: int, name: str, result: ReasoningResult) -> RouteStep:
         sure = _reaches(result, self.threshold)

@@ -37,6 +37,8 @@ def shown_image(reference: object) -> str:
         return str(reference)
     if isinstance(reference, Mapping):
         return f"<content block of type {str(reference.get('type'))[:20]}>"
+    if callable(shown := getattr(reference, "shown", None)):  # a reference that knows what may be shown of it
+        return str(shown())
     size = getattr(reference, "size", None)
     if isinstance(size, tuple) and len(size) == 2:
         return f"<picture of {size[0]}x{size[1]}>"

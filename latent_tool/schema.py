@@ -89,7 +89,7 @@ class ReasoningRequest(BaseModel):
         None,
         ge=0,
         allow_inf_nan=False,
-        description="Seconds already spent on this question, which count against its deadline.",
+        description="No longer used: accepted from older callers, and ignored.",
     )
 
     @classmethod

@@ -17,7 +17,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,11 +111,15 @@ def portable_image(
 
 
 def load_images(
-    references: Sequence[object], policy: ImagePolicy, *, deadline: float | None = None
+    references: Sequence[object],
+    policy: ImagePolicy,
+    *,
+    deadline: float | None = None,
+    load: Callable[..., LoadedImage] = load_image,
 ) -> list[LoadedImage]:
     """Load all images of one request, which may be so many and have so many pixels together as the policy says.
 
-    Raises what ``load_image`` raises.
+    ``load`` loads one of them. Raises what ``load_image`` raises.
     """
     if len(references) > policy.max_images:
         raise ImageTooLargeError(
@@ -125,7 +129,7 @@ def load_images(
     loaded: list[LoadedImage] = []
     left = policy.max_total_pixels
     for reference in references:
-        each = load_image(reference, policy, deadline=deadline)
+        each = load(reference, policy, deadline=deadline)
         left -= each.image.width * each.image.height
         if left < 0:
             raise ImageTooLargeError(

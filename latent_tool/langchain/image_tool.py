@@ -1,6 +1,6 @@
 """The tool that agents are given, once for every framework: name, description, arguments, and what comes back.
 
-``ImageTool`` opens the image an agent means, asks the reasoner and returns a ``ToolReply``: text that says what may be
+``ImageTool`` finds the image an agent means, asks the reasoner and returns a ``ToolReply``: text that says what may be
 relied on, the whole result as plain JSON types, and pictures of the evidence. An adapter only passes these on in the
 words of its framework. This module knows no framework, and nothing of LangChain but the reasoner it asks.
 """
@@ -10,18 +10,19 @@ from __future__ import annotations
 import asyncio
 import base64
 import threading
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from latent_tool.errors import DeadlineError, ImageNotAllowedError, ImageNotFoundError, InputError
-from latent_tool.images.load import LoadedImage, load_images
+from latent_tool.images.picture import open_pictures
 from latent_tool.langchain.reasoner import OPTIONS_KEY, CallOptions, LatentReasoner
+from latent_tool.langchain.runnable import Handover, hand_over
 from latent_tool.schema import MAX_TEXT, ReasoningRequest, ReasoningResult, ReasoningStep
-from latent_tool.settings import Budget, BudgetLevel, ImagePolicy, Settings, explain_validation
+from latent_tool.settings import BudgetLevel, ImagePolicy, Settings, explain_validation
 from latent_tool.views.overlay import overlay_png
 
 __all__ = [
@@ -188,35 +189,38 @@ class ImageTool(Settings):
             shown: the images of the newest message that has any, as references; used when no image is named.
             config: passed to the reasoner.
         """
-        asked, began = ToolArguments.parse(arguments), time.monotonic()
-        opened = self._open(asked.image, shown, began)
-        result = self.reasoner.invoke(self._request(asked, opened, began), config)
-        return self._reply(result, opened, asked.overlay)
+        asked = ToolArguments.parse(arguments)
+        with _hint_at_the_conversation(asked, shown):
+            question = self._hand_over(asked, shown)
+            result = self.reasoner.invoke(question.request, config)
+        return self._reply(result, question, asked.overlay)
 
     async def aask(
         self, arguments: ToolArguments | Mapping[str, Any], *, shown: Sequence[Any] = (), config: Any = None
     ) -> ToolReply:
         """``ask`` without blocking the event loop."""
-        asked, began = ToolArguments.parse(arguments), time.monotonic()
-        opened = await asyncio.to_thread(self._open, asked.image, shown, began)
-        result = await self.reasoner.ainvoke(self._request(asked, opened, began), config)
-        return await asyncio.to_thread(self._reply, result, opened, asked.overlay)
+        asked = ToolArguments.parse(arguments)
+        with _hint_at_the_conversation(asked, shown):
+            question = await asyncio.to_thread(self._hand_over, asked, shown)
+            result = await self.reasoner.ainvoke(question.request, config)
+        return await asyncio.to_thread(self._reply, result, question, asked.overlay)
 
     async def steps(
         self, arguments: ToolArguments | Mapping[str, Any], *, shown: Sequence[Any] = ()
     ) -> AsyncGenerator[ReasoningStep | ToolReply, None]:
         """Every step of the search, then the reply. Closing the iterator stops the search."""
-        asked, began = ToolArguments.parse(arguments), time.monotonic()
-        opened = await asyncio.to_thread(self._open, asked.image, shown, began)
+        asked = ToolArguments.parse(arguments)
         # A caller that goes away between two steps must not wait for the garbage collector to stop the search.
         abandoned = threading.Event()
         options = {"configurable": {OPTIONS_KEY: self._bound_options().but(cancelled=abandoned)}}
         try:
-            async for item in self.reasoner.astream(self._request(asked, opened, began), options):
-                if isinstance(item, ReasoningStep):
-                    yield item
-                else:
-                    yield await asyncio.to_thread(self._reply, item, opened, asked.overlay)
+            with _hint_at_the_conversation(asked, shown):
+                question = await asyncio.to_thread(self._hand_over, asked, shown)
+                async for item in self.reasoner.astream(question.request, options):
+                    if isinstance(item, ReasoningStep):
+                        yield item
+                    else:
+                        yield await asyncio.to_thread(self._reply, item, question, asked.overlay)
         finally:
             abandoned.set()
 
@@ -231,40 +235,39 @@ class ImageTool(Settings):
             reasoner = bound
         return CallOptions()
 
-    def _open(self, image: str | None, shown: Sequence[Any], began: float) -> list[LoadedImage]:
-        """The image that was named, or those that the conversation shows."""
-        if image is None and not shown:
+    def _hand_over(self, asked: ToolArguments, shown: Sequence[Any]) -> Handover:
+        """The request about the image that was named, or those that the conversation shows, under this policy."""
+        if asked.image is None and not shown:
             raise InputError("There is no image in the conversation.", "Name one with the argument 'image'.")
-        try:
-            budget = getattr(self.reasoner, "budget", None)  # others get to know how long it took
-            deadline = began + budget.deadline_s if isinstance(budget, Budget) and budget.deadline_s else None
-            return load_images(shown if image is None else [image], self.image_policy, deadline=deadline)
-        except (ImageNotAllowedError, ImageNotFoundError) as error:
-            if image is None or not shown:
-                raise
-            hint = "Leave the argument 'image' out to ask about the newest image of the conversation."
-            raise type(error)(error.message, hint) from error
-
-    def _request(self, asked: ToolArguments, images: list[LoadedImage], began: float) -> ReasoningRequest:
-        return ReasoningRequest(
-            images=[each.image for each in images],
+        request = ReasoningRequest(
+            images=list(shown) if asked.image is None else [asked.image],
             question=asked.question,
             budget=asked.budget,
             min_confidence=self.min_confidence,
-            elapsed_s=time.monotonic() - began,
         )
+        return hand_over(self.reasoner, request, self.image_policy)
 
-    def _reply(self, result: ReasoningResult, images: list[LoadedImage], overlay: bool) -> ToolReply:
+    def _reply(self, result: ReasoningResult, question: Handover, overlay: bool) -> ToolReply:
         changes: dict[str, Any] = {}
         if result.accepted is None and result.confidence is not None:  # nobody has set a threshold
             sure = result.confidence >= UNSURE
             changes = {"accepted": sure, "abstained": not sure, "min_confidence": UNSURE}
-        warnings = [warning for each in images for warning in each.warnings]
-        if warnings:
-            changes["warnings"] = [*warnings, *result.warnings]
-        result = result.model_copy(update=changes)
-        pictures = [overlay_png(result, each.image, index=i) for i, each in enumerate(images)] if overlay else []
+        result = question.with_warnings(result.model_copy(update=changes))
+        opened = open_pictures(question.pictures, self.image_policy) if overlay else []
+        pictures = [overlay_png(result, each.image, index=i) for i, each in enumerate(opened)]
         return ToolReply(result, tuple(pictures))
+
+
+@contextmanager
+def _hint_at_the_conversation(asked: ToolArguments, shown: Sequence[Any]) -> Iterator[None]:
+    """Where a named image cannot be opened but the conversation shows one, say that in the error's hint."""
+    try:
+        yield
+    except (ImageNotAllowedError, ImageNotFoundError) as error:
+        if asked.image is None or not shown:
+            raise
+        hint = "Leave the argument 'image' out to ask about the newest image of the conversation."
+        raise type(error)(error.message, hint) from error
 
 
 def explain_arguments(error: ValidationError, arguments: type[ToolArguments] = ToolArguments) -> str:

@@ -26,7 +26,7 @@ from langchain_core.callbacks import (
     adispatch_custom_event,
     dispatch_custom_event,
 )
-from langchain_core.runnables import RunnableConfig, RunnableSerializable, ensure_config
+from langchain_core.runnables import RunnableConfig, ensure_config
 from langchain_core.runnables.config import ContextThreadPoolExecutor, run_in_executor
 from langchain_core.runnables.utils import ConfigurableFieldSpec
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -35,7 +35,8 @@ from pydantic.json_schema import SkipJsonSchema
 from latent_tool.calibration.calibration import SCORES, Calibration, configuration, is_folder
 from latent_tool.errors import CalibrationError, CalibrationMismatchError, CancelledError, SettingsError
 from latent_tool.langchain.messages import as_request, shown_input
-from latent_tool.schema import MeasuredConfidence, ReasoningRequest, ReasoningResult, ReasoningStep
+from latent_tool.langchain.runnable import RequestRunnable
+from latent_tool.schema import MeasuredConfidence, ReasoningResult, ReasoningStep
 from latent_tool.settings import (
     PREFIX_CACHE_BYTES,
     Budget,
@@ -134,9 +135,9 @@ class _Call:
             self.began += time.monotonic() - before
         return engine
 
-    def deadline(self, budget: Budget, elapsed: float) -> float | None:
-        """When the answer must be there, in the time of ``time.monotonic``; ``elapsed`` seconds were spent before."""
-        return None if budget.deadline_s is None else self.began + budget.deadline_s - elapsed
+    def deadline(self, budget: Budget) -> float | None:
+        """When the answer must be there, in the time of ``time.monotonic``."""
+        return None if budget.deadline_s is None else self.began + budget.deadline_s
 
     async def in_thread(self, config: RunnableConfig, function: Callable[..., T], *arguments: Any) -> T:
         """Run ``function`` in a worker thread; when the task is cancelled, the work stops at its next step."""
@@ -147,7 +148,7 @@ class _Call:
             raise
 
 
-class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
+class LatentReasoner(RequestRunnable):
     """Answers questions about images with a frozen local vision-language model that thinks in optimised latents.
 
     Input is a ``ReasoningRequest`` or a dict of its fields; output is a ``ReasoningResult``. ``stream`` and ``astream``
@@ -454,14 +455,13 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
 
     def _job(self, value: Any, config: RunnableConfig, call: _Call) -> tuple[Engine, Job, Threshold]:
         """The engine, what it is asked and from when on to accept: request, options of the call, own fields."""
-        from latent_tool.images.load import load_images
+        from latent_tool.images.picture import open_pictures
 
         request, options = as_request(value), CallOptions.of(config)
         cancelled = _Abort(call.cancelled, options.cancelled)
         if cancelled.is_set():
             raise CancelledError("The question was cancelled.")
         budget = self.budget.replaced_by(options.budget).replaced_by(request.budget)
-        elapsed = request.elapsed_s or 0.0
         wanted: Threshold = _first_given(request.min_confidence, options.min_confidence, self.min_confidence)
         if wanted == "calibrated":
             self._require_threshold()
@@ -471,7 +471,7 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
             self._require_calibrated(budget, request.system)
         began = time.monotonic()
         queued = began - call.began
-        loaded = load_images(request.image_references, self.image_policy, deadline=call.deadline(budget, elapsed))
+        loaded = open_pictures(request.image_references, self.image_policy, deadline=call.deadline(budget))
         image_seconds = time.monotonic() - began
         engine = call.engine(self)
 
@@ -491,10 +491,10 @@ class LatentReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
             attention=self.attention,
             grounding=self._noise(),
             controls=self.controls,
-            deadline=call.deadline(budget, elapsed),
+            deadline=call.deadline(budget),
             cancelled=cancelled,
             image_seconds=image_seconds,
-            queue_seconds=queued + elapsed,
+            queue_seconds=queued,
             warnings=tuple(warning for each in loaded for warning in each.warnings),
         )
         return engine, job, wanted

@@ -19,7 +19,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
-from langchain_core.runnables import RunnableConfig, RunnableSerializable
+from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import run_in_executor
 from langchain_core.runnables.utils import ConfigurableFieldSpec
 from pydantic import ConfigDict, Field, SecretStr, ValidationError, field_validator
@@ -35,10 +35,11 @@ from latent_tool.errors import (
     ServiceError,
     ServiceUnavailableError,
 )
-from latent_tool.images.load import portable_image
+from latent_tool.images.picture import portable_picture
 from latent_tool.langchain.messages import as_request, shown_input
 from latent_tool.langchain.reasoner import OPTIONS_KEY, CallOptions, announce, announce_async, graph_writer
-from latent_tool.schema import ReasoningRequest, ReasoningResult, ReasoningStep
+from latent_tool.langchain.runnable import RequestRunnable
+from latent_tool.schema import ReasoningResult, ReasoningStep
 from latent_tool.settings import Budget, ImagePolicy, Positive, settings_error
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ _FIRST_WAIT = 0.2
 _GRACE = 5.0
 
 
-class RemoteReasoner(RunnableSerializable[ReasoningRequest, ReasoningResult]):
+class RemoteReasoner(RequestRunnable):
     """Asks a reasoner that runs as an HTTP service.
 
         reasoner = RemoteReasoner(url="http://127.0.0.1:8000", token="...")
@@ -316,7 +317,6 @@ class _Call:
         reasoner, request, options = self.reasoner, as_request(value), CallOptions.of(config)
         self.cancelled = options.cancelled
         self.listening = listening or self.cancelled is not None  # between two lines a call can be stopped
-        self.began -= request.elapsed_s or 0.0
         level: str | None = None
         self.budget = reasoner.budget
         for wanted in (options.budget, request.budget):
@@ -327,7 +327,7 @@ class _Call:
         self.check()
         images = []
         for reference in request.image_references:
-            image, warnings = portable_image(reference, reasoner.image_policy, deadline=self._deadline())
+            image, warnings = portable_picture(reference, reasoner.image_policy, deadline=self._deadline())
             images.append(image)
             self.warnings += warnings
         given = {

@@ -21,23 +21,17 @@ from langchain_core.callbacks import (
 from langchain_core.language_models import BaseLanguageModel
 from langchain_core.messages import BaseMessage
 from langchain_core.prompts import BasePromptTemplate
-from langchain_core.runnables import (
-    Runnable,
-    RunnableConfig,
-    RunnableSequence,
-    RunnableSerializable,
-    RunnableWithFallbacks,
-)
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import RunnableBindingBase, coerce_to_runnable
 from langchain_core.runnables.config import patch_config, run_in_executor
-from langchain_core.runnables.configurable import DynamicRunnable
 from langchain_core.runnables.utils import ConfigurableFieldSpec, get_unique_config_specs
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from latent_tool.errors import CancelledError, InputError, LatentToolError, ModelError, RungError
-from latent_tool.images.load import load_images
+from latent_tool.images.picture import Picture, open_pictures
 from latent_tool.langchain.messages import as_request, messages_from_request, shown_input
 from latent_tool.langchain.reasoner import OPTIONS_KEY, CallOptions, LatentReasoner
+from latent_tool.langchain.runnable import Handover, RequestRunnable, first_step, with_images
 from latent_tool.schema import ReasoningRequest, ReasoningResult, ReasoningStep, RouteStep
 from latent_tool.settings import ImagePolicy, settings_error
 
@@ -51,7 +45,7 @@ Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class _Question:
     """One question on its way up: what was tried, and what it ended with."""
 
-    request: ReasoningRequest
+    handover: Handover
     options: CallOptions
     config: RunnableConfig
     run_manager: CallbackManagerForChainRun | AsyncCallbackManagerForChainRun
@@ -63,7 +57,7 @@ class _Question:
     def request_for(self, rung: int) -> ReasoningRequest:
         """The request as a rung sees it: a budget of its own holds for the first rung alone, the others have theirs."""
         changes: dict[str, Any] = {"min_confidence": None}
-        return self.request.model_copy(update=changes if rung == 0 else {**changes, "budget": None, "elapsed_s": None})
+        return self.handover.request.model_copy(update=changes if rung == 0 else {**changes, "budget": None})
 
     def config_for(self, rung: int, calibrated: bool) -> RunnableConfig:
         """The config of a rung: a child of this run, with the options of the call that concern it.
@@ -85,7 +79,7 @@ class _Turn:
     answers: list[Any] = field(default_factory=list)
 
 
-class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
+class ConfidenceRouter(RequestRunnable):
     """Asks one rung after another until an answer is sure enough.
 
         ConfidenceRouter(rungs=[reasoner, reasoner.with_budget("thorough"), chat_model], thresholds=0.8)
@@ -160,7 +154,7 @@ class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
                 raise ValueError(f"there are {len(self.rungs)} rungs but {len(value)} {name}")
         thresholds = self.thresholds if isinstance(self.thresholds, list) else [self.thresholds] * len(self.rungs)
         for number, (rung, threshold) in enumerate(zip(self.rungs, thresholds, strict=True)):
-            reasoner = _first_step(rung)
+            reasoner = first_step(rung)
             if threshold == "calibrated" and isinstance(reasoner, LatentReasoner):
                 if reasoner.calibration is None:
                     raise ValueError(f"rung {number} has no calibration; give its reasoner one with calibration=")
@@ -328,22 +322,31 @@ class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
 
     def _inputs(self, turn: _Turn) -> list[Any]:
         """What the rung is given; a question whose images cannot be opened ends here and leaves the turn."""
-        first = _first_step(self.rungs[turn.rung])
+        first = first_step(self.rungs[turn.rung])
         inputs: list[Any] = []
         for question in list(turn.questions):
             request = question.request_for(turn.rung)
             try:
-                if isinstance(first, BaseLanguageModel):
-                    opened = [each.image for each in load_images(request.image_references, self.image_policy)]
-                    inputs.append(messages_from_request(request, opened))
-                elif isinstance(first, BasePromptTemplate):
-                    inputs.append(dict(request))
-                else:
+                if isinstance(first, RequestRunnable):
                     inputs.append(request)
+                elif isinstance(first, BaseLanguageModel):
+                    opened = open_pictures(request.image_references, self.image_policy)
+                    inputs.append(messages_from_request(request, [each.image for each in opened]))
+                else:
+                    request = self._for_strangers(request)
+                    inputs.append(dict(request) if isinstance(first, BasePromptTemplate) else request)
             except LatentToolError as error:
                 question.end = error
                 turn.questions.remove(question)
         return inputs
+
+    def _for_strangers(self, request: ReasoningRequest) -> ReasoningRequest:
+        """The request for a rung that knows no policies: the caller's references, or pictures where a policy holds."""
+        if not any(isinstance(each, Picture) and each.policy for each in request.image_references):
+            images = [each.reference if isinstance(each, Picture) else each for each in request.image_references]
+        else:
+            images = [each.image for each in open_pictures(request.image_references, self.image_policy)]
+        return with_images(request, images)
 
     # ------------------------------------------------------------------ deciding
 
@@ -380,6 +383,8 @@ class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         name, threshold = self.rungs[rung].get_name(), self._threshold(question, rung)
         tried: dict[str, Any] = {"rung": rung, "name": name, "cost": self._cost(rung), "seconds": seconds}
         result = answer if isinstance(answer, Exception) else _as_result(answer, rung, name)
+        if isinstance(result, ReasoningResult):
+            result = question.handover.with_warnings(result)
         if isinstance(result, Exception):
             question.error = _typed(result, rung, name)
             if self.on_error == "raise" or _is_the_callers(result):
@@ -421,7 +426,7 @@ class ConfidenceRouter(RunnableSerializable[ReasoningRequest, ReasoningResult]):
         return best.model_copy(update=decided)
 
     def _threshold(self, question: _Question, rung: int) -> float | Literal["calibrated"] | None:
-        for own in (question.request.min_confidence, question.options.min_confidence):
+        for own in (question.handover.request.min_confidence, question.options.min_confidence):
             if own is not None:
                 return own
         return self.thresholds[rung] if isinstance(self.thresholds, list) else self.thresholds
@@ -435,7 +440,10 @@ def _question(
     config: RunnableConfig,
     run_manager: CallbackManagerForChainRun | AsyncCallbackManagerForChainRun,
 ) -> _Question:
-    return _Question(as_request(value), CallOptions.of(config), config, run_manager)
+    request = as_request(value)
+    pictures = [each if isinstance(each, Picture) else Picture(each) for each in request.image_references]
+    handover = Handover(with_images(request, [*pictures]), tuple(pictures))
+    return _Question(handover, CallOptions.of(config), config, run_manager)
 
 
 def _try_question(
@@ -463,24 +471,9 @@ def _ended(question: _Question) -> ReasoningResult:
     return end
 
 
-def _first_step(rung: Runnable[Any, Any]) -> Runnable[Any, Any]:
-    """What a rung's input reaches first, below retries, fallbacks, bindings and chains."""
-    while True:
-        if isinstance(rung, RunnableBindingBase):
-            rung = rung.bound
-        elif isinstance(rung, RunnableWithFallbacks):
-            rung = rung.runnable
-        elif isinstance(rung, DynamicRunnable):
-            rung = rung.default
-        elif isinstance(rung, RunnableSequence):
-            rung = rung.first
-        else:
-            return rung
-
-
 def _streams_steps(rung: Runnable[Any, Any]) -> bool:
     return isinstance(rung, RunnableBindingBase | LatentReasoner | ConfidenceRouter) and isinstance(
-        _first_step(rung), LatentReasoner | ConfidenceRouter
+        first_step(rung), LatentReasoner | ConfidenceRouter
     )
 
 

@@ -21,8 +21,9 @@ from pictures import draw_shapes
 from PIL import Image
 from scripted_agents import CIRCLE, SQUARE, essence, small_reasoner
 
-from latent_tool import Budget, ConfidenceRouter, ImagePolicy, ReasoningRequest, ReasoningResult, image_process
+from latent_tool import Budget, ConfidenceRouter, ImagePolicy, ReasoningRequest, ReasoningResult
 from latent_tool.errors import SettingsError
+from latent_tool.images import apart as image_process
 from latent_tool.integrations.http_service import ServiceLimits, create_app
 from latent_tool.schema import ReasoningStep
 

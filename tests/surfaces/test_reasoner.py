@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import copy
 import os
-import pickle
 import random
 import threading
-import uuid
 from contextvars import ContextVar
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,29 +14,41 @@ from typing import Any
 
 import pytest
 from langchain_core.load import dumpd, load
-from langchain_core.messages import SystemMessage
-from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import RunnableLambda
-from langgraph.graph import END, START, StateGraph
 from PIL import Image
+from reasoner_calls import (  # noqa: F401
+    test_a_closed_stream_stops,
+    test_a_deadline_that_has_passed_is_an_error,
+    test_a_graph_streams_the_steps,
+    test_a_sync_call_can_be_stopped,
+    test_another_seed_searches_elsewhere,
+    test_copies_and_pickles_are_equal,
+    test_errors_in_a_batch_take_their_place,
+    test_names_tags_and_parents_reach_the_callbacks,
+    test_options_of_a_batch_belong_to_their_question,
+    test_prompts_and_messages_are_requests_too,
+    test_retries_and_fallbacks_compose,
+    test_schemas_name_the_classes,
+    test_steps_go_out_as_events,
+    test_streams_end_in_the_result,
+    test_the_request_is_left_as_it_was,
+    test_the_same_answer_however_it_is_asked,
+    test_what_others_put_into_configurable_is_left_alone,
+    test_with_budget_changes_the_budget_alone,
+    test_wrong_options_are_errors,
+    test_wrong_requests_are_input_errors,
+)
 from recorder import Recorder, options
-from scripted_agents import CIRCLE, SQUARE, essence, shows, small_reasoner
+from scripted_agents import CIRCLE, SQUARE, essence, small_reasoner
 
 import latent_tool
-from latent_tool import Budget, ImagePolicy, LatentReasoner, ReasoningRequest, ReasoningResult, SearchSettings
+from latent_tool import Budget, ImagePolicy, LatentReasoner, ReasoningResult, SearchSettings
 from latent_tool.engine import engine as engine_module
 from latent_tool.engine.engine import InStep, Job
 from latent_tool.errors import (
     CancelledError,
-    DeadlineError,
     ImageNotAllowedError,
-    ImageNotFoundError,
-    InputError,
-    QuestionError,
     SettingsError,
 )
-from latent_tool.langchain.reasoner import OPTIONS_KEY
-from latent_tool.schema import ReasoningStep
 
 pytestmark = pytest.mark.disable_socket
 
@@ -76,81 +86,7 @@ def test_the_public_names_are_pinned() -> None:
 # ---------------------------------------------------------------------- every way to call it
 
 
-async def test_the_same_answer_however_it_is_asked(reasoner: LatentReasoner, request_: dict[str, Any]) -> None:
-    alone = reasoner.invoke(request_)
-    assert alone.answer == "red" and alone.confidence is not None and alone.confidence > 0.9
-    expected = essence(alone)
-    other = {**request_, "question": SQUARE, "seed": 5}
-
-    assert essence(reasoner.invoke(ReasoningRequest(**request_))) == expected
-    assert essence(await reasoner.ainvoke(request_)) == expected
-    assert [essence(each) for each in reasoner.batch([request_, other, request_])][::2] == [expected] * 2
-    assert essence((await reasoner.abatch([other, request_]))[1]) == expected
-    assert essence(list(reasoner.stream(request_))[-1]) == expected
-    assert essence([step async for step in reasoner.astream(request_)][-1]) == expected
-    assert {i: each.answer for i, each in reasoner.batch_as_completed([request_, other])} == {0: "red", 1: "blue"}
-    assert {i: each.answer async for i, each in reasoner.abatch_as_completed([other, request_])} == {
-        0: "blue",
-        1: "red",
-    }
-    assert essence(reasoner.with_config(tags=["x"]).invoke(request_)) == expected
-
-
-def test_another_seed_searches_elsewhere(reasoner: LatentReasoner, request_: dict[str, Any]) -> None:
-    rewards = [
-        [row.mean_sampled_reward for row in reasoner.invoke({**request_, "seed": seed}).trace[1:]] for seed in (0, 1)
-    ]
-    assert rewards[0] != rewards[1]
-
-
-def test_the_request_is_left_as_it_was(reasoner: LatentReasoner, picture: Image.Image) -> None:
-    request = {"image": picture, "question": CIRCLE, "budget": {"iterations": 0}}
-    pixels = picture.tobytes()
-    reasoner.invoke(request)
-    assert request == {"image": picture, "question": CIRCLE, "budget": {"iterations": 0}}
-    assert picture.tobytes() == pixels
-
-
-def test_prompts_and_messages_are_requests_too(reasoner: LatentReasoner, picture: Image.Image) -> None:
-    assert reasoner.invoke([SystemMessage("Be brief."), shows(picture, text=SQUARE)]).answer == "blue"
-    prompt = ChatPromptTemplate.from_messages([("placeholder", "{shown}"), ("human", "what color is the {shape}?")])
-    chain = prompt | reasoner | RunnableLambda(lambda result: result.answer.upper())
-    assert chain.invoke({"shown": [shows(picture, text=" ")], "shape": "circle"}) == "RED"
-
-
-def test_streams_end_in_the_result(reasoner: LatentReasoner, request_: dict[str, Any]) -> None:
-    *steps, result = reasoner.stream(request_)
-    assert all(isinstance(step, ReasoningStep) for step in steps) and isinstance(result, ReasoningResult)
-    assert [step.phase for step in steps] == ["prefill", "search", "search", "decode"]
-    assert [step.trace.round for step in steps if step.trace] == [0, 1]
-    assert [step.trace for step in steps if step.trace] == result.trace
-    injected = [cell for step in steps if step.phase == "search" for cell in step.injected]
-    assert [cell.cell for cell in injected] == [cell for row in result.trace for cell in row.accepted]
-    places = {cell.cell: (cell.image, cell.box) for cell in injected}
-    assert all(places[patch.cell] == (patch.image, patch.box) for patch in result.patches)
-    # What stands behind a stream of steps gets the last item alone.
-    assert list((reasoner | RunnableLambda(lambda each: each.answer)).stream(request_)) == ["red"]
-
-
-def test_schemas_name_the_classes(reasoner: LatentReasoner) -> None:
-    assert reasoner.get_input_schema() is ReasoningRequest
-    assert reasoner.get_output_schema() is ReasoningResult
-    schema = reasoner.config_schema().model_json_schema()
-    assert set(schema["$defs"]["CallOptions"]["properties"]) == {"budget", "seed", "min_confidence"}
-
-
 # ---------------------------------------------------------------------- batches
-
-
-def test_errors_in_a_batch_take_their_place(reasoner: LatentReasoner, request_: dict[str, Any]) -> None:
-    bad = [{**request_, "image": "nowhere.png"}, {"question": CIRCLE}, {**request_, "question": "  "}]
-    answers = reasoner.batch([request_, *bad, request_], return_exceptions=True)
-    kinds = [type(each) for each in answers]
-    assert kinds == [ReasoningResult, ImageNotFoundError, InputError, QuestionError, ReasoningResult]
-    with pytest.raises(ImageNotFoundError):
-        reasoner.batch([request_, bad[0]])
-    assert reasoner.batch(bad[:2], return_exceptions=True)[1].hint.startswith("Pass a dict")
-    assert reasoner.batch([]) == []
 
 
 async def test_batches_are_fused_up_to_max_concurrency(
@@ -206,12 +142,6 @@ async def test_the_images_of_a_batch_are_opened_together(
         assert [each.opened_by for each in images] == ["me"] * 3
 
 
-def test_options_of_a_batch_belong_to_their_question(reasoner: LatentReasoner, request_: dict[str, Any]) -> None:
-    one, two = reasoner.batch([request_] * 2, [options(seed=1), options(seed=2)])
-    assert (one.seed, two.seed) == (1, 2)
-    assert essence(two) == essence(reasoner.invoke({**request_, "seed": 2}))
-
-
 # ---------------------------------------------------------------------- options
 
 
@@ -228,21 +158,6 @@ def test_request_before_call_before_reasoner(reasoner: LatentReasoner, request_:
     result = plain.invoke({**request_, "seed": 3, "min_confidence": 0.5, "budget": Budget(iterations=2)}, call)
     assert (result.seed, result.min_confidence, result.budget) == (3, 0.5, Budget(iterations=2))
     assert result.accepted is True
-
-
-def test_what_others_put_into_configurable_is_left_alone(reasoner: LatentReasoner, request_: dict[str, Any]) -> None:
-    config = {"configurable": {"thread_id": "7", "seed": 99, OPTIONS_KEY: {"seed": 4}}}
-    assert reasoner.invoke(request_, config).seed == 4
-    assert config == {"configurable": {"thread_id": "7", "seed": 99, OPTIONS_KEY: {"seed": 4}}}
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"sed": 1}, {"seed": -1}, {"min_confidence": 1.5}, {"budget": "huge"}, {"budget": {"rounds": 1}}, "quick"]
-)
-def test_wrong_options_are_errors(reasoner: LatentReasoner, request_: dict[str, Any], wrong: Any) -> None:
-    with pytest.raises(SettingsError) as caught:
-        reasoner.invoke(request_, {"configurable": {OPTIONS_KEY: wrong}})
-    assert caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -267,15 +182,6 @@ def test_wrong_fields_are_settings_errors(wrong: dict[str, Any]) -> None:
     with pytest.raises(SettingsError) as caught:
         LatentReasoner(**wrong)
     assert caught.value.hint
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [None, 7, "a question", [], {}, {"question": CIRCLE}, {"image": "a.png", "images": ["a.png"], "question": CIRCLE}],
-)
-def test_wrong_requests_are_input_errors(reasoner: LatentReasoner, wrong: Any) -> None:
-    with pytest.raises(InputError):
-        reasoner.invoke(wrong)
 
 
 @pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
@@ -316,48 +222,7 @@ def test_tokens_spell_what_was_decoded(reasoner: LatentReasoner, request_: dict[
 # ---------------------------------------------------------------------- events and traces
 
 
-async def test_steps_go_out_as_events(reasoner: LatentReasoner, request_: dict[str, Any]) -> None:
-    phases = ["prefill", "search", "search", "decode"]
-    for ask in (reasoner.invoke, lambda *given: list(reasoner.stream(*given))):
-        recorder = Recorder()
-        ask(request_, {"callbacks": [recorder]})
-        assert [step["phase"] for step in recorder.steps] == phases
-    recorder = Recorder()
-    await reasoner.ainvoke(request_, {"callbacks": [recorder]})
-    assert [step["phase"] for step in recorder.steps] == phases
-
-    seen = [(each["event"], each["data"]) async for each in reasoner.astream_events(request_, version="v2")]
-    custom = [data for event, data in seen if event == "on_custom_event"]
-    assert [each["phase"] for each in custom] == phases
-    assert [event for event, _ in seen].count("on_chain_stream") == len(phases) + 1
-    assert isinstance(seen[-1][1]["output"], ReasoningResult)
-
-
-def test_names_tags_and_parents_reach_the_callbacks(reasoner: LatentReasoner, request_: dict[str, Any]) -> None:
-    recorder, run_id = Recorder(), uuid.uuid4()
-    chain = RunnableLambda(lambda each: each) | reasoner.with_config(run_name="look", tags=["eye"])
-    chain.invoke(request_, {"callbacks": [recorder], "run_id": run_id, "tags": ["outer"], "metadata": {"user": "u"}})
-    look = next(each for each in recorder.starts if each["name"] == "look")
-    assert look["parent_run_id"] == run_id
-    assert {"eye", "outer"} <= set(look["tags"]) and look["metadata"]["user"] == "u"
-    assert len(recorder.steps) == 4 and not recorder.errors
-
-
-def test_a_graph_streams_the_steps(reasoner: LatentReasoner, request_: dict[str, Any]) -> None:
-    graph = StateGraph(dict)
-    graph.add_node("look", lambda state: {"answer": reasoner.invoke(state).answer})
-    graph.add_edge(START, "look")
-    graph.add_edge("look", END)
-    steps = list(graph.compile().stream(request_, stream_mode="custom"))
-    assert [each["latent_step"]["phase"] for each in steps] == ["prefill", "search", "search", "decode"]
-
-
 # ---------------------------------------------------------------------- limits
-
-
-def test_a_deadline_that_has_passed_is_an_error(reasoner: LatentReasoner, request_: dict[str, Any]) -> None:
-    with pytest.raises(DeadlineError):
-        reasoner.with_budget({"deadline_s": 1e-9}).invoke(request_)
 
 
 def test_deadlines_count_from_the_call(request_: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,33 +249,13 @@ def test_deadlines_count_from_the_call(request_: dict[str, Any], monkeypatch: py
         return Nobody()
 
     monkeypatch.setattr("latent_tool.langchain.reasoner.time", SimpleNamespace(monotonic=lambda: now))
-    monkeypatch.setattr("latent_tool.images.load.load_image", open_slowly)
+    monkeypatch.setattr("latent_tool.images.picture.load_image", open_slowly)
     monkeypatch.setattr(LatentReasoner, "engine", load_slowly)
     with pytest.raises(CancelledError):
         LatentReasoner(budget={"deadline_s": 30}).invoke(request_)
     (job,) = asked
     assert job.deadline == 1000 + 100 + 30
     assert (job.image_seconds, job.queue_seconds, job.warnings) == (5.0, 0.0, ("slow",))
-
-
-def test_a_sync_call_can_be_stopped(reasoner: LatentReasoner, request_: dict[str, Any]) -> None:
-    stop = threading.Event()
-    recorder = Recorder(on_step=lambda: len(recorder.steps) == 3 and stop.set())
-    config = {"callbacks": [recorder], **options(cancelled=stop, budget={"iterations": 10_000})}
-    with pytest.raises(CancelledError):
-        reasoner.invoke(request_, config)
-    assert len(recorder.steps) == 3  # no step was begun after the event was set
-    with pytest.raises(CancelledError):
-        reasoner.batch([request_] * 2, options(cancelled=stop))
-    assert reasoner.invoke(request_).answer == "red"
-
-
-def test_a_closed_stream_stops(reasoner: LatentReasoner, request_: dict[str, Any]) -> None:
-    recorder = Recorder()
-    stream = reasoner.with_budget({"iterations": 10_000}).stream(request_, {"callbacks": [recorder]})
-    next(stream)
-    stream.close()
-    assert len(recorder.steps) == 1
 
 
 def assert_no_thread_is_left(before: set[threading.Thread]) -> None:
@@ -497,25 +342,6 @@ def test_many_at_once_with_a_third_cancelled(picture: Image.Image) -> None:
 # ---------------------------------------------------------------------- composition and serialisation
 
 
-def test_retries_and_fallbacks_compose(reasoner: LatentReasoner, picture: Image.Image) -> None:
-    request = {"image": picture, "question": CIRCLE, "budget": {"deadline_s": 1e-9}}
-    patient = RunnableLambda(lambda each: reasoner.invoke({**each, "budget": None}))
-    assert reasoner.with_fallbacks([patient]).invoke(request).answer == "red"
-    recorder = Recorder()
-    with pytest.raises(DeadlineError):
-        reasoner.with_retry(
-            retry_if_exception_type=(DeadlineError,), stop_after_attempt=3, wait_exponential_jitter=False
-        ).invoke(request, {"callbacks": [recorder]})
-    assert len(recorder.errors) == 4  # three attempts and the retry itself
-
-
-def test_copies_and_pickles_are_equal(reasoner: LatentReasoner, request_: dict[str, Any]) -> None:
-    answer = essence(reasoner.invoke(request_))
-    for twin in (pickle.loads(pickle.dumps(reasoner)), copy.deepcopy(reasoner), reasoner.model_copy()):
-        assert twin == reasoner and hash(twin) == hash(reasoner)
-        assert essence(twin.invoke(request_)) == answer
-
-
 @pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
 def test_saved_and_loaded_again() -> None:
     reasoner = LatentReasoner(
@@ -531,13 +357,6 @@ def test_saved_and_loaded_again() -> None:
     assert load(saved, allowed_objects=[LatentReasoner], valid_namespaces=["latent_tool"]) == reasoner
     secret = LatentReasoner(token="hf_secret")
     assert "hf_secret" not in f"{dumpd(secret)} {secret!r}"
-
-
-def test_with_budget_changes_the_budget_alone(reasoner: LatentReasoner) -> None:
-    for value in ("thorough", Budget.level("thorough"), dict(Budget.level("thorough"))):
-        assert reasoner.with_budget(value) == reasoner.model_copy(update={"budget": Budget.level("thorough")})
-    with pytest.raises(SettingsError):
-        reasoner.with_budget("endless")
 
 
 def test_a_model_is_loaded_once(request_: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

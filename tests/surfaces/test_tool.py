@@ -30,7 +30,13 @@ from latent_tool import (
     ReasoningRequest,
     ReasoningResult,
 )
-from latent_tool.errors import DeadlineError, ModelNotFoundError, SettingsError
+from latent_tool.errors import (
+    DeadlineError,
+    ImageNotAllowedError,
+    ImageTooLargeError,
+    ModelNotFoundError,
+    SettingsError,
+)
 from latent_tool.langchain.image_tool import ImageTool, ToolReply, describe
 from latent_tool.langchain.messages import image_block
 
@@ -225,15 +231,92 @@ async def test_opening_the_image_counts_against_the_deadline(wrap: Any, picture:
         [each async for each in tool.steps({"question": CIRCLE}, shown=[slow])]
 
 
-def test_time_spent_before_counts_for_the_first_rung_alone(picture: Image.Image) -> None:
+def test_the_time_that_older_callers_say_was_spent_is_ignored(picture: Image.Image) -> None:
     late = ReasoningRequest(image=picture, question=CIRCLE, elapsed_s=501)
-    rung = small_reasoner(budget=OWN)
-    with pytest.raises(DeadlineError):
-        rung.invoke(late)
-    result = ConfidenceRouter(rungs=[rung, rung], thresholds=0.0, on_error="next").invoke(late)
-    assert [step.decision for step in result.route] == ["failed", "accepted"]
-    usage = small_reasoner().invoke(late).usage
-    assert usage is not None and usage.seconds["queue"] >= 501
+    assert small_reasoner(budget=OWN).invoke(late).answer == "red"
+
+
+class Counted(os.PathLike[str]):
+    """A file that counts how often it is opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.opened = path, 0
+
+    def __fspath__(self) -> str:
+        self.opened += 1
+        return str(self.path)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda reasoner: reasoner,
+        lambda reasoner: ConfidenceRouter(
+            rungs=[reasoner, reasoner, scripted(*[AIMessage("red")] * 2)], thresholds=1.0
+        ),
+        lambda reasoner: ConfidenceRouter(rungs=[reasoner, RunnableLambda(lambda request: "red")], thresholds=1.0),
+        lambda reasoner: RunnableLambda(reasoner.invoke),
+    ],
+    ids=["reasoner", "chat model", "function rung", "function"],
+)
+async def test_a_picture_is_opened_once(wrap: Any, picture: Image.Image, tmp_path: Path) -> None:
+    """However many look at it: rungs, a chat model, the overlay."""
+    picture.save(tmp_path / "a.png")
+    asked = {"question": CIRCLE, "overlay": True}
+    tool = ImageTool(reasoner=wrap(small_reasoner()), image_policy=ImagePolicy.local())
+    for image, run_async in ((Counted(tmp_path / "a.png"), False), (Counted(tmp_path / "a.png"), True)):
+        reply = await tool.aask(asked, shown=[image]) if run_async else tool.ask(asked, shown=[image])
+        assert reply.result.answer == "red" and len(reply.pictures) == 1
+        assert image.opened == 1
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda reasoner: reasoner,
+        lambda reasoner: reasoner.with_retry(stop_after_attempt=1),
+        lambda reasoner: reasoner | RunnableLambda(lambda result: result),
+        lambda reasoner: RunnableLambda(lambda request: request) | reasoner,
+        lambda reasoner: RunnableLambda(reasoner.invoke),
+        lambda reasoner: ConfidenceRouter(rungs=[reasoner], thresholds=0.0),
+        lambda reasoner: ConfidenceRouter(rungs=[reasoner.invoke], thresholds=0.0),
+        lambda reasoner: ConfidenceRouter(rungs=[scripted(AIMessage("red"))], image_policy=ImagePolicy.local()),
+    ],
+)
+async def test_nothing_behind_a_tool_opens_what_the_tool_may_not(
+    wrap: Any, picture: Image.Image, tmp_path: Path
+) -> None:
+    picture.save(tmp_path / "a.png")
+    tool = ImageTool(reasoner=wrap(small_reasoner(image_policy=ImagePolicy.local())))
+    for image in (str(tmp_path / "a.png"), (tmp_path / "a.png").as_uri()):
+        asked = {"question": CIRCLE, "image": image}
+        with pytest.raises(ImageNotAllowedError):
+            tool.ask(asked)
+        with pytest.raises(ImageNotAllowedError):
+            await tool.aask(asked)
+        with pytest.raises(ImageNotAllowedError):
+            [each async for each in tool.steps(asked)]
+
+
+def test_the_limits_of_tool_and_reasoner_both_hold(picture: Image.Image) -> None:
+    small = {"max_pixels": 1000}
+    for ours, theirs in ((small, {}), ({}, small)):
+        reasoner = small_reasoner(image_policy=ImagePolicy.untrusted(**ours))
+        with pytest.raises(ImageTooLargeError):
+            ImageTool(reasoner=reasoner, image_policy=ImagePolicy.untrusted(**theirs)).ask(
+                {"question": CIRCLE}, shown=[picture]
+            )
+
+
+def test_a_function_is_given_the_pictures(picture: Image.Image) -> None:
+    seen: list[Any] = []
+    tool = ImageTool(reasoner=RunnableLambda(lambda request: seen.append(request) or UNSURE_RESULT))
+    tool.ask({"question": CIRCLE, "image": data_uri(picture)})
+    (image,) = seen[0].images
+    assert image.size == picture.size
+
+
+UNSURE_RESULT = ReasoningResult(answer="red", raw_text="red", confidence=0.4, confidence_source="calibrated")
 
 
 def test_a_threshold_of_the_reasoner_holds_and_without_one_it_is_a_half(picture: Image.Image) -> None:
