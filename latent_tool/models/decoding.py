@@ -128,12 +128,13 @@ def _marked(text: str, marks: AnswerMarks) -> tuple[int, int] | None:
     """Span of what stands between two marks: the last complete pair, else what was opened and not closed."""
     cut: tuple[int, int] | None = None
     for opening, closing in marks.pairs:
-        opened, whole = None, None
+        opened: int | None = None
+        whole: tuple[int, int] | None = None
         for mark in re.finditer(f"({re.escape(opening)})|{re.escape(closing)}", text, re.IGNORECASE):
             if mark[1]:
                 opened = mark.end()
             elif opened is not None:
-                opened, whole = None, (opened, mark.start())
+                whole, opened = (opened, mark.start()), None
             elif whole is None and cut is None:  # nothing opens it, as when the prompt has opened it already
                 cut = 0, mark.start()
         if whole is not None:

@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
@@ -32,7 +33,9 @@ from latent_tool.errors import (
     ModelNotSupportedError,
     SettingsError,
 )
+from latent_tool.models.decoding import generation_rules
 from latent_tool.models.families import family as family_of
+from latent_tool.models.limits import require_sane_configuration, require_sane_pictures
 from latent_tool.models.vlm import VisionLanguageModel
 from latent_tool.settings import PREFIX_CACHE_BYTES
 
@@ -110,7 +113,24 @@ def load(spec: ModelSpec) -> VisionLanguageModel:
     """
     config = _load_config(spec)
     processor = _load_processor(spec, config)
-    return VisionLanguageModel(load_weights(spec), processor, spec.model, spec.prefix_cache_bytes)
+    require_sane_pictures(processor.image_processor)
+    model = load_weights(spec)
+    try:
+        generation_rules(model, 1)
+    except Exception as error:  # transformers raises what it likes for values it does not understand
+        raise ModelLoadError(
+            f"The generation_config.json of {spec.model!r} cannot be used ({_first_line(error)}).",
+            "Fix the file or remove it: without it the model's defaults are used.",
+        ) from error
+    try:
+        return VisionLanguageModel(model, processor, spec.model, spec.prefix_cache_bytes)
+    except LatentToolError:
+        raise
+    except Exception as error:  # a configuration may have any value anywhere
+        raise ModelLoadError(
+            f"The configuration of {spec.model!r} does not describe a usable model ({_first_line(error)}).",
+            "Save or download the checkpoint again.",
+        ) from error
 
 
 def load_weights(spec: ModelSpec) -> PreTrainedModel:
@@ -188,11 +208,24 @@ def _where(spec: ModelSpec) -> dict[str, Any]:
 def _load_config(spec: ModelSpec) -> Any:
     with _quiet():
         try:
+            written, _ = PreTrainedConfig.get_config_dict(_source(spec), **_where(spec))
+            require_sane_configuration(written)
             config = AutoConfig.from_pretrained(_source(spec), **_where(spec))
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+            _require_vision(config)
+        except LatentToolError:
+            raise
+        except (OSError, ValueError, KeyError, ImportError) as error:
             raise _explain(error, spec) from error
-    _require_vision(config)
+        except Exception as error:  # RecursionError of deep JSON, and whatever a configuration class raises
+            raise ModelLoadError(
+                f"The configuration of {spec.model!r} cannot be read ({_first_line(error)}).",
+                "Save or download the checkpoint again.",
+            ) from error
     return config
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200].rstrip(':')}"
 
 
 def _source(spec: ModelSpec) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -22,6 +23,7 @@ from latent_tool.errors import (
     ModelNotSupportedError,
 )
 from latent_tool.models import loading
+from latent_tool.models.decoding import generation_rules
 from latent_tool.models.loading import ModelSpec, load, load_weights
 from latent_tool.models.vlm import VisionLanguageModel
 
@@ -192,6 +194,114 @@ def test_there_is_no_such_model(tmp_path):
 def test_a_damaged_configuration(copied):
     (copied / "config.json").write_text("{not json")
     refused(ModelNotFoundError, ModelSpec(model=str(copied)))
+
+
+def _set(folder: Path, file: str, path: str, value: Any) -> None:
+    """Set one value of a JSON file, whose path is written with dots."""
+    values = inner = json.loads((folder / file).read_text())
+    *outer, last = path.split(".")
+    for name in outer:
+        inner = inner[name]
+    inner[last] = value
+    (folder / file).write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("depth", [900, 100_000])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "config.json",
+        "generation_config.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ],
+)
+def test_files_that_are_nested_too_deeply(file, depth, copied):
+    (copied / file).write_text('{"a":' * depth + "1" + "}" * depth)
+    if depth > 1000 or file == "config.json":
+        refused(ModelLoadError, ModelSpec(model=str(copied)))
+    else:
+        with contextlib.suppress(LatentToolError):
+            load(ModelSpec(model=str(copied)))
+
+
+@pytest.mark.parametrize("text", ["[1]", "7", "null", '"x"'])
+def test_a_configuration_that_has_no_names(text, copied):
+    (copied / "config.json").write_text(text)
+    with pytest.raises(LatentToolError) as caught:
+        load(ModelSpec(model=str(copied)))
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("text_config.num_hidden_layers", 10**9),
+        ("text_config.num_hidden_layers", 10**400),
+        ("vision_config.num_hidden_layers", 5000),
+        ("text_config.num_hidden_layers", -3),
+        ("text_config.num_hidden_layers", "4"),
+        ("text_config.num_attention_heads", 0),
+        ("text_config.vocab_size", 10**12),
+        ("text_config.hidden_size", -64),
+        ("text_config.max_position_embeddings", -1),
+        ("text_config.max_position_embeddings", 10**18),
+        ("text_config.rope_parameters", 7),
+        ("text_config.hidden_act", [1]),
+        ("text_config", "x"),
+        ("vision_config", []),
+        ("vision_config.image_size", 10**9),
+        ("vision_config.image_size", [10**9, 10**9]),
+        ("vision_config.patch_size", 0),
+        ("vision_feature_layer", 99),
+        ("vision_feature_layer", [0, -99]),
+        ("image_token_index", "x"),
+        ("dtype", "evil"),
+        ("quantization_config", 7),
+        ("model_type", ["llava"]),
+    ],
+)
+def test_an_absurd_configuration(path, value, copied):
+    _set(copied, "config.json", path, value)
+    with pytest.raises(LatentToolError) as caught:
+        load(ModelSpec(model=str(copied)))
+    assert caught.value.hint
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"eos_token_id": ["x"]},
+        {"repetition_penalty": "x"},
+        {"repetition_penalty": -1.0},
+        {"bad_words_ids": [[]], "num_beams": 3},
+        {"sequence_bias": 7},
+    ],
+)
+def test_absurd_generation_settings(values, copied):
+    (copied / "generation_config.json").write_text(json.dumps(values))
+    with contextlib.suppress(ModelLoadError):
+        vlm = load(ModelSpec(model=str(copied)))
+        generation_rules(vlm.model, 5)
+
+
+@pytest.mark.parametrize(
+    ("family", "path", "value"),
+    [
+        ("llava", "size", {"shortest_edge": 30_000}),
+        ("llava", "crop_size", {"height": 10**6, "width": 10**6}),
+        ("llava", "crop_size", {"height": -5, "width": 8}),
+        ("qwen2_5_vl", "size", {"shortest_edge": 10**12, "longest_edge": 10**13}),
+        ("smolvlm", "size", {"longest_edge": 10**7}),
+    ],
+)
+def test_pictures_would_be_enlarged_absurdly(family, path, value, tmp_path):
+    folder = Path(shutil.copytree(checkpoint(family), tmp_path / "model"))
+    edit(folder, "preprocessor_config.json", **{path: value})
+    refused(ModelLoadError, ModelSpec(model=str(folder)), "preprocessor_config.json")
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text", "clip"])
