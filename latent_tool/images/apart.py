@@ -27,7 +27,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from latent_tool.errors import ImageDecodeError, ImageError, ImageTooLargeError
-from latent_tool.images.containers import Limits, check_size, decode
+from latent_tool.images.containers import decode
+from latent_tool.images.limits import Limits, check_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image

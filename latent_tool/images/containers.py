@@ -11,43 +11,35 @@ This module knows nothing of files, of networks or of policies. Pillow is import
 from __future__ import annotations
 
 import io
-import math
 import re
 import struct
-import threading
-from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from latent_tool.errors import ImageDecodeError, ImageError, ImageTooLargeError
+from latent_tool.images.kinds import recognise
+from latent_tool.images.limits import Limits, check_size
+from latent_tool.images.orientation import MAX_TEXT, RAW_PROFILE, XMP_KEY, orientation_of, png_text, raw_profile
+from latent_tool.images.pixels import convert
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFile import ImageFile
 
-__all__ = ["Header", "Limits", "check_size", "convert_copy", "decode", "read_header"]
+__all__ = ["Header", "decode", "read_header"]
 
 MAX_PARTS = 100_000  # chunks, segments or directory entries in one file
 MAX_SCANS = 100  # of a progressive JPEG; encoders write about ten
 MAX_RLE = 2_000_000  # pixels, and bytes, of a run-length encoded BMP: Pillow decodes these in Python
 MAX_TAG_BYTES = 2_000_000  # of one TIFF tag; strip offsets and colour maps are the largest
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a picture may be at most: ``max_pixels`` in all, ``max_side`` pixels, ``max_frames``, and its formats."""
-
-    max_pixels: int
-    max_side: int
-    max_frames: int
-    formats: tuple[str, ...]
+DARK = 64  # where all upper bytes of 16 bits are below it, the lower ones are looked at, too
 
 
 class Header(NamedTuple):
     """What the container says, and a copy of it without metadata.
 
-    ``size`` is (width, height) in pixels as stored, ``orientation`` the EXIF value 1 to 8 (1: already upright).
+    ``size`` is (width, height) in pixels as stored, ``orientation`` the EXIF value 1 to 8 (1: already upright),
+    ``clear`` the grey value or colour that is transparent: as Pillow gives it, or in all its 16 bits.
     """
 
     format: str
@@ -55,6 +47,7 @@ class Header(NamedTuple):
     frames: int
     orientation: int
     pixels: bytes
+    clear: tuple[int, ...] = ()
 
 
 def decode(data: bytes, limits: Limits) -> tuple[Image, tuple[str, ...]]:
@@ -80,12 +73,34 @@ def _decode(header: Header, limits: Limits) -> tuple[Image, tuple[str, ...]]:
             check_size(image.size, limits)
             if image.size != header.size:
                 raise _damaged(header.format)
+            swapped = _swapped(image)
             image.load()
-            return convert(image, header.orientation)
+            low = None
+            if swapped and (header.clear or max(high for _, high in image.getextrema()[:3]) < DARK):  # type: ignore[misc]
+                low = _lower_bytes(header, swapped)
+            return convert(image, header.orientation, low=low, clear=header.clear)
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # decoders raise nearly anything on damaged data
         raise _damaged(header.format, cut="truncated" in str(error)) from None
+
+
+_SWAPPED = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B", "RGBA;16B": "RGBA;16L", "RGBA;16L": "RGBA;16B"}
+
+
+def _swapped(image: ImageFile) -> str:
+    """The reading by which Pillow, which keeps the upper byte of 16-bit colours, keeps the lower one instead."""
+    if len(image.tile) != 1:
+        return ""
+    arguments = image.tile[0][3]
+    return _SWAPPED.get(arguments, "") if isinstance(arguments, str) else ""
+
+
+def _lower_bytes(header: Header, reading: str) -> Image:
+    with _opener(header.format)(io.BytesIO(header.pixels)) as image:
+        image.tile = [image.tile[0]._replace(args=reading)]
+        image.load()
+        return image.copy()
 
 
 def read_header(data: bytes, limits: Limits) -> Header:
@@ -95,11 +110,7 @@ def read_header(data: bytes, limits: Limits) -> Header:
         ImageTooLargeError: more pixels, a longer side or more frames than ``limits`` allow.
         ImageDecodeError: not an image, not one of the formats, damaged or cut short.
     """
-    name = _recognise(data)
-    if name not in limits.formats or name not in _WALKERS:
-        raise ImageDecodeError(
-            f"{name} images are not opened here.", f"Convert it to one of: {', '.join(limits.formats)}."
-        )
+    name = recognise(data, limits.formats)
     try:
         header = _WALKERS[name](data)
     except (struct.error, IndexError, OverflowError):
@@ -111,113 +122,6 @@ def read_header(data: bytes, limits: Limits) -> Header:
             "Send one frame, or raise max_frames of the image policy.",
         )
     return header
-
-
-def check_size(size: tuple[int, int], limits: Limits) -> None:
-    """Raise ``ImageTooLargeError`` or, for a picture without pixels, ``ImageDecodeError``."""
-    width, height = size
-    if width < 1 or height < 1:
-        raise ImageDecodeError(f"The image is {width}x{height} pixels: there is nothing to see.", "Send another image.")
-    if max(width, height) > limits.max_side:
-        raise ImageTooLargeError(
-            f"The image is {width}x{height} pixels; a side may have at most {limits.max_side}.",
-            "Scale or cut it down, or raise max_side of the image policy.",
-        )
-    if width * height > limits.max_pixels:
-        raise ImageTooLargeError(
-            f"The image is {width}x{height} pixels; at most {limits.max_pixels} pixels in all are allowed.",
-            "Scale it down, or raise max_pixels of the image policy.",
-        )
-
-
-# Pixels -----------------------------------------------------------------------------------------------------------
-
-_loading = threading.Lock()  # Pillow's lazy loading is not safe in two threads at once
-
-
-def convert_copy(image: Image) -> tuple[Image, tuple[str, ...]]:
-    """``convert`` for an image of the caller's, which is loaded if it was not, but not changed.
-
-    Of an animation the current frame is taken, with a warning. Its EXIF data say whether it is upright.
-
-    Raises:
-        ImageDecodeError: the image cannot be loaded, its mode has no RGB form, or a float pixel is not finite.
-        ImageTooLargeError: there is not enough memory.
-    """
-    try:
-        with _loading:
-            copy = image.copy()
-            frame = image.tell() if getattr(image, "is_animated", False) else None
-        picture, warnings = convert(copy, _exif_orientation(copy.info.get("exif")))
-    except ImageError:
-        raise
-    except MemoryError:
-        raise ImageTooLargeError("There is not enough memory to convert the image.", "Scale it down.") from None
-    except Exception:  # a lazily opened file may hold anything
-        raise ImageDecodeError("The Pillow image cannot be loaded or converted.", "Load it first.") from None
-    if frame is not None:
-        warnings = (f"The image is animated; only the current frame, {frame}, is used.", *warnings)
-    return picture, warnings
-
-
-def convert(image: Image, orientation: int) -> tuple[Image, tuple[str, ...]]:
-    """An upright RGB picture from a Pillow image of any mode, without metadata, and warnings.
-
-    Transparent parts are laid on white. 16-bit values are divided by 256; other integers and floats are stretched to
-    0..255 when they do not fit, with a warning. Colour profiles are not applied. ``orientation`` is the EXIF value.
-
-    Raises:
-        ImageDecodeError: a float pixel is not finite.
-    """
-    from PIL import Image as pillow
-
-    warnings: tuple[str, ...] = ()
-    if image.mode.startswith(("I", "F")):
-        image, warnings = _to_grey(image)
-    if image.mode == "LAB":
-        from PIL import ImageCms
-
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        image = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB") or image
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        if image.mode == "La":  # premultiplied grey converts by way of LA only
-            image = image.convert("LA")
-        clear = image.convert("RGBA")
-        image = pillow.new("RGB", clear.size, "white")
-        image.paste(clear, mask=clear)
-    image = image.convert("RGB")  # a copy, if it is already
-    turn = pillow.Transpose
-    turns = {
-        2: turn.FLIP_LEFT_RIGHT,
-        3: turn.ROTATE_180,
-        4: turn.FLIP_TOP_BOTTOM,
-        5: turn.TRANSPOSE,
-        6: turn.ROTATE_270,
-        7: turn.TRANSVERSE,
-        8: turn.ROTATE_90,
-    }
-    if orientation in turns:
-        image = image.transpose(turns[orientation])
-    image.info = {}
-    return image, warnings
-
-
-def _to_grey(image: Image) -> tuple[Image, tuple[str, ...]]:
-    """Integers and floats of any range as 8-bit grey."""
-    if image.mode.startswith("I;16"):
-        return image.convert("I").point(lambda value: value * (1 / 256)).convert("L"), ()
-    if image.mode == "F" and not math.isfinite(sum(array("f", image.tobytes()))):
-        raise ImageDecodeError("The image has values that are not finite.", "Replace NaN and infinity by numbers.")
-    low, high = (float(value) for value in image.getextrema())  # type: ignore[arg-type]
-    if low >= 0 and high <= 1 and image.mode == "F":
-        return image.point(lambda value: value * 255).convert("L"), ()
-    if low >= 0 and high <= 255:
-        return image.convert("L"), ()
-    if low >= 0 and high <= 65535 and image.mode == "I":
-        return image.point(lambda value: value * (1 / 256)).convert("L"), ()
-    scale = 255 / (high - low) if high > low else 0
-    grey = image.convert("F").point(lambda value: value * scale - low * scale).convert("L")
-    return grey, (f"The pixel values {low:g} to {high:g} were stretched to 0 to 255.",)
 
 
 def _opener(name: str) -> Callable[[io.BytesIO], ImageFile]:
@@ -238,95 +142,67 @@ def _opener(name: str) -> Callable[[io.BytesIO], ImageFile]:
 # Containers -------------------------------------------------------------------------------------------------------
 
 
-def _recognise(data: bytes) -> str:
-    """The format by its first bytes: never by a name or by what a server says."""
-    if not data:
-        raise ImageDecodeError("The image is empty: 0 bytes.", "Send the bytes of an image file.")
-    for start, name in _MAGIC:
-        if data.startswith(start):
-            return name
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
-    if data[4:8] == b"ftyp":
-        return {b"avif": "AVIF", b"avis": "AVIF"}.get(data[8:12], "HEIC or video")
-    if b"<svg" in data[:1000].lower():
-        return "SVG"
-    raise ImageDecodeError(
-        "These bytes are not an image.", "Check that the source is an image, and not a text or a web page."
-    )
-
-
-_MAGIC = (
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"GIF87a", "GIF"),
-    (b"GIF89a", "GIF"),
-    (b"BM", "BMP"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"II+\0", "TIFF"),
-    (b"MM\0+", "TIFF"),
-    (b"%PDF", "PDF"),
-    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
-    (b"\0\0\x01\0", "ICO"),
-)
-
-
 def _damaged(name: str, *, cut: bool = False) -> ImageDecodeError:
     what = "is cut short" if cut else "is damaged"
     return ImageDecodeError(f"The {name} image {what}.", "Save or download it again.")
 
 
-def _exif_orientation(exif: object) -> int:
-    """The orientation, 1 to 8, in an EXIF block; 1 when there is none. Reads the first directory only."""
-    if not isinstance(exif, bytes):
-        return 1
-    exif = exif.removeprefix(b"Exif\0\0")
-    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
-    if order is None:
-        return 1
-    try:
-        (start,) = struct.unpack_from(order + "I", exif, 4)
-        (entries,) = struct.unpack_from(order + "H", exif, start)
-        for place in range(start + 2, start + 2 + 12 * min(entries, 1000), 12):
-            tag, kind, count, value = struct.unpack_from(order + "HHIH", exif, place)
-            if (tag, kind, count) == (0x0112, 3, 1):
-                return value if 1 <= value <= 8 else 1
-    except struct.error:
-        pass
-    return 1
-
-
 def _png(data: bytes) -> Header:
-    kept, place, frames, orientation = [data[:8]], 8, 1, 1
+    kept, place, frames = [data[:8]], 8, 1
+    exif: bytes | None = None
+    clear: tuple[int, ...] = ()
+    texts: dict[bytes, tuple[bytes, bytes]] = {}
     if data[12:16] != b"IHDR":
         raise _damaged("PNG")
-    size = struct.unpack_from(">II", data, 16)
+    width, height, depth, colours = struct.unpack_from(">IIBB", data, 16)
     for _ in range(MAX_PARTS):
         length, kind = struct.unpack_from(">I4s", data, place)
         end = place + 12 + length
         if end > len(data):
             raise _damaged("PNG", cut=True)
-        if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
+        if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND") or (kind == b"tRNS" and colours == 3):
             kept.append(data[place:end])
+        elif kind == b"tRNS" and colours in (0, 2):
+            clear = _png_clear(data, place + 8, length, depth, colours)
         elif kind == b"acTL" and length == 8:
             frames = max(1, struct.unpack_from(">I", data, place + 8)[0])
         elif kind == b"eXIf":
-            orientation = _exif_orientation(data[place + 8 : end - 4])
+            exif = data[place + 8 : end - 4]
+        elif kind in (b"tEXt", b"zTXt", b"iTXt"):
+            key = data[place + 8 : min(end - 4, place + 88)].partition(b"\0")[0]
+            if key in (RAW_PROFILE, XMP_KEY):
+                texts[key] = kind, data[place + 8 : end - 4]
         if kind == b"IEND":
-            return Header("PNG", size, frames, orientation, b"".join(kept))
+            break
         place = end
-    raise _too_many_parts("PNG")
+    else:
+        raise _too_many_parts("PNG")
+    if exif is None and RAW_PROFILE in texts and (text := png_text(*texts[RAW_PROFILE])):
+        exif = raw_profile(text)
+    xmp = png_text(*texts[XMP_KEY]) if XMP_KEY in texts else None
+    return Header("PNG", (width, height), frames, orientation_of(exif, xmp), b"".join(kept), clear)
+
+
+def _png_clear(data: bytes, place: int, length: int, depth: int, colours: int) -> tuple[int, ...]:
+    """The transparent grey or colour. Pillow scales grey of fewer than eight bits; the value has to follow."""
+    if length < (2 if colours == 0 else 6):
+        raise _damaged("PNG")
+    most = (1 << min(depth, 16)) - 1
+    values = struct.unpack_from(">H" if colours == 0 else ">HHH", data, place)
+    return tuple((value & most) * (255 // most if depth < 8 else 1) for value in values)
 
 
 # Whatever comes before a marker, then the marker itself; possessive, or many bytes 0xff would take quadratic time.
 _JPEG_MARKER = re.compile(rb"(?:[^\xff]++|\xff++[\x00\xd0-\xd7])*+(\xff++[^\x00\xff\xd0-\xd7])", re.DOTALL)
 _JPEG_FILL = re.compile(rb"\xff{16,}")  # may stand before a marker; Pillow reads long runs again and again
+_JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 def _jpeg(data: bytes) -> Header:
-    kept, place, scans, orientation = [b"\xff\xd8"], 2, 0, 1
+    kept, place, scans = [b"\xff\xd8"], 2, 0
+    exif: list[bytes] = []
+    xmp: bytes | None = None
     size: tuple[int, int] | None = None
     for _ in range(MAX_PARTS // 10):
         marker = _JPEG_MARKER.match(data, place)
@@ -340,8 +216,10 @@ def _jpeg(data: bytes) -> Header:
         if place < marker.end() + 2 or place > len(data):
             raise _damaged("JPEG", cut=True)
         body = data[marker.end() + 2 : place]
-        if code == 0xE1 and body.startswith(b"Exif\0\0") and orientation == 1:
-            orientation = _exif_orientation(body)
+        if code == 0xE1 and body.startswith(b"Exif\0\0"):
+            exif.append(body[6:])
+        elif code == 0xE1 and body.startswith(_JPEG_XMP):
+            xmp = body[len(_JPEG_XMP) :]
         if code == 0xDA:
             scans += 1
             after = _JPEG_MARKER.match(data, place)
@@ -361,7 +239,7 @@ def _jpeg(data: bytes) -> Header:
         raise _damaged("JPEG", cut=True)
     if marker is not None:
         kept.append(b"\xff\xd9")
-    return Header("JPEG", size, 1, orientation, b"".join(kept))
+    return Header("JPEG", size, 1, orientation_of(b"".join(exif), xmp), b"".join(kept))
 
 
 def _gif(data: bytes) -> Header:
@@ -403,7 +281,9 @@ def _after_gif_pieces(data: bytes, place: int, pieces: Iterator[int]) -> int:
 
 
 def _webp(data: bytes) -> Header:
-    place, frames, orientation = 12, 0, 1
+    place, frames = 12, 0
+    exif: bytes | None = None
+    xmp: bytes | None = None
     size: tuple[int, int] | None = None
     for _ in range(MAX_PARTS):
         if place + 8 > len(data):
@@ -415,13 +295,15 @@ def _webp(data: bytes) -> Header:
         if kind == b"ANMF":
             frames += 1
         elif kind == b"EXIF":
-            orientation = _exif_orientation(data[body : body + length])
+            exif = data[body : body + length]
+        elif kind == b"XMP ":
+            xmp = data[body : body + min(length, MAX_TEXT)]
         place = body + length + length % 2
     else:
         raise _too_many_parts("WEBP")
     if size is None:
         raise _damaged("WEBP", cut=True)
-    return Header("WEBP", size, max(frames, 1), orientation, data)
+    return Header("WEBP", size, max(frames, 1), orientation_of(exif, xmp), data)
 
 
 def _webp_size(kind: bytes, data: bytes, body: int) -> tuple[int, int]:
@@ -448,6 +330,7 @@ def _bmp(data: bytes) -> Header:
     return Header("BMP", (width, abs(height)), 1, 1, data)
 
 
+TIFF_XMP = 700
 _TIFF_WIDTHS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _TIFF_SINGLE = {256, 257, 259, 262, 266, 277, 278, 284, 292, 293, 317, 322, 323, 512, 513, 514, 531, 274}
 _TIFF_SEVERAL = {258, 273, 279, 320, 324, 325, 338, 339, 347, 519, 520, 521, 529, 530, 532}
@@ -468,8 +351,12 @@ def _tiff(data: bytes) -> Header:
     room = len(data)  # tags may not claim more than the file has, even where they share it
     values: dict[int, int] = {}
     kept: list[bytes] = []
+    xmp: bytes | None = None
     for place in range(start, start + entries * step, step):
         tag, kind, items, value = struct.unpack_from(order + entry, data, place)
+        if tag == TIFF_XMP and kind in (1, 7) and items > inline:
+            (where,) = struct.unpack(order + offset, value)
+            xmp = data[where : where + min(items, MAX_TEXT)]
         if tag not in _TIFF_SINGLE and tag not in _TIFF_SEVERAL:
             continue
         length = items * _TIFF_WIDTHS.get(kind, MAX_TAG_BYTES + 1)
@@ -493,7 +380,7 @@ def _tiff(data: bytes) -> Header:
     padding = bytes(len(data) % 2)
     head = data[:at] + struct.pack(order + offset, len(data) + len(padding))
     pixels = head + data[len(head) :] + padding + directory
-    orientation = values.get(274, 1)
+    orientation = values[274] if 274 in values else orientation_of(None, xmp)
     return Header("TIFF", size, _tiff_frames(data, order, first, big), orientation if orientation <= 8 else 1, pixels)
 
 

@@ -20,7 +20,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 
 from latent_tool.errors import ImageDecodeError, ImageNotAllowedError, ImageTooLargeError, InputError, SettingsError
 from latent_tool.images.download import _take_apart, is_public
-from latent_tool.images.load import _from_base64, _from_data_uri, _unquote
+from latent_tool.images.references import _unquote, from_base64, from_data_uri
 from latent_tool.langchain.messages import as_request, shown_input
 from latent_tool.langchain.reasoner import OPTIONS_KEY, CallOptions, LatentReasoner
 from latent_tool.redact import redact, shown_image
@@ -148,9 +148,9 @@ def test_base64_in_every_dress(data: bytes, wrap: int, luck: random.Random) -> N
     if wrap & 2:
         text = "".join(f"%{ord(c):02X}" if luck.random() < 0.3 else c + luck.choice(["", " ", "\r\n"]) for c in text)
     policy = ImagePolicy.untrusted()
-    assert _from_base64(text, policy) == data
-    assert _from_data_uri("data:image/png;charset=x;base64," + text, policy) == data
-    assert _from_data_uri("data:," + "".join(f"%{byte:02x}" for byte in data), policy) == data
+    assert from_base64(text, policy) == data
+    assert from_data_uri("data:image/png;charset=x;base64," + text, policy) == data
+    assert from_data_uri("data:," + "".join(f"%{byte:02x}" for byte in data), policy) == data
 
 
 @fuzz
@@ -170,7 +170,7 @@ def test_any_data_uri_gives_bytes_or_a_typed_error(payload: str, head: str) -> N
     policy = ImagePolicy.untrusted(max_bytes=40)
     for uri in (f"data:{head},{payload}", f"data:{head};base64,{payload}"):
         try:
-            assert len(_from_data_uri(uri, policy)) <= 40
+            assert len(from_data_uri(uri, policy)) <= 40
         except (ImageDecodeError, ImageTooLargeError) as error:
             assert error.hint
 
