@@ -3,6 +3,7 @@
     python -m training --out latent_tool/models/embedded      the whole recipe, one to two hours on two cores
     python -m training --out /tmp/model --quick               two minutes: a smaller model of simple scenes
     python -m training --out DIR --seed 1                     the whole recipe with other weights and other pictures
+    python -m training --out DIR --from latent_tool/models/embedded   its third stage alone, from those weights on
     python -m training --out DIR --resume                     continue a run that was stopped
     python -m training --out DIR --evaluate-only              measure DIR again and rewrite its card
     python -m training --out DIR --second-run OTHER           set the figures of another run beside those of DIR's card
@@ -18,6 +19,7 @@ import importlib.util
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -41,9 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
         if missing:
             raise MissingExtraError(f"Training the embedded model ({', '.join(missing)})", "train")
         recipe = replace(settings.QUICK if options.quick else settings.FULL, seed=options.seed)
+        recipe = replace(recipe, processes=options.processes or recipe.processes)
         if options.second_run:
             return _note_second_run(options.out, options.second_run, recipe)
-        return _run(options.out, options.run, recipe, options.resume, options.force, options.evaluate_only)
+        if options.evaluate_only:
+            return _measure(options.out, recipe)
+        return _run(options.out, options.run, recipe, options.resume, options.force, options.start)
     except LatentToolError as error:
         print(error, file=sys.stderr)
         return 2
@@ -56,6 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m training", description="Train, measure and export the embedded model.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--run", type=Path, help="folder of states and logs (default: training/runs/full or quick)")
+    parser.add_argument("--from", type=Path, dest="start", metavar="DIR", help="run the third stage alone, from DIR on")
+    parser.add_argument("--processes", type=int, choices=range(1, 9), help="that share the pictures of a step")
     parser.add_argument("--quick", action="store_true", help="a two-minute recipe")
     parser.add_argument("--seed", type=int, choices=range(SEEDS), metavar="N", default=0, help=f"0 to {SEEDS - 1}")
     parser.add_argument("--resume", action="store_true", help="continue from the last saved state")
@@ -68,28 +75,37 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(out: Path, run: Path | None, recipe: Recipe, resume: bool, force: bool, evaluate_only: bool) -> int:
-    from training import card, checkpoint, evaluate, stages
+def _measurer(recipe: Recipe) -> Callable[[Path], dict[str, Any]]:
+    from training import evaluate
 
-    measure = evaluate.measure_quick if recipe.tiny else evaluate.measure
+    return evaluate.measure_quick if recipe.tiny else evaluate.measure
+
+
+def _measure(out: Path, recipe: Recipe) -> int:
+    """Measure the checkpoint that is there, and rewrite its card."""
+    if not (out / "model.safetensors").exists():
+        raise SettingsError(f"There is no checkpoint in {out}.", "Train one first, without --evaluate-only.")
+    metrics = {"seed": recipe.seed} | _measurer(recipe)(out)
+    with suppress(SettingsError):
+        old = _read(out)
+        if old["sha256"] == metrics["sha256"]:  # of the same weights: their seed and their second run stay
+            metrics |= {key: old[key] for key in ("seed", "second_run") if key in old}
+    _write(out, metrics, recipe)
+    return 0
+
+
+def _run(out: Path, run: Path | None, recipe: Recipe, resume: bool, force: bool, start: Path | None) -> int:
+    """Train, measure and put in place."""
+    from training import card, checkpoint, stages
+
     run = run or Path("training/runs") / ("quick" if recipe.tiny else "full")
-    if evaluate_only:
-        if not (out / "model.safetensors").exists():
-            raise SettingsError(f"There is no checkpoint in {out}.", "Train one first, without --evaluate-only.")
-        metrics = {"seed": recipe.seed} | measure(out)
-        with suppress(SettingsError):
-            old = _read(out)
-            if old["sha256"] == metrics["sha256"]:  # of the same weights: their seed and their second run stay
-                metrics |= {key: old[key] for key in ("seed", "second_run") if key in old}
-        _write(out, metrics, recipe)
-        return 0
     if (out / "model.safetensors").exists() and not (out / METRICS).exists() and not force:
         raise SettingsError(f"{out} holds a checkpoint that was never measured.", "Use --force to replace it.")
-    model = stages.train(recipe, run, resume)
+    model = stages.train(recipe, run, resume, start)
     candidate = run / "candidate"
     with checkpoint.replacing(candidate) as folder:
         checkpoint.export(model, checkpoint.build_processor(recipe), folder)
-        metrics = measure(folder) | {"seed": recipe.seed}
+        metrics = _measurer(recipe)(folder) | {"seed": recipe.seed}
         _write(folder, metrics, recipe)
     if (out / METRICS).exists() and not force:
         old = _read(out)

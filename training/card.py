@@ -257,7 +257,7 @@ def _second_run(metrics: dict[str, Any]) -> str:
 
 def score(metrics: dict[str, Any]) -> float:
     """What ``better`` means: mean accuracy of direct and reasoned answers over the sets that were measured."""
-    rows = [row[way]["accuracy"] for row in metrics["sets"].values() for way in _WAYS]
+    rows: list[float] = [row[way]["accuracy"] for row in metrics["sets"].values() for way in _WAYS]
     return sum(rows) / len(rows)
 
 

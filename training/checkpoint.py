@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -62,18 +63,7 @@ CHAT_TEMPLATE = (
 
 def build_processor(recipe: Recipe) -> LlavaProcessor:
     """Byte-level tokenizer (any text survives, in lower case) and an image processor that stretches to a square."""
-    tokenizer = Tokenizer(models.BPE(byte_fallback=False))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=recipe.vocabulary,
-        min_frequency=12,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_corpus(), trainer)
+    tokenizer = Tokenizer.from_str(_learnt_tokenizer(recipe.vocabulary, tuple(SYSTEM_PROMPTS)))
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
@@ -102,14 +92,32 @@ def build_processor(recipe: Recipe) -> LlavaProcessor:
     )
 
 
-def _corpus() -> Iterator[str]:
+@lru_cache(maxsize=4)
+def _learnt_tokenizer(vocabulary: int, system_prompts: tuple[str, ...]) -> str:
+    """The tokenizer as JSON; learning it from thousands of scenes takes seconds, so that a process does it once."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=False))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        min_frequency=12,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_corpus(system_prompts), trainer)
+    return str(tokenizer.to_str())
+
+
+def _corpus(system_prompts: Sequence[str]) -> Iterator[str]:
     """Text from which the vocabulary is learnt. Numbers stay single digits: none of them is in here."""
     for seed in range(3000):
         for question in generate(seed, "train").questions:
             if not any(character.isdigit() for character in question.text):
                 yield question.text
     for _ in range(30):
-        yield from SYSTEM_PROMPTS
+        yield from system_prompts
         yield from ("yes", "no", "nothing", "top left", "top right", "bottom left", "bottom right", "center", "number")
         yield from (f"{color} {shape}" for color in COLORS for shape in SHAPES)
         yield from CHARACTERS

@@ -14,13 +14,13 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -29,21 +29,30 @@ from latent_tool.scenes import Box, Question, Split, generate
 from training.checkpoint import END, END_THINK, IMAGE
 from training.independent import picture
 from training.labels import cells_of
+from training.looking import CANNOT_TELL, NEEDS_WHAT_IT_NAMES, names_something_absent
 from training.settings import CELLS, IMAGE_SIZE
 from training.world import TEST_PHOTOGRAPHS, easy_vqa, easy_vqa_type, photographs, tiny_scene
 
+CANVAS_SCALES = (1.0, 1.5, 2.0, 3.0, 4.0)
+STRANGE = ("photographs", "noise", "blank sheets", "pages of text")
 FRESH_SEEDS = 1_000_000  # seeds of held-out and hard scenes from here on are looked at by the evaluation alone
 
 
 @dataclass(frozen=True)
 class Item:
-    """A question to be measured. Boxes are in pixels of ``image``."""
+    """A question to be measured. Boxes and windows, which are shown after the picture, are in pixels of ``image``."""
 
     image: Image.Image
     type: str
     text: str
     answer: str
     boxes: tuple[Box, ...] = ()
+    windows: tuple[Box, ...] = ()
+
+    @property
+    def pictures(self) -> list[Image.Image]:
+        """The picture, then its windows."""
+        return [self.image, *(self.image.crop((round(a), round(b), round(c), round(d))) for a, b, c, d in self.windows)]
 
     def cells(self) -> list[int]:
         """Image cells that the answer rests on, after the picture is stretched to the model's square."""
@@ -58,6 +67,16 @@ class Reply:
     answer: str
     reasoning: str
     probability: float
+
+    @property
+    def abstains(self) -> bool:
+        """Whether it says that it cannot tell."""
+        return self.answer == CANNOT_TELL
+
+    @property
+    def confidence(self) -> float:
+        """In the answer; none where it says that it cannot tell."""
+        return 0.0 if self.abstains else self.probability
 
 
 # --- data sets -------------------------------------------------------------------------------------------------
@@ -140,6 +159,95 @@ def foreign_items(number: int) -> list[Item]:
     return items
 
 
+def canvas_items(number: int, scale: float, first_seed: int = FRESH_SEEDS, shown: str = "") -> list[Item]:
+    """Questions about scenes on canvases, at most two about each.
+
+    Args:
+        number: how many.
+        scale: sides of the canvas in sides of the scene.
+        first_seed: of the canvases.
+        shown: what is shown after the canvas: nothing, the window where the scene lies (``"scene"``), or one of the
+            same size elsewhere (``"elsewhere"``).
+    """
+    items: list[Item] = []
+    seed = first_seed
+    while len(items) < number:
+        scene = generate(seed, "canvas", scale=scale)
+        assert scene.window is not None
+        windows = {"": (), "scene": (scene.window,), "elsewhere": (_elsewhere(scene.window, scene.image.size),)}[shown]
+        items += [replace(item, windows=windows) for item in _asked(scene.image, scene.questions)[:2]]
+        seed += 1
+    return items[:number]
+
+
+def _elsewhere(window: Box, size: tuple[int, int]) -> Box:
+    """A window of the same size in the corner that is farthest away."""
+    wide, high = window[2] - window[0], window[3] - window[1]
+    left = 0.0 if window[0] + window[2] > size[0] else size[0] - wide
+    top = 0.0 if window[1] + window[3] > size[1] else size[1] - high
+    return left, top, left + wide, top + high
+
+
+def absent_items(number: int) -> list[Item]:
+    """Held-out scenes of shapes with questions of other ones, about things that are not there."""
+    items: list[Item] = []
+    seed = 4 * FRESH_SEEDS - 200_000
+    while len(items) < number:
+        here, other = (generate(k, "held_out", "shapes") for k in (seed, seed + 100_000))
+        items += [
+            Item(here.image, "absent", q.text, CANNOT_TELL)
+            for q in other.questions
+            if q.type in NEEDS_WHAT_IT_NAMES and names_something_absent(q.text, here.objects)
+        ][:2]
+        seed += 1
+    return items[:number]
+
+
+def strange_items(kind: str, number: int) -> list[Item]:
+    """Questions of held-out scenes about pictures of nothing this world knows; one cannot tell.
+
+    Args:
+        kind: ``"photographs"`` that training did not use, ``"noise"``, ``"blank sheets"`` of colours that no scene has
+            as its background, or ``"pages of text"``.
+        number: how many questions.
+    """
+    make = {"photographs": _photograph, "noise": _noise, "blank sheets": _sheet, "pages of text": _page}[kind]
+    texts = scene_items("held_out", number, 2 * FRESH_SEEDS)
+    return [Item(make(k), item.type, item.text, CANNOT_TELL) for k, item in enumerate(texts)]
+
+
+def _photograph(number: int) -> Image.Image:
+    pictures = photographs(TEST_PHOTOGRAPHS)
+    chosen, rng = pictures[number % len(pictures)], random.Random(number)
+    if rng.random() < 0.5:
+        return chosen
+    wide, high = (int(side * rng.uniform(0.3, 0.9)) for side in chosen.size)
+    left, top = rng.randint(0, chosen.width - wide), rng.randint(0, chosen.height - high)
+    return chosen.crop((left, top, left + wide, top + high))
+
+
+def _noise(number: int) -> Image.Image:
+    source = np.random.default_rng(number)
+    values = source.integers(0, 256, (96, 120, 3)) if number % 2 else source.normal(128, 50, (96, 96, 1)).repeat(3, 2)
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
+def _sheet(number: int) -> Image.Image:
+    colors = ((128, 128, 128), (200, 40, 40), (60, 140, 70), (250, 210, 40), (110, 70, 150), (90, 90, 90))
+    return Image.new("RGB", ((120, 96), (96, 96), (80, 110))[number % 3], colors[number % len(colors)])
+
+
+def _page(number: int) -> Image.Image:
+    rng = random.Random(number)
+    image = Image.new("RGB", (rng.randint(140, 300), rng.randint(140, 300)), (252, 252, 250))
+    draw, size = ImageDraw.Draw(image), rng.randint(8, 16)
+    for y in range(6, image.height - size, round(1.5 * size)):
+        draw.text(
+            (8, y), rng.choice(FOREIGN)[rng.randint(0, 9) :], font=ImageFont.load_default(size), fill=(20, 20, 20)
+        )
+    return image
+
+
 # --- the model -------------------------------------------------------------------------------------------------
 
 
@@ -157,13 +265,15 @@ class Answerer:
 
     def prompt(self, item: Item, opened: str = "") -> str:
         """The chat template, with the assistant turn opened by ``opened``."""
-        content = [{"type": "image"}, {"type": "text", "text": item.text}]
+        content = [{"type": "image"}] * (1 + len(item.windows)) + [{"type": "text", "text": item.text}]
         messages = [{"role": "user", "content": content}]
         return str(self.processor.apply_chat_template(messages, add_generation_prompt=True)) + opened
 
     def inputs(self, items: Sequence[Item], opened: Sequence[str], blank: bool = False) -> dict[str, Tensor]:
-        """Left-padded inputs; ``blank`` shows a gray picture."""
-        pictures = [Image.new("RGB", i.image.size, (128, 128, 128)) if blank else i.image for i in items]
+        """Left-padded inputs; ``blank`` shows gray pictures."""
+        pictures = [picture for item in items for picture in item.pictures]
+        if blank:
+            pictures = [Image.new("RGB", picture.size, (128, 128, 128)) for picture in pictures]
         texts = [self.prompt(item, start) for item, start in zip(items, opened, strict=True)]
         return dict(self.processor(text=texts, images=pictures, padding=True, return_tensors="pt"))
 
@@ -374,13 +484,49 @@ def _measured(
     result["attention_auroc"]["types"] = {kind: float(np.mean(by_type[kind])) for kind in sorted(by_type)}
     log(f"attention: {result['attention_auroc']}")
     photos = photograph_items(size(330))
-    shown = [r.probability for r in crew.replies(photos)]
-    known = [r.probability for r in replies["held_out"][0]]
+    shown = [r.confidence for r in crew.replies(photos)]
+    known = [r.confidence for r in replies["held_out"][0]]
     result["photographs"] = _out_of_world(shown, known) | {"median_confidence_scenes": float(np.median(known))}
     log(f"photographs: {result['photographs']}")
-    result["foreign"] = _out_of_world([r.probability for r in crew.replies(foreign_items(size(240)))], known)
+    foreign = foreign_items(size(240))
+    result["foreign"] = _out_of_world([r.confidence for r in crew.replies(foreign)], known)
     log(f"questions about other things: {result['foreign']}")
+    unknown = {kind: strange_items(kind, size(300)) for kind in STRANGE}
+    unknown |= {"other topics": foreign, "absent things": absent_items(size(300))}
+    result["cannot_tell"] = {}
+    for name, items in unknown.items():
+        result["cannot_tell"][name] = _abstained(crew.replies(items), crew.replies(items, "<think>"))
+        log(f"cannot tell, {name}: {result['cannot_tell'][name]}")
+    result["false_cannot_tell"] = {name: _abstained(*replies[name]) for name in sets}
+    log(f"cannot tell, wrongly: {result['false_cannot_tell']}")
+    result["canvases"] = {}
+    for scale in CANVAS_SCALES:
+        result["canvases"][f"{scale:g}"] = row = canvas_row(crew, size(400), scale)
+        log(f"canvas {scale:g}: {row}")
     return result
+
+
+def canvas_row(crew: Crew | Answerer, number: int, scale: float, first_seed: int = FRESH_SEEDS) -> dict[str, Any]:
+    """Direct answers on canvases of one scale: alone, with the window of the scene, with a useless window."""
+    row: dict[str, Any] = {"questions": number}
+    for name, shown in (("alone", ""), ("with_window", "scene"), ("with_other_window", "elsewhere")):
+        items = canvas_items(number, scale, first_seed, shown)
+        replies = crew.replies(items)
+        right = [r.answer == i.answer for i, r in zip(items, replies, strict=True)]
+        chances = [r.confidence for r in replies]
+        row[name] = {
+            "accuracy": float(np.mean(right)),
+            "cannot_tell": float(np.mean([r.abstains for r in replies])),
+            "auroc": _auroc(chances, right),
+            "calibration_error": ece(chances, right, bins=10),
+            "mean_confidence": float(np.mean(chances)),
+        }
+    return row
+
+
+def _abstained(direct: Sequence[Reply], reasoned: Sequence[Reply]) -> dict[str, Any]:
+    rates = {"direct": direct, "reasoned": reasoned}
+    return {"questions": len(direct)} | {way: float(np.mean([r.abstains for r in rows])) for way, rows in rates.items()}
 
 
 def _auroc(scores: Sequence[float], positive: Sequence[bool]) -> float | None:
@@ -419,7 +565,7 @@ def _summary(
         row["types"][kind] = {"questions": len(chosen), "question_only": float(np.mean([guessed[k] for k in chosen]))}
     for mode, replies in (("direct", direct), ("reasoned", reasoned)):
         right = [r.answer == i.answer for i, r in zip(items, replies, strict=True)]
-        chances = [r.probability for r in replies]
+        chances = [r.confidence for r in replies]
         row[mode] = {
             "accuracy": float(np.mean(right)),
             "auroc": _auroc(chances, right),

@@ -1,7 +1,7 @@
 """The model as plain functions over packed rows: the same numbers as ``LlavaForConditionalGeneration``, faster.
 
-A test compares the two. Shapes: ``B`` pictures, ``C`` cells, ``P`` prefix positions, ``T = R * L`` text positions in
-``R`` rows of ``L``, ``d`` hidden size, ``h`` heads.
+A test compares the two. Shapes: ``B`` pictures, ``C`` cells (those of windows included), ``P`` prefix positions,
+``T = R * L`` text positions in ``R`` rows of ``L``, ``d`` hidden size, ``h`` heads.
 """
 
 from __future__ import annotations
@@ -24,8 +24,12 @@ def pixels_to_input(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
-def image_features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
-    """Projected cells ``(B, C, d)`` of pictures ``(B, 3, s, s)``."""
+def image_features(model: LlavaForConditionalGeneration, pixels: Tensor, views: Tensor | None = None) -> Tensor:
+    """Projected cells ``(B, C, d)`` of pictures ``(B, 3, s, s)``, and of their windows ``(B, V, s, s, 3)`` in bytes."""
+    if views is not None and views.shape[1]:
+        every = torch.cat([pixels, pixels_to_input(views.flatten(0, 1))])
+        first, others = image_features(model, every).tensor_split((len(pixels),))
+        return torch.cat([first, others.view(len(pixels), -1, others.shape[-1])], dim=1)
     tower = model.model.vision_tower
     patch, heads = tower.config.patch_size, tower.config.num_attention_heads
     batch, _, side, _ = pixels.shape
@@ -43,7 +47,8 @@ def image_features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tens
         x = layer.layer_norm2(hidden)
         hidden = hidden + layer.mlp.fc2(F.gelu(layer.mlp.fc1(x), approximate="tanh"))
     projector = model.model.multi_modal_projector
-    return projector.linear_2(F.gelu(projector.linear_1(hidden)))
+    projected: Tensor = projector.linear_2(F.gelu(projector.linear_1(hidden)))
+    return projected
 
 
 @dataclass
@@ -104,15 +109,15 @@ def decode(
         x = F.rms_norm(hidden, (width,), layer.input_layernorm.weight, eps)
         q = _turn(_split(attention.q_proj(x), heads), cos, sin) * head**-0.5  # (B, h, P + T, head)
         k, v = _turn(_split(attention.k_proj(x), heads), cos, sin), _split(attention.v_proj(x), heads)
-        q_text, k_text, v_text = (t[:, :, length:].unflatten(2, (rows, row_length)) for t in (q, k, v))
+        q_text, k_text, v_text = (_rows(t[:, :, length:], row_length) for t in (q, k, v))
         k_image, v_image = k[:, :, :length], v[:, :, :length]
         to_image = q[:, :, length:] @ k_image.transpose(-1, -2)  # (B, h, T, P)
         to_row = (q_text @ k_text.transpose(-1, -2) + row_mask).flatten(2, 3)  # (B, h, T, L)
         weights = torch.cat([to_image, to_row], dim=-1).softmax(-1)
-        on_image, on_row = weights.split((length, row_length), dim=-1)
+        on_image, on_row = weights.tensor_split((length,), dim=-1)
         if with_attention:
             seen.append(on_image[..., first_cell:].mean(1)[chosen])
-        out_text = on_image @ v_image + (on_row.unflatten(2, (rows, row_length)) @ v_text).flatten(2, 3)
+        out_text = on_image @ v_image + (_rows(on_row, row_length) @ v_text).flatten(2, 3)
         if index == last:
             hidden = hidden[:, length:][chosen] + attention.o_proj(_join(out_text)[chosen])
         else:
@@ -168,7 +173,12 @@ def with_own_tokens(
 
 def _split(x: Tensor, heads: int) -> Tensor:
     """``(B, N, d)`` -> ``(B, h, N, d / h)``."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)
+
+
+def _rows(x: Tensor, length: int) -> Tensor:
+    """``(B, h, R * L, n)`` -> ``(B, h, R, L, n)``."""
+    return x.reshape(*x.shape[:2], -1, length, x.shape[-1])
 
 
 def _join(x: Tensor) -> Tensor:
@@ -194,9 +204,9 @@ class DenseHeads(nn.Module):
 
     def __init__(self, hidden: int, names: int, colors: int, side: int) -> None:
         super().__init__()
-        self.sizes = (names, colors, 2, side, side, 2)
+        self.sizes = [names, colors, 2, side, side, 2]
         self.linear = nn.Linear(hidden, sum(self.sizes))
 
     def forward(self, features: Tensor) -> tuple[Tensor, ...]:
         """``(B, C, d)`` -> six tensors ``(B, C, size)``."""
-        return self.linear(F.layer_norm(features, features.shape[-1:])).split(self.sizes, dim=-1)
+        return torch.split(self.linear(F.layer_norm(features, features.shape[-1:])), self.sizes, dim=-1)

@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -384,12 +385,13 @@ def _ask(rng: random.Random, things: list[_Thing], size: tuple[int, int]) -> lis
                 )
                 break
     if len(things) > 2:
-        for word, key in (
+        measures: tuple[tuple[str, Callable[[Any], float]], ...] = (
             ("highest", lambda q: q.y / high),
             ("lowest", lambda q: -q.y / high),
             ("leftmost", lambda q: q.x / wide),
             ("rightmost", lambda q: -q.x / wide),
-        ):
+        )
+        for word, key in measures:
             ranked = sorted(things, key=key)
             if rng.random() < 0.3 and key(ranked[1]) - key(ranked[0]) > 0.07:
                 add(

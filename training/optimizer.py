@@ -2,6 +2,10 @@
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) replaces the momentum ``M`` of a matrix by the
 nearest orthogonal matrix: with ``M = U S V^T`` the step is ``U V^T``, found by a quintic Newton-Schulz iteration.
+
+``torch.optim.Muon`` takes the same step (a test compares the two), one matrix at a time and in bfloat16. Here matrices
+of one shape go together, in float32, and the processes share them: on processors without matrix units for bfloat16 the
+step of the embedded model takes a seventh of the time.
 """
 
 from __future__ import annotations
@@ -17,8 +21,8 @@ from transformers import LlavaForConditionalGeneration
 def orthogonalise(matrices: Tensor, steps: int = 4) -> Tensor:
     """``(n, rows, columns)`` -> matrices with the same singular vectors and singular values near one."""
     tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.transpose(1, 2) if tall else matrices
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x: Tensor = matrices.transpose(1, 2) if tall else matrices
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.transpose(1, 2)
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
@@ -31,11 +35,19 @@ class Optimizer:
     Args:
         model, heads: what is trained; unused parameters are left out.
         rank, world: this process and the number of processes; they share the orthogonalising.
+        without: parameters with this in their name stay as they are.
     """
 
-    def __init__(self, model: LlavaForConditionalGeneration, heads: nn.Module, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        model: LlavaForConditionalGeneration,
+        heads: nn.Module,
+        rank: int = 0,
+        world: int = 1,
+        without: str = "post_layernorm",
+    ) -> None:
         self.rank, self.world = rank, world
-        named = [(n, p) for n, p in model.named_parameters() if "post_layernorm" not in n]
+        named = [(n, p) for n, p in model.named_parameters() if "post_layernorm" not in n and without not in n]
         matrices = [p for n, p in named if p.ndim == 2 and "layers." in n]
         chosen = {id(p) for p in matrices}
         others = [(n, p) for n, p in named if id(p) not in chosen]
@@ -67,7 +79,7 @@ class Optimizer:
         if self.world > 1:
             flat = torch.cat([update.reshape(-1) for update in updates.values()])
             dist.all_reduce(flat)
-            pieces = flat.split([update.numel() for update in updates.values()])
+            pieces = torch.split(flat, [update.numel() for update in updates.values()])
             updates = {shape: piece.view_as(updates[shape]) for shape, piece in zip(updates, pieces, strict=True)}
         for shape, ps in self.by_shape.items():
             for p, update in zip(ps, updates[shape], strict=True):
@@ -81,7 +93,7 @@ class Optimizer:
         flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in self.parameters])
         dist.all_reduce(flat)
         flat /= self.world
-        for p, piece in zip(self.parameters, flat.split([p.numel() for p in self.parameters]), strict=True):
+        for p, piece in zip(self.parameters, torch.split(flat, [p.numel() for p in self.parameters]), strict=True):
             p.grad = piece.view_as(p)
 
     def zero(self) -> None:

@@ -1,7 +1,7 @@
 """Questions -> packed rows of tokens.
 
-All questions about one picture share its prefix ``[system] <|user|> image``; they are packed into ``rows`` rows of
-``row_length`` tokens, and every question sees the prefix and itself. One question is laid out as
+All questions about one picture share its prefix ``[system] <|user|> image [window ...]``; they are packed into ``rows``
+rows of ``row_length`` tokens, and every question sees the prefix and itself. One question is laid out as
 
     question <|assistant|> [copies of cells] [<think> reasoning </think>] answer <|end|>
 
@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from latent_tool.scenes import CHARACTERS, COLORS, SHAPES, Question
+from latent_tool.scenes import CHARACTERS, COLORS, SHAPES, Box, Question
 from training.checkpoint import ASSISTANT, END, END_THINK, PAD, SYSTEM, SYSTEM_PROMPTS, THINK
 from training.labels import IGNORE, cells_of, dense_labels
-from training.settings import CELLS, Recipe
+from training.looking import UNANSWERABLE, looking_sample
+from training.settings import CELLS, IMAGE_SIZE, Recipe
 from training.wording import reword
 from training.world import Sample, sample
 
@@ -36,6 +37,7 @@ class Batch:
     """Tensors of one step. ``B`` pictures, ``T = rows * row_length`` text positions, ``Q`` questions at most."""
 
     pixels: Tensor  # (B, 96, 96, 3) uint8
+    views: Tensor  # (B, V, 96, 96, 3) uint8: windows that are shown after the picture, mostly none
     system: Tensor  # (S,) token ids that stand before the user turn of every picture, often none
     ids: Tensor  # (B, T) tokens
     cells: Tensor  # (B, T) the cell whose embedding replaces the token, or -1
@@ -46,7 +48,7 @@ class Batch:
     mixed: Tensor  # (B, T, 2) tokens mixed into the embedding
     mixture: Tensor  # (B, T, 3) shares of the token itself and of the two mixed ones
     own: Tensor  # (B, T) 1: the model's own expected embedding stands here, 2: a token it samples
-    relevant: Tensor  # (B, Q, CELLS) bool: the cells a question rests on
+    relevant: Tensor  # (B, Q, C) bool: the cells a question rests on; ``C = (1 + V) * CELLS``, picture by picture
     classes: Tensor  # (B, 3, CELLS) dense labels
     offsets: Tensor  # (B, CELLS, 2)
 
@@ -105,24 +107,31 @@ class Packer:
             found.update(dict.fromkeys(tokens, tokens))
         return found
 
-    def segment(self, question: Question, rng: random.Random, own_tokens: bool = False) -> _Segment:
-        """Lay out one question, with the noise of training."""
+    def segment(
+        self,
+        question: Question,
+        rng: random.Random,
+        own_tokens: bool = False,
+        relevant: Sequence[int] = (),
+        cells: int = CELLS,
+    ) -> _Segment:
+        """Lay out one question, with the noise of training; ``relevant`` of so many ``cells`` are those it rests on."""
         recipe, result = self.recipe, _Segment()
         text = reword(question.text, rng) if rng.random() < recipe.reword_share else question.text
         for token in self.encode(text):
             result.add(token)
         result.add(ASSISTANT)
         if rng.random() < recipe.copies_share:
-            relevant = cells_of(question.boxes)
-            pool = relevant if relevant and rng.random() < 0.7 else range(CELLS)
+            pool = relevant if relevant and rng.random() < 0.7 else range(cells)
             for _ in range(rng.randint(1, 8)):
                 result.add(PAD, cell=rng.choice(pool))
         if question.reasoning and rng.random() < recipe.reasoning_share:
             self._reason(result, self.encode(question.reasoning), rng, own_tokens)
         answer = self.encode(question.answer.lower())
         scale = 0.35 if question.type == "describe" else 1.0
-        for token in answer:
-            result.expect(token, scale)
+        for index, token in enumerate(answer):
+            # the first token decides whether one can tell; the others follow
+            result.expect(token, 0.25 if index and question.type == UNANSWERABLE else scale)
             result.add(token)
         result.expect(END, 0.4 * scale)
         return result
@@ -169,6 +178,12 @@ class Packer:
             system = [SYSTEM, *self.encode(rng.choice(SYSTEM_PROMPTS))]
         return self.pack([sample(n, self.recipe, late) for n in numbers], numbers, own_tokens, system)
 
+    def looking_batch(self, numbers: Sequence[int], views: int, own_tokens: bool = False) -> Batch:
+        """Samples ``numbers`` of the third stage as one batch, with so many windows beside every picture."""
+        rng = random.Random(f"system {numbers[0]}")
+        system = [SYSTEM, *self.encode(rng.choice(SYSTEM_PROMPTS))] if rng.random() < 0.12 else []
+        return self.pack([looking_sample(n, self.recipe, views) for n in numbers], numbers, own_tokens, system)
+
     def pack(
         self, samples: Sequence[Sample], numbers: Sequence[int], own_tokens: bool = False, system: Sequence[int] = ()
     ) -> Batch:
@@ -183,12 +198,15 @@ class Packer:
         labels, weights, own = full(IGNORE), full(0, np.float32), full(0)
         mixed, mixture = full(0, np.int64, 2), full(0, np.float32, 3)
         mixture[..., 0] = 1.0
-        relevant = np.zeros((len(samples), MAX_QUESTIONS, CELLS), bool)
+        shown = 1 + len(samples[0].views)
+        relevant = np.zeros((len(samples), MAX_QUESTIONS, shown * CELLS), bool)
         dense = [dense_labels(one.objects) for one in samples]
         for b, (one, number) in enumerate(zip(samples, numbers, strict=True)):
             rng = random.Random(13 * number + 5)
+            rests_on = [_cells(question.boxes, one) for question in one.questions[:MAX_QUESTIONS]]
             segments = [
-                (k, self.segment(question, rng, own_tokens)) for k, question in enumerate(one.questions[:MAX_QUESTIONS])
+                (k, self.segment(one.questions[k], rng, own_tokens, touched, shown * CELLS))
+                for k, touched in enumerate(rests_on)
             ]
             used = [0] * recipe.rows
             for k, segment in segments:
@@ -206,11 +224,16 @@ class Packer:
                     for slot, (other, weight) in enumerate(others):
                         mixed[b, here.start + offset, slot] = other
                         mixture[b, here.start + offset, slot + 1] = weight
-                relevant[b, k, cells_of(one.questions[k].boxes)] = True
+                relevant[b, k, rests_on[k]] = True
         pixels = np.stack([np.asarray(one.image) for one in samples])
+        views = np.zeros((len(samples), shown - 1, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+        for b, one in enumerate(samples):
+            for k, view in enumerate(one.views):
+                views[b, k] = np.asarray(view.image)
         tensor = torch.from_numpy
         return Batch(
             pixels=tensor(pixels),
+            views=tensor(views),
             system=torch.tensor(list(system), dtype=torch.int64),
             ids=tensor(ids),
             cells=tensor(cells),
@@ -225,3 +248,18 @@ class Packer:
             classes=tensor(np.stack([classes for classes, _ in dense])),
             offsets=tensor(np.stack([offsets for _, offsets in dense])),
         )
+
+
+def _cells(boxes: Sequence[Box], one: Sample) -> list[int]:
+    """The cells of a picture and of its windows that boxes touch, numbered picture by picture."""
+    found = cells_of(boxes)
+    for index, view in enumerate(one.views, start=1):
+        left, top, right, bottom = view.window
+        across, down = IMAGE_SIZE / (right - left), IMAGE_SIZE / (bottom - top)
+        inside = [
+            ((b[0] - left) * across, (b[1] - top) * down, (b[2] - left) * across, (b[3] - top) * down)
+            for b in boxes
+            if b[0] < right and b[2] > left and b[1] < bottom and b[3] > top
+        ]
+        found += [index * CELLS + cell for cell in cells_of(inside)]
+    return found

@@ -12,7 +12,7 @@ CELLS = CELLS_PER_SIDE**2
 
 @dataclass(frozen=True)
 class Recipe:
-    """Sizes of the model and lengths of the two stages."""
+    """Sizes of the model and lengths of the three stages."""
 
     hidden: int = 192
     heads: int = 6
@@ -35,6 +35,20 @@ class Recipe:
     language_matrix_rate: float = 0.0068
     language_rate: float = 0.55  # scales the AdamW rates
 
+    looking_steps: int = 400  # decoder and projector alone: the vision tower stays as it is
+    looking_decay: int = 200  # the last so many steps, in which the rates fall to zero
+    looking_batch: int = 24  # pictures per step, of all processes together
+    looking_matrix_rate: float = 0.0025
+    looking_rate: float = 0.2  # scales the AdamW rates
+    looking_rows: int = 2  # longer rows waste less on padding
+    looking_row_length: int = 80
+    looking_windows: tuple[int, ...] = (0, 1, 0, 1, 0, 0, 1, 0, 2, 0)  # beside the pictures of a step, in turn
+    looking_ordinary_share: float = 0.76  # of the pictures without a window: as in the second stage
+    looking_ordinary_beside_share: float = 0.38  # of those with windows: scenes at their own size
+    looking_stranger_share: float = 0.12  # pictures that no question of this world fits; the rest are canvases
+    looking_unanswerable_share: float = 0.35  # other pictures with one or two questions that have no answer
+    looking_slow_share: float = 0.5  # how many of up to three further questions of slow types are asked
+
     late_from: int = 500  # language step from which printed characters, the slowest to learn, weigh more
     late_text_share: float = 0.15  # further pictures of text
     late_character_weight: float = 4.0  # of their cells in the dense loss
@@ -53,21 +67,23 @@ class Recipe:
     unanswerable_share: float = 0.25  # pictures with one or two questions that have no answer
     tiny: bool = False  # colour, shape and existence in simple pictures only
 
-    save_every: int = 100  # steps between checkpoints
-    log_every: int = 20
+    save_every: int = 25  # steps between checkpoints
+    log_every: int = 10
 
 
 FULL = Recipe()
 QUICK = Recipe(
     vision_layers=2,
     text_layers=2,
-    vision_mlp=384,
-    hidden=128,
+    vision_mlp=288,
+    hidden=96,
     heads=4,
-    text_mlp=256,
-    vision_steps=160,
-    language_steps=440,
-    language_decay=220,
+    text_mlp=192,
+    rows=2,
+    vision_steps=110,
+    language_steps=240,
+    language_decay=120,
+    looking_steps=0,
     vision_batch=16,
     language_batch=12,
     easy_vqa_share=0.0,
@@ -79,4 +95,5 @@ QUICK = Recipe(
     unanswerable_share=0.0,
     tiny=True,
     save_every=100,
+    log_every=20,
 )

@@ -1,4 +1,4 @@
-"""Vision warm-up and language training on several processes, with checkpoints and resume.
+"""Vision warm-up, language and looking on several processes, with checkpoints and resume.
 
 Each step of each process takes its own numbers of the training stream, so a run that was killed and resumed sees
 the same data as one that was not.
@@ -25,9 +25,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.multiprocessing.spawn import ProcessException
+from torch.multiprocessing.spawn import ProcessException, spawn
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from latent_tool.errors import SettingsError
 from latent_tool.scenes import Scene, generate
@@ -39,9 +39,10 @@ from training.packing import Batch, Packer
 from training.settings import CELLS, CELLS_PER_SIDE, Recipe
 from training.world import assets, from_scene, tiny_scene
 
-STAGES = ("vision", "language")
+STAGES = ("vision", "language", "looking")
 _VISION_NUMBERS = 500_000_000  # numbers of the training stream from which the warm-up draws
-NUMBERS_PER_SEED = 10_000_000  # more than either stage of a run draws, so that runs of other seeds share no picture
+NUMBERS_PER_SEED = 10_000_000  # more than all stages of a run draw, so that runs of other seeds share no picture
+_LOOKING_NUMBERS = 1_000_000  # from here on, of the numbers of its seed, the third stage draws
 
 # glibc returns large tensors to the system after every operation unless told otherwise; this is a third of the time
 ALLOCATOR = {
@@ -52,13 +53,14 @@ ALLOCATOR = {
 }
 
 
-def train(recipe: Recipe, run: Path, resume: bool) -> LlavaForConditionalGeneration:
-    """Train from scratch, or from the last saved state of the same recipe.
+def train(recipe: Recipe, run: Path, resume: bool, start: Path | None = None) -> LlavaForConditionalGeneration:
+    """Train from scratch, from the last saved state of the same recipe, or from the weights of a checkpoint.
 
     Args:
         recipe: what to do.
         run: folder for the state and the log.
         resume: continue from ``run/state.pt`` when it is there.
+        start: folder of a checkpoint whose weights are those of the end of the second stage: the third alone is run.
 
     Raises ``SettingsError`` for the state of another recipe, and rather than begin anew over that of an unfinished run;
     ``ChildProcessError``, with what it printed, when a process of the training ends early.
@@ -69,20 +71,22 @@ def train(recipe: Recipe, run: Path, resume: bool) -> LlavaForConditionalGenerat
         saved = _saved(state)
         if resume:
             _require_same(saved, recipe, _vocabulary(build_processor(recipe).tokenizer), state)
-        elif (saved["stage"], saved["step"]) != (len(STAGES) - 1, saved["recipe"]["language_steps"]):
+        elif not _finished(saved):
             raise SettingsError(
                 f"{state} is a run that was stopped ({STAGES[saved['stage']]}, step {saved['step']}).",
                 "Continue it with --resume, or remove it to begin anew.",
             )
         else:
             state.unlink()
+    if start is not None and not state.exists():
+        begin_from(start, recipe, run)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     before = {name: os.environ.get(name) for name in ALLOCATOR}
     os.environ.update(ALLOCATOR)  # the processes started below read it, this one is not touched
     try:
-        torch.multiprocessing.spawn(_work, args=(recipe, run, port), nprocs=recipe.processes)
+        spawn(_work, args=(recipe, run, port), nprocs=recipe.processes)  # type: ignore[no-untyped-call]
     except ProcessException as error:
         raise ChildProcessError(str(error)) from error
     finally:
@@ -109,6 +113,29 @@ def _require_same(saved: dict[str, Any], recipe: Recipe, vocabulary: str, state:
             f"{state} was trained with another vocabulary: the questions of latent_tool/scenes have changed since.",
             "Remove it, or use another folder (--run).",
         )
+
+
+def _finished(saved: dict[str, Any]) -> bool:
+    steps = [saved["recipe"].get(f"{stage}_steps", 0) for stage in STAGES]
+    return bool(saved["step"] >= steps[saved["stage"]]) and not any(steps[saved["stage"] + 1 :])
+
+
+def begin_from(start: Path, recipe: Recipe, run: Path) -> None:
+    """Save the weights of a checkpoint as a state at the end of the second stage."""
+    try:
+        model = LlavaForConditionalGeneration.from_pretrained(start, dtype=torch.float32, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(start, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{start} holds no checkpoint ({error}).", "Name the folder of one.") from error
+    trainer = Trainer(recipe, run, 0, 1)
+    if _vocabulary(tokenizer) != trainer.vocabulary:
+        raise SettingsError(f"{start} has another vocabulary.", "Name a checkpoint of this recipe.")
+    try:
+        trainer.model.load_state_dict(model.state_dict())
+    except RuntimeError as error:
+        raise SettingsError(f"{start} has another shape ({error}).", "Name a checkpoint of this recipe.") from error
+    trainer.stage, trainer.step = STAGES.index("language"), recipe.language_steps
+    trainer.save()
 
 
 def _vocabulary(tokenizer: PreTrainedTokenizerFast) -> str:
@@ -158,11 +185,23 @@ class Trainer:
             self.model.tie_weights()
             self.refresh_copy()
             self.heads.load_state_dict(saved["heads"])
-            self.optimizer.load(saved["optimizer"])
             self.stage, self.step = saved["stage"], saved["step"]
+            if STAGES[self.stage] == "looking":
+                self.begin(self.stage)
+            self.optimizer.load(saved["optimizer"])
+
+    def begin(self, stage: int) -> None:
+        """The optimizer of a stage; the third leaves the vision tower as it is."""
+        looking = STAGES[stage] == "looking"
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(not (looking and "vision_tower" in name))
+        for name, parameter in self.copy.named_parameters() if self.copy is not None else ():
+            parameter.requires_grad_(not (looking and "vision_tower" in name))
+        without = "vision_tower" if looking else "post_layernorm"
+        self.optimizer = Optimizer(self.model, self.heads, self.rank, self.world, without)
 
     def run(self) -> None:
-        """Both stages, from wherever the state says, for as long as the command lives that started this process."""
+        """All stages, from wherever the state says, for as long as the command lives that started this process."""
         parent = multiprocessing.parent_process()
         for stage in range(self.stage, len(STAGES)):
             first = self.step if stage == self.stage else 0
@@ -171,23 +210,25 @@ class Trainer:
             total = lessons.steps
             if first >= total:
                 continue
-            if stage == 1 and first == 0:
-                self.optimizer = Optimizer(self.model, self.heads, self.rank, self.world)
+            if stage > 0 and first == 0:
+                self.begin(stage)
             loader = DataLoader(lessons, batch_size=None, num_workers=1, prefetch_factor=4)
             for step, batch in enumerate(loader, start=first):
                 if parent is not None and not parent.is_alive():
                     raise SystemExit(f"Stopped at step {step}: the command that started this is gone.")
                 if stage == 0:
                     self.vision_step(step, batch)
-                else:
+                elif stage == 1:
                     self.language_step(step, batch)
+                else:
+                    self.looking_step(step, batch)
                 self.step = step + 1
                 if self.rank == 0:
                     if self.step % self.recipe.log_every == 0:
                         self.log(total)
                     if self.step % self.recipe.save_every == 0 or self.step == total:
                         self.save()
-                    if stage == 1 and self.step % (4 * self.recipe.save_every) == 0:
+                    if stage > 0 and self.step % (4 * self.recipe.save_every) == 0:
                         self.write({"held_out_direct": self.check()})
 
     def vision_step(self, step: int, batch: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -196,34 +237,48 @@ class Trainer:
         progress = step / self.recipe.vision_steps
         features = image_features(self.working, pixels_to_input(pixels))
         loss = self.dense_loss(features, classes, offsets)
-        loss.backward()
+        torch.autograd.backward(loss)
         rate = min(1.0, (step + 1) / 40) * min(1.0, (1 - progress) / 0.6 + 0.05)
         self.update(self.recipe.vision_matrix_rate * rate, rate)
 
     def language_step(self, step: int, batch: Batch) -> None:
         """Answers and reasoning, the dense labels, and where the words look."""
-        recipe, model = self.recipe, self.working
-        features = image_features(model, pixels_to_input(batch.pixels))
+        recipe = self.recipe
+        features = image_features(self.working, pixels_to_input(batch.pixels))
+        weight = recipe.late_character_weight if step >= recipe.late_from else 1.0
+        dense = self.dense_loss(features, batch.classes, batch.offsets, weight)
+        torch.autograd.backward(self.words_loss(step, features, batch, recipe.row_length) + 0.5 * dense)
+        left = (recipe.language_steps - step) / recipe.language_decay
+        rate = min(1.0, (step + 1) / 30, 0.98 * left + 0.02)
+        self.update(recipe.language_matrix_rate * rate, recipe.language_rate * rate)
+
+    def looking_step(self, step: int, batch: Batch) -> None:
+        """Answers and reasoning about pictures with and without windows; the vision tower stays as it is."""
+        recipe = self.recipe
+        features = image_features(self.working, pixels_to_input(batch.pixels), batch.views)
+        torch.autograd.backward(self.words_loss(step, features, batch, recipe.looking_row_length))
+        left = (recipe.looking_steps - step) / recipe.looking_decay
+        rate = min(1.0, (step + 1) / 30, 0.98 * left + 0.02)
+        self.update(recipe.looking_matrix_rate * rate, recipe.looking_rate * rate)
+
+    def words_loss(self, step: int, features: Tensor, batch: Batch, row_length: int) -> Tensor:
+        """Cross entropy of answers and reasoning, and a little of where they look."""
+        model = self.working
         embeddings = embed(model, features, batch)
         generator = torch.Generator().manual_seed(step * self.world + self.rank)
-        embeddings = with_own_tokens(model, features, embeddings, batch, recipe.row_length, generator)
+        embeddings = with_own_tokens(model, features, embeddings, batch, row_length, generator)
         chosen = batch.labels != IGNORE
-        decoded = decode(model, features, embeddings, batch, chosen, recipe.row_length, with_attention=True)
+        decoded = decode(model, features, embeddings, batch, chosen, row_length, with_attention=True)
         logits = F.linear(decoded.hidden, model.model.language_model.embed_tokens.weight).float()
         labels, weights = batch.labels[chosen], batch.weights[chosen]
         each = F.cross_entropy(logits, labels, reduction="none")
         words = (each * weights).sum() / weights.sum()
         assert decoded.attention is not None
         looks = looking_loss(decoded.attention.float(), batch, chosen)
-        weight = recipe.late_character_weight if step >= recipe.late_from else 1.0
-        loss = words + 0.1 * looks + 0.5 * self.dense_loss(features, batch.classes, batch.offsets, weight)
-        loss.backward()
-        left = (recipe.language_steps - step) / recipe.language_decay
-        rate = min(1.0, (step + 1) / 30, 0.98 * left + 0.02)
-        self.update(recipe.language_matrix_rate * rate, recipe.language_rate * rate)
         right = (logits.argmax(-1) == labels).float().mean()
         self.count(words=words, looks=looks, tokens_right=right)
         self.sums["questions"] += batch.questions * self.world
+        return words + 0.1 * looks
 
     def dense_loss(self, features: Tensor, classes: Tensor, offsets: Tensor, character_weight: float = 1.0) -> Tensor:
         """Cross entropies of name, colour, centre, row and column of the cells ``(B, C, d)``, and their offset."""
@@ -368,20 +423,25 @@ class _Lessons(IterableDataset[Any]):
     ) -> None:
         self.recipe, self.tokenizer, self.stage = recipe, tokenizer, stage
         self.first, self.rank, self.world = first, rank, world
-        self.steps = recipe.vision_steps if stage == 0 else recipe.language_steps
+        self.steps = int(getattr(recipe, f"{STAGES[stage]}_steps"))
 
     def __iter__(self) -> Iterator[Any]:
         torch.set_num_threads(1)
         recipe = self.recipe
-        packer = Packer(self.tokenizer, recipe)
-        size = recipe.vision_batch if self.stage == 0 else recipe.language_batch
+        rows = replace(recipe, rows=recipe.looking_rows, row_length=recipe.looking_row_length)
+        packer = Packer(self.tokenizer, rows if STAGES[self.stage] == "looking" else recipe)
+        size = (recipe.vision_batch, recipe.language_batch, recipe.looking_batch // self.world)[self.stage]
         for step in range(self.first, self.steps):
             start = recipe.seed * NUMBERS_PER_SEED + (step * self.world + self.rank) * size
             if self.stage == 0:
                 yield _dense_batch([_VISION_NUMBERS + start + k for k in range(size)], recipe)
-            else:
+            elif self.stage == 1:
                 own = step >= self.steps - recipe.language_decay and step % recipe.own_tokens_every == 0
                 yield packer.batch([start + k for k in range(size)], own, step >= recipe.late_from)
+            else:
+                views = recipe.looking_windows[step % len(recipe.looking_windows)]
+                own = step // len(recipe.looking_windows) % recipe.own_tokens_every == 0
+                yield packer.looking_batch([_LOOKING_NUMBERS + start + k for k in range(size)], views, own)
 
 
 def _dense_batch(numbers: list[int], recipe: Recipe) -> tuple[Tensor, Tensor, Tensor]:

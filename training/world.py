@@ -58,15 +58,25 @@ TEST_PHOTOGRAPHS = (
 
 
 @dataclass(frozen=True)
+class View:
+    """A window of a picture, stretched to the model's square; ``window`` is in pixels of the picture's square."""
+
+    image: Image.Image
+    window: Box
+
+
+@dataclass(frozen=True)
 class Sample:
     """One picture, already stretched to the model's square, with its questions.
 
-    Boxes and objects are in pixels of the square. ``objects`` is ``None`` where they are not known.
+    Boxes and objects are in pixels of the square. ``objects`` is ``None`` where they are not known. ``views`` are
+    windows of the original that are shown after the picture.
     """
 
     image: Image.Image
     questions: tuple[Question, ...]
     objects: tuple[SceneObject, ...] | None = None
+    views: tuple[View, ...] = ()
 
 
 def stretch(image: Image.Image) -> Image.Image:

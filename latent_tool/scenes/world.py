@@ -7,7 +7,7 @@ from typing import Literal
 
 from PIL import Image
 
-Split = Literal["train", "held_out", "hard"]
+Split = Literal["train", "held_out", "hard", "canvas"]
 SceneKind = Literal["shapes", "text", "bars"]
 Box = tuple[float, float, float, float]
 Color = tuple[int, int, int]
@@ -96,7 +96,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture with its questions. ``image`` is an RGB Pillow image of any size and aspect ratio."""
+    """A picture with its questions.
+
+    Args:
+        image: an RGB Pillow image of any size and aspect ratio.
+        window: where on a canvas the things lie that are asked about, in pixels; ``None`` for other scenes.
+    """
 
     image: Image.Image
     kind: SceneKind
@@ -104,6 +109,7 @@ class Scene:
     questions: tuple[Question, ...]
     seed: int
     split: Split
+    window: Box | None = None
 
 
 @dataclass(frozen=True)

@@ -348,6 +348,78 @@ def test_wordings_and_canvases_vary(world: list[Scene]) -> None:
     assert max(aspects) > 1.4
 
 
+def canvases(scale: float, number: int = 60) -> list[Scene]:
+    return [generate(seed, "canvas", scale=scale) for seed in range(number)]
+
+
+def test_a_canvas_shows_the_scene_at_its_own_resolution() -> None:
+    for seed in range(20):
+        plain, large = (generate(seed, "canvas", scale=scale) for scale in (1, 3))
+        assert plain.window == (0, 0, *plain.image.size)
+        assert large.window is not None
+        shown = large.image.crop(tuple(int(side) for side in large.window))
+        assert shown.tobytes() == plain.image.tobytes()
+        for one_side, other in zip(large.image.size, plain.image.size, strict=True):
+            assert one_side / other == pytest.approx(3, rel=0.1)
+
+
+def test_questions_about_a_canvas_are_those_about_its_scene() -> None:
+    for few, many in zip(canvases(1), canvases(4), strict=True):
+        assert [(q.type, q.text, q.answer) for q in few.questions] == [
+            (q.type, q.text, q.answer) for q in many.questions
+        ]
+        assert few.questions
+        left, top = (many.window or ())[:2]
+        for before, after in zip(few.questions, many.questions, strict=True):
+            assert after.boxes == tuple((a + left, b + top, c + left, d + top) for a, b, c, d in before.boxes)
+            assert after.type not in ("where", "describe")
+
+
+def test_answers_on_a_canvas_can_be_derived_again() -> None:
+    for scene in canvases(2.5, 120):
+        for question in scene.questions:
+            assert derive(scene, question.type, question.text, question.answer) == question.answer, (
+                scene.seed,
+                question,
+            )
+
+
+def test_other_things_lie_around_the_scene_and_never_on_it() -> None:
+    around = []
+    for scene in canvases(3):
+        pixels = np.asarray(scene.image, float)
+        left, top, right, bottom = (int(side) for side in scene.window or ())
+        pixels[top:bottom, left:right] = np.nan
+        edges = np.abs(np.diff(pixels, axis=1)).sum(-1) > 60  # a gradient has none
+        around.append(int(np.nansum(edges)) > 20)
+    assert np.mean(around) > 0.9
+
+
+def test_what_lies_around_does_not_answer_the_question() -> None:
+    for scene in canvases(2, 200):
+        if scene.kind == "shapes":  # a number may stand beside them, and is a thing as well
+            vague = [q for q in scene.questions if re.search(r"\b(thing|object|item|figure)s?\b", q.text.lower())]
+            assert not vague or len(vague) == len(scene.questions)  # nothing lies around then
+        if scene.kind == "text":
+            assert not {q.type for q in scene.questions} & {"exist", "count"}
+
+
+def test_canvases_are_the_same_every_time_and_a_stream_of_their_own() -> None:
+    assert canvases(2, 3)[2].image.tobytes() == canvases(2, 3)[2].image.tobytes()
+    assert generate(2, "canvas").image.tobytes() == canvases(2, 3)[2].image.tobytes()
+    assert generate(2, "canvas", scale=1).image.tobytes() != generate(2, "held_out").image.tobytes()
+    unseen = {f"{color} {shape}" for color, shape in UNSEEN_COMBINATIONS}
+    assert not any(o.label in unseen for scene in canvases(2) for o in scene.objects)
+
+
+def test_a_wrong_scale_is_a_typed_error() -> None:
+    for scale in (0.5, 11, -1, float("nan")):
+        with pytest.raises(SettingsError, match="scale"):
+            generate(0, "canvas", scale=scale)
+    with pytest.raises(SettingsError, match="has no scale"):
+        generate(0, "held_out", scale=2)
+
+
 def test_wrong_arguments_are_typed_errors() -> None:
     with pytest.raises(SettingsError, match="split"):
         generate(0, "test")  # type: ignore[arg-type]

@@ -19,11 +19,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from transformers import LlavaForConditionalGeneration
 
 from latent_tool.errors import MissingExtraError, SettingsError
 from latent_tool.scenes import Question, SceneObject, generate
 from training import __main__ as command
-from training import card, checkpoint, evaluate, labels, optimizer, packing, settings, stages, wording, world
+from training import (
+    card,
+    checkpoint,
+    evaluate,
+    labels,
+    looking,
+    optimizer,
+    packing,
+    settings,
+    stages,
+    strangers,
+    wording,
+    world,
+)
 from training.forward import decode, embed, image_features, pixels_to_input
 from training.independent import picture
 
@@ -85,6 +99,71 @@ def test_samples_are_the_same_every_time_and_stretched() -> None:
         assert one.image.size == (96, 96)
 
 
+@pytest.mark.parametrize("views", [0, 1, 2])
+def test_looking_samples_are_the_same_every_time(views: int) -> None:
+    for number in range(30):
+        one, again = (looking.looking_sample(number, settings.FULL, views) for _ in range(2))
+        assert one.questions == again.questions
+        assert len(one.views) == views
+        for picture_, other in zip((one, *one.views), (again, *again.views), strict=True):
+            assert picture_.image.size == (96, 96)
+            assert picture_.image.tobytes() == other.image.tobytes()
+        for view in one.views:
+            left, top, right, bottom = view.window
+            assert -0.01 <= left < right <= 96.01 and -0.01 <= top < bottom <= 96.01
+
+
+def test_most_of_the_third_stage_is_ordinary_and_answered() -> None:
+    unanswerable = ordinary = everything = 0
+    for number in range(200):
+        one = looking.looking_sample(number, settings.FULL, settings.FULL.looking_windows[number % 10])
+        everything += len(one.questions)
+        mine = sum(q.answer == looking.CANNOT_TELL for q in one.questions)
+        unanswerable += mine
+        ordinary += mine < len(one.questions)
+        assert all((q.answer == looking.CANNOT_TELL) == (q.type == looking.UNANSWERABLE) for q in one.questions)
+    assert 0.1 < unanswerable / everything < 0.25
+    assert ordinary > 160
+
+
+def test_what_is_named_but_absent_is_found() -> None:
+    there = [
+        SceneObject("star", "red", (0, 0, 9, 9), (4, 4), 80.0),
+        SceneObject("bar", "blue", (0, 0, 9, 9), (4, 4), 80.0),
+    ]
+    for text, absent in (
+        ("What color is the star?", ""),
+        ("What color is the ring?", "ring"),
+        ("Is the red star left of the blue cross?", "blue cross"),
+        ("What shape is the green thing?", "green"),
+        ("Is the blue bar taller than the red bar?", "red bar"),
+        ("Which shape is topmost?", ""),
+        ("Who wrote this?", ""),
+    ):
+        assert looking.names_something_absent(text, there) == absent
+
+
+def test_what_is_too_small_in_every_picture_cannot_be_told() -> None:
+    small = Question("shape", "What shape is the red thing?", "star", "", ((40.0, 40.0, 42.0, 42.0),))
+    large = replace(small, boxes=((40.0, 40.0, 60.0, 60.0),))
+    image = Image.new("RGB", (96, 96))
+    plain = world.Sample(image, ())
+    near = replace(plain, views=(world.View(image, (32.0, 32.0, 56.0, 56.0)),))
+    cut = replace(plain, views=(world.View(image, (41.0, 32.0, 65.0, 56.0)),))
+    assert looking._legible(large, "shapes", plain)
+    assert not looking._legible(small, "shapes", plain)
+    assert looking._legible(small, "shapes", near)
+    assert not looking._legible(small, "shapes", cut)
+    assert looking._legible(replace(small, type="color"), "shapes", plain)
+
+
+def test_strangers_are_pictures_of_any_size() -> None:
+    made = [strangers.stranger(random.Random(seed)) for seed in range(60)]
+    assert all(image.mode == "RGB" and min(image.size) >= 8 for image in made)
+    assert len({image.size for image in made}) > 40
+    assert made[3].tobytes() == strangers.stranger(random.Random(3)).tobytes()
+
+
 def test_training_never_sees_what_is_measured() -> None:
     assert not set(world.TRAINING_PHOTOGRAPHS) & set(world.TEST_PHOTOGRAPHS)
     shown = {image.tobytes() for image, _ in world.easy_vqa("train")}
@@ -106,6 +185,22 @@ def test_independent_pictures_are_the_same_every_time() -> None:
 
 def _sample(*questions: Question) -> world.Sample:
     return world.Sample(world.stretch(generate(2, "train", "shapes").image), questions)
+
+
+def _window_of(image: Image.Image, number: int) -> world.View:
+    box = (12 * number, 24, 12 * number + 40, 72)
+    return world.View(image.crop(box).resize((96, 96)), tuple(float(side) for side in box))
+
+
+def test_what_a_question_rests_on_is_marked_in_every_picture(processor: checkpoint.LlavaProcessor) -> None:
+    question = Question("color", "What color is the star?", "red", "", ((20.0, 30.0, 30.0, 40.0),))
+    sample = replace(_sample(question), views=(_window_of(_sample().image, 0), _window_of(_sample().image, 4)))
+    relevant = packing.Packer(processor.tokenizer, PLAIN).pack([sample], [0]).relevant[0, 0]
+    whole, first, second = relevant.split(settings.CELLS)
+    assert whole.nonzero()[:, 0].tolist() == labels.cells_of(question.boxes)
+    # the window from (0, 24) to (40, 72) shows it at 2.4 times its width, and twice its height
+    assert first.nonzero()[:, 0].tolist() == labels.cells_of([(48.0, 12.0, 72.0, 32.0)])
+    assert not second.any()  # it begins at x = 48
 
 
 def test_a_question_is_laid_out_as_the_chat_template_lays_it_out(processor: checkpoint.LlavaProcessor) -> None:
@@ -142,16 +237,22 @@ def test_packed_rows_hold_whole_questions(processor: checkpoint.LlavaProcessor) 
     assert ((batch.mixture.sum(-1) - 1).abs() < 1e-5).all()
 
 
-@pytest.mark.parametrize("system", ["", "You are a helpful assistant."])
-def test_packed_forward_equals_the_model(processor: checkpoint.LlavaProcessor, system: str) -> None:
-    """The functions of training give the numbers of ``LlavaForConditionalGeneration``; float32, so 1e-4."""
+@pytest.mark.parametrize(
+    ("system", "windows"), [("", 0), ("You are a helpful assistant.", 0), ("", 1), ("You are a helpful assistant.", 2)]
+)
+def test_packed_forward_equals_the_model(processor: checkpoint.LlavaProcessor, system: str, windows: int) -> None:
+    """The functions of training give the numbers of ``LlavaForConditionalGeneration``; float32, so 1e-4.
+
+    Windows stand where the chat template puts several pictures: one after the other, before the question.
+    """
     torch.manual_seed(1)
     model = checkpoint.build_model(settings.FULL, len(processor.tokenizer)).eval()
     questions = [Question("color", f"What color is the {shape}?", "red", "") for shape in ("star", "ring", "cross")]
     sample = _sample(*questions)
+    sample = replace(sample, views=tuple(_window_of(sample.image, k) for k in range(windows)))
     before = [checkpoint.SYSTEM, *processor.tokenizer(system, add_special_tokens=False).input_ids] if system else []
     batch = packing.Packer(processor.tokenizer, PLAIN).pack([sample], [0], system=before)
-    features = image_features(model, pixels_to_input(batch.pixels))
+    features = image_features(model, pixels_to_input(batch.pixels), batch.views)
     chosen = batch.ids == checkpoint.ASSISTANT
     found = decode(model, features, embed(model, features, batch), batch, chosen, PLAIN.row_length, True)
     ours = F.linear(found.hidden, model.lm_head.weight)
@@ -160,12 +261,13 @@ def test_packed_forward_equals_the_model(processor: checkpoint.LlavaProcessor, s
     reference.load_state_dict(model.state_dict())
     reference.set_attn_implementation("eager")
     for row, index in enumerate(order):
-        content = [{"type": "image"}, {"type": "text", "text": questions[index].text}]
+        content = [{"type": "image"}] * (1 + windows) + [{"type": "text", "text": questions[index].text}]
         messages = [{"role": "system", "content": system}] if system else []
         text = processor.apply_chat_template(
             [*messages, {"role": "user", "content": content}], add_generation_prompt=True
         )
-        inputs = processor(text=text, images=sample.image, return_tensors="pt")
+        shown = [sample.image, *(view.image for view in sample.views)]
+        inputs = processor(text=text, images=shown, return_tensors="pt")
         with torch.inference_mode():
             theirs = reference.eval()(**inputs, output_attentions=True)
         torch.testing.assert_close(ours[row], theirs.logits[0, -1], atol=1e-4, rtol=1e-4)
@@ -187,37 +289,100 @@ def test_orthogonalised_matrices_keep_their_directions() -> None:
         assert (u.transpose(1, 2) @ made @ v.transpose(1, 2)).diagonal(dim1=1, dim2=2).min() > -0.05
 
 
+def test_the_step_of_a_matrix_is_that_of_torch() -> None:
+    """``torch.optim.Muon`` gives the same step, in bfloat16: two further digits are its rounding."""
+    for shape in ((24, 24), (48, 24), (24, 48)):
+        torch.manual_seed(0)
+        theirs, before = torch.nn.Parameter(torch.randn(*shape)), None
+        model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([torch.nn.Linear(shape[1], shape[0], bias=False)])})
+        ours = model["layers"][0].weight  # type: ignore[index]
+        ours.data.copy_(theirs.data)
+        reference = torch.optim.Muon([theirs], lr=0.02, weight_decay=0.05, momentum=0.95, ns_steps=4)
+        mine = optimizer.Optimizer(model, torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+        for _ in range(3):
+            before = theirs.detach().clone()
+            gradient = torch.randn(*shape)
+            theirs.grad, ours.grad = gradient.clone(), gradient.clone()
+            reference.step()
+            mine.step(0.02, 1.0)
+            moved = (theirs - before).norm()
+            assert (theirs - ours).norm() < 0.05 * moved
+            ours.data.copy_(theirs.data)
+
+
 # --- running ---------------------------------------------------------------------------------------------------
 
 _SMALL = replace(
-    settings.QUICK, vision_steps=3, language_steps=4, vision_batch=2, language_batch=2, language_decay=2, save_every=2
+    settings.QUICK,
+    vision_steps=3,
+    language_steps=4,
+    looking_steps=4,
+    vision_batch=2,
+    language_batch=2,
+    looking_batch=2,
+    language_decay=2,
+    looking_decay=2,
+    save_every=2,
 )
 
 
-def test_a_resumed_run_equals_one_that_was_not_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_resumed_run_equals_one_that_was_not_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for folder in (whole, stopped):
         folder.mkdir()
     stages.Trainer(_SMALL, whole, 0, 1).run()
-    step = stages.Trainer.language_step
-    calls = []
+    name = ("vision_step", "language_step", "looking_step")[stage]
+    step = getattr(stages.Trainer, name)
 
     def dies(self: stages.Trainer, number: int, batch: packing.Batch) -> None:
-        calls.append(number)
         if number == 3:
             raise KeyboardInterrupt
         step(self, number, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages.Trainer, "language_step", dies)
+        patch.setattr(stages.Trainer, name, dies)
         with pytest.raises(KeyboardInterrupt):
             stages.Trainer(_SMALL, stopped, 0, 1).run()
     again = stages.Trainer(_SMALL, stopped, 0, 1)
-    assert (again.stage, again.step) == (1, 2)
+    assert (again.stage, again.step) == (stage, 2)
     again.run()
     one, other = stages.load_model(_SMALL, whole), stages.load_model(_SMALL, stopped)
     for name, value in one.state_dict().items():
         torch.testing.assert_close(value, other.state_dict()[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_the_third_stage_can_begin_at_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From what ships on, without the stages before; the vision tower stays as it is, the decoder does not."""
+    recipe = replace(
+        settings.FULL, looking_steps=2, looking_batch=2, looking_decay=1, looking_windows=(0, 1), processes=1
+    )
+    run = tmp_path / "run"
+    run.mkdir()
+    stages.begin_from(EMBEDDED, recipe, run)
+    stages.Trainer(recipe, run, 0, 1).run()
+    trained = stages.load_model(recipe, run)
+    saved = torch.load(run / "state.pt", weights_only=False)
+    assert (saved["stage"], saved["step"]) == (2, 2)
+    before = LlavaForConditionalGeneration.from_pretrained(EMBEDDED, dtype=torch.float32).state_dict()
+    changed = {name for name, value in trained.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed and not any("vision_tower" in name for name in changed)
+    assert any("language_model" in name for name in changed) and any("projector" in name for name in changed)
+
+    with pytest.raises(SettingsError, match="another shape"):
+        stages.train(replace(recipe, text_layers=2), tmp_path / "other", resume=False, start=EMBEDDED)
+    with pytest.raises(SettingsError, match="no checkpoint"):
+        stages.train(recipe, tmp_path / "none", resume=False, start=tmp_path / "nowhere")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "SYSTEM_PROMPTS", ["whatever you say, captain"])
+        with pytest.raises(SettingsError, match="another vocabulary"):
+            stages.train(recipe, tmp_path / "words", resume=False, start=EMBEDDED)
+    assert command.main(["--out", str(tmp_path / "out"), "--run", str(tmp_path / "x"), "--from", str(tmp_path)]) == 2
+    assert "holds no checkpoint" in capsys.readouterr().err
 
 
 def test_a_crash_leaves_the_old_checkpoint(tmp_path: Path) -> None:
@@ -370,7 +535,7 @@ def test_a_better_checkpoint_is_not_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, run = tmp_path / "out", tmp_path / "run"
-    monkeypatch.setattr(stages, "train", lambda recipe, run, resume: "model")
+    monkeypatch.setattr(stages, "train", lambda recipe, run, resume, start: "model")
     monkeypatch.setattr(checkpoint, "build_processor", lambda recipe: "processor")
     monkeypatch.setattr(checkpoint, "export", lambda m, p, folder: (folder / "model.safetensors").write_text(str(m)))
     measured = [0.8, 0.7, 0.7, 0.9]
@@ -393,6 +558,7 @@ def test_a_better_checkpoint_is_not_replaced(
     assert "never measured" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_quick_recipe_beats_the_question_only_baseline(tmp_path: Path) -> None:
     assert command.main(["--quick", "--out", str(tmp_path / "model"), "--run", str(tmp_path / "run")]) == 0
     row = json.loads((tmp_path / "model" / "metrics.json").read_text())["sets"]["held_out"]
