@@ -72,7 +72,7 @@ check: $(VENV)/dev  ## Lint, formatting and types.
 	$(BIN)/mypy
 
 bench: $(VENV)/dev  ## Measure (about ten minutes): speed, does the search help, routing, the event loop.
-	$(BIN)/python benchmarks/speed.py --write docs/speed-figures.md --plot docs/images/cost.svg
+	$(BIN)/python benchmarks/speed.py --write docs/measured/speed.md --plot docs/images/cost.svg
 	$(BIN)/python benchmarks/search_gain.py --questions 100
 	$(BIN)/python benchmarks/routing.py --questions 100
 	$(BIN)/python benchmarks/event_loop.py
@@ -86,7 +86,7 @@ calibration: $(VENV)/dev  ## Make the embedded model's calibration anew, from 1,
 	    --out latent_tool/models/embedded/calibration.json
 
 evaluation: $(VENV)/dev  ## Measure methods and confidences on fresh questions (hours); goes on where it stopped.
-	$(BIN)/python benchmarks/evaluation.py --write docs/evaluation-results.md $(ARGS)
+	$(BIN)/python benchmarks/evaluation.py --write docs/measured/evaluation.md $(ARGS)
 
 pictures: $(VENV)/dev /usr/bin/chromium  ## Make the pictures of the README anew.
 	$(BIN)/python docs/make_pictures.py
@@ -94,7 +94,7 @@ pictures: $(VENV)/dev /usr/bin/chromium  ## Make the pictures of the README anew
 embedded-model: $(VENV)/dev  ## Make the shipped model anew (about two hours on two cores); see training.
 	$(BIN)/python -m training --out latent_tool/models/embedded $(ARGS)
 
-format: $(VENV)/dev  ## Mend what the linter can mend.
+format: $(VENV)/dev  ## Fix what the linter can fix.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

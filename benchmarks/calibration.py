@@ -1,6 +1,6 @@
 """Does the guarantee hold, and what does the shipped threshold do with pictures the model knows nothing of?
 
-    python benchmarks/calibration.py [--pictures 11] [--write docs/calibration_measured.md]
+    python benchmarks/calibration.py [--pictures 11] [--write docs/measured/calibration.md]
 
 1. *The guarantee.* 200 times, calibration items are drawn at random from a large population of scores that are
    calibrated, too sure or nearly useless; the threshold found is a violation if the error among *all* the population's

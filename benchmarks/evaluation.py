@@ -1,6 +1,6 @@
 """The table of methods and confidences on the embedded model, on questions that nothing was trained or tuned on.
 
-    python benchmarks/evaluation.py --out out/evaluation --write docs/evaluation-results.md
+    python benchmarks/evaluation.py --out out/evaluation --write docs/measured/evaluation.md
 
 Held-out scenes, hard scenes (one question each, seeds from 5,000,000) and easy-VQA's test split. A run goes on where it
 was stopped. ``--tuning`` looks at seeds from 3,000,000 and easy-VQA's train split instead, for choosing settings.

@@ -1,11 +1,12 @@
-"""Prints what becomes of hostile images, URLs and paths: case, bytes, expected, observed, seconds, memory.
+"""Try hostile images, URLs and paths: case, bytes, expected, observed, seconds, memory.
 
-    python benchmarks/hostile_images.py > docs/hostile-inputs.md
+    python benchmarks/hostile_images.py [--write docs/measured/hostile-inputs.md]
 
+The full table is written to ``out/hostile-inputs.md``; ``--write`` names the page for the summary by kinds.
 Each case runs in a process of its own, so that time and memory are its own. The images are those of the tests and of
 the source distributions of PyPI packages that test with broken ones, which are downloaded; the URLs lead to a server on
-this machine that stalls, drips, lies and serves ten gigabytes. A summary goes to the standard error. The exit code is 1
-if anything crashed, hung, was not what was expected or went beyond its limits.
+this machine that stalls, drips, lies and serves ten gigabytes. The totals are printed. The exit code is 1 if anything
+crashed, hung, was not what was expected or went beyond its limits.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support"), str(ROOT / "tests" / "unit")]
 
 PACKAGES = ("pillow==12.0.0", "imagesize==2.0.1", "hachoir==3.4.0", "filetype==1.2.0", "puremagic==1.30")
 SUFFIXES = (
@@ -50,9 +51,21 @@ class Case(NamedTuple):
 
 
 class Tally:
+    """Counts of one table, or of one kind in it."""
+
     def __init__(self) -> None:
         self.cases = self.wrong = self.images = 0
         self.slowest = self.largest = 0.0
+
+    def add(self, *, fine: bool, opened: bool, used: float, more: float) -> None:
+        self.cases += 1
+        self.wrong += not fine
+        self.images += opened
+        self.slowest, self.largest = max(self.slowest, used), max(self.largest, more)
+
+    def row(self, name: str) -> str:
+        counts = f"{self.cases} | {self.images} | {self.cases - self.images} | {self.wrong}"
+        return f"| {name} | {counts} | {self.slowest:.2f} | {self.largest:.0f} |"
 
     def __str__(self) -> str:
         return (
@@ -77,13 +90,35 @@ def attempt(case: Case, answer: Connection) -> None:
     answer.send((seen, clock, worked, (after.ru_maxrss - before.ru_maxrss) / 1024))
 
 
-def run(title: str, cases: Iterator[Case], seconds: float, memory: float, *, clock: bool) -> Tally:
-    """Print one table."""
-    print(
-        f"## {title}\n\nAt most {seconds:g} s {'on the clock' if clock else 'of processor time'} and {memory:g} MB.\n"
-    )
-    print("| case | bytes | expected | observed | s | MB more |\n|---|---|---|---|---|---|")
-    fork, tally = multiprocessing.get_context("fork"), Tally()
+class Table(NamedTuple):
+    """One kind of input: its full rows, and its sums by kinds and altogether."""
+
+    title: str
+    limits: str
+    rows: list[str]
+    kinds: dict[str, Tally]
+    total: Tally
+
+    def full(self) -> str:
+        head = "| case | bytes | expected | observed | s | MB more |\n|---|---|---|---|---|---|"
+        return "\n".join([f"## {self.title}\n\n{self.limits}\n", head, *self.rows, f"\n{self.total}\n"])
+
+    def summary(self) -> str:
+        head = "| kind | cases | opened | refused | wrong | slowest, s | MB more |\n" + "|---" * 7 + "|"
+        rows = [tally.row(kind) for kind, tally in self.kinds.items()]
+        return "\n".join([f"## {self.title}\n\n{self.limits}\n", head, *rows, self.total.row("**all**"), ""])
+
+
+def kind_of(case: str) -> str:
+    """What a case is counted as: what stands before the colon, or a URL."""
+    start, colon, _ = case.partition(": ")
+    return start if colon else "redirect" if case.startswith("redirect") else "URL"
+
+
+def run(title: str, cases: Iterator[Case], seconds: float, memory: float, *, clock: bool) -> Table:
+    """Try every case of one kind."""
+    limits = f"At most {seconds:g} s {'on the clock' if clock else 'of processor time'} and {memory:g} MB."
+    fork, table = multiprocessing.get_context("fork"), Table(title, limits, [], {}, Tally())
     for case in cases:
         here, there = fork.Pipe()
         process = fork.Process(target=attempt, args=(case, there))
@@ -97,18 +132,15 @@ def run(title: str, cases: Iterator[Case], seconds: float, memory: float, *, clo
         process.join()
         used = clocked if clock else worked
         fine = seen in case.expected and used <= seconds and more <= memory
-        tally.cases += 1
-        tally.wrong += not fine
-        tally.images += seen == "image"
-        tally.slowest, tally.largest = max(tally.slowest, used), max(tally.largest, more)
+        for tally in (table.total, table.kinds.setdefault(kind_of(case.name), Tally())):
+            tally.add(fine=fine, opened=seen == "image", used=used, more=more)
         if not fine:
             print(f"WRONG: {case.name}: {seen}, {used:.2f} s, {more:.0f} MB", file=sys.stderr)
         expected = "image or error" if len(case.expected) > 2 else " or ".join(case.expected)
-        name = case.name.encode("ascii", "backslashreplace").decode().replace("|", "\\|")
-        print(f"| {name[:90]} | {case.size} | {expected} | {seen} | {used:.2f} | {more:.0f} |")
-    print(f"\n{tally}\n")
-    print(f"{title}: {tally}", file=sys.stderr, flush=True)
-    return tally
+        name = case.name.encode("unicode_escape").decode("ascii").replace("|", "\\|")
+        table.rows.append(f"| {name[:90]} | {case.size} | {expected} | {seen} | {used:.2f} | {more:.0f} |")
+    print(f"{title}: {table.total}", flush=True)
+    return table
 
 
 REFUSED_BYTES = ("ImageDecodeError", "ImageTooLargeError")
@@ -252,13 +284,12 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     arguments.add_argument("--corpora", type=Path, default=ROOT / "out" / "corpora", help="Where downloads are kept.")
     arguments.add_argument("--no-corpora", action="store_true", help="Only what needs no network.")
+    arguments.add_argument("--out", type=Path, default=ROOT / "out" / "hostile-inputs.md", help="The full table.")
+    arguments.add_argument("--write", type=Path, help="The page that sums it up.")
     options = arguments.parse_args()
     for data in originals().values():
         load_image(data, ImagePolicy.untrusted())  # what is imported now need not be in every process
     importlib.import_module("httpx")
-    print(
-        "# Hostile inputs\n\nWritten by `python benchmarks/hostile_images.py`; see SECURITY.md for what is promised.\n"
-    )
     tables = [
         run("Paths", paths(), PATH_SECONDS, PATH_MB, clock=True),
         run("URLs", urls(), URL_SECONDS, URL_MB, clock=True),
@@ -268,9 +299,30 @@ def main() -> int:
         title = f"Images of {', '.join(PACKAGES)}"
         tables.append(run(title, corpora(options.corpora), IMAGE_SECONDS, IMAGE_MB, clock=False))
     cost = cost_of_isolation()
-    print(f"## Isolation\n\n{cost}")
-    print(cost, file=sys.stderr)
-    return int(any(table.wrong for table in tables))
+    print(cost)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text("# Hostile inputs, case by case\n\n" + "\n".join(table.full() for table in tables))
+    if options.write:
+        options.write.write_text(page(tables, cost))
+    return int(any(table.total.wrong for table in tables))
+
+
+def page(tables: list[Table], cost: str) -> str:
+    """The summary, as it stands in the docs."""
+    return f"""# Hostile inputs
+
+Written by `python benchmarks/hostile_images.py --write docs/measured/hostile-inputs.md`, which also writes every
+case to `out/hostile-inputs.md`: bytes, what was expected, what came, seconds and memory. What is promised
+([SECURITY.md](../../SECURITY.md)): an upright RGB picture or a typed error, within the limits of the policy.
+
+Each case ran in a process of its own. *Wrong* counts what crashed, hung, was opened although it must not be, raised
+another error than expected, or took more time or memory than the limits allow.
+
+{chr(10).join(table.summary() for table in tables)}
+## Isolation
+
+{cost}.
+"""
 
 
 if __name__ == "__main__":

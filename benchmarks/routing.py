@@ -1,6 +1,6 @@
 """What routing by confidence buys: accuracy and escalations over the threshold, on bad pictures of easy-VQA.
 
-    python benchmarks/routing.py [--questions 300] [--write docs/routing.md]
+    python benchmarks/routing.py [--questions 300] [--write docs/measured/routing.md]
 
 The embedded model answers easy-VQA's clean test pictures without a mistake, so every picture gets noise of a random
 strength here, up to where little can be seen. The first rung is the embedded model, the second the same model with
@@ -94,7 +94,7 @@ def table(rows: Sequence[Row], count: int) -> str:
         f"{count} test questions of easy-VQA (seed 0), each picture under noise of a random strength (standard",
         f"deviation 0 to {STRONGEST_NOISE:g} of 255). Rungs: the embedded model without search; the same with the",
         "quick budget; an oracle that always knows. `ConfidenceRouter` accepts at the threshold. Written by",
-        "`python benchmarks/routing.py --write docs/routing.md`.",
+        "`python benchmarks/routing.py --write docs/measured/routing.md`.",
         "",
         "| threshold | accuracy of the route | ended at rung 1 | at rung 2 | escalated to the oracle "
         "| accuracy of what was not escalated |",

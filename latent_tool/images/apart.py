@@ -7,6 +7,12 @@ connections or start processes; memory and processor time are limited. The helpe
 again when it has died, and ends with this process. Where processes cannot be forked (Windows), a new one is started
 for every picture, and such limits do not exist.
 
+Why not a pool of processes (``concurrent.futures``, ``pebble``)? Its workers answer by ``pickle``: one that a picture
+has taken over could run code on this side. A worker that serves several pictures carries what one did to it into the
+next; one started anew for each takes a fifth of a second instead of milliseconds. ``spawn`` and ``forkserver`` run the
+caller's main module again and hand on its whole environment. And to end one worker of the standard library's pool
+breaks the pool.
+
 This module knows nothing of files, of networks or of policies.
 """
 
@@ -51,7 +57,7 @@ _NOBODY = 65_534  # user and group without rights
 
 
 def decode_apart(data: bytes, limits: Limits, *, seconds: float, memory: int) -> tuple[Image, tuple[str, ...]]:
-    """``image_bytes.decode`` in another process, for ``seconds`` and in ``memory`` bytes of address space at most.
+    """Decode a picture, as ``containers.decode`` does, in another process, for ``seconds`` and in ``memory`` bytes at most.
 
     Raises:
         ImageTooLargeError: as ``decode``, or the time or memory did not suffice.

@@ -306,7 +306,9 @@ def _proxy(place: _Place) -> httpx.Proxy | None:
     try:
         return httpx.Proxy(url if "://" in url else f"http://{url}")
     except (ValueError, httpx.InvalidURL):
-        raise ImageNotFoundError("The proxy in the environment is not valid.", "Mend HTTPS_PROXY.") from None
+        raise ImageNotFoundError(
+            "The proxy in the environment is not valid.", "Set HTTPS_PROXY to a valid URL, or unset it."
+        ) from None
 
 
 def _body(response: httpx.Response, policy: ImagePolicy, host: str) -> bytes:
