@@ -28,7 +28,7 @@ from scipy.stats import binomtest
 
 from latent_tool import LatentReasoner
 from latent_tool.calibration.calibration import Calibration
-from latent_tool.calibration.fit import passing_threshold, split_items, threshold_sequence
+from latent_tool.calibration.threshold import passing_threshold, split_items, threshold_sequence
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # training, for the photographs
 

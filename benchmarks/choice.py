@@ -21,8 +21,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold
 
 from latent_tool.evaluation import Row, load_run
-from latent_tool.evaluation.metrics import accuracy_interval, auroc_interval, ece, ece_noise_floor, mcnemar
 from latent_tool.evaluation.report import markdown_table, number, p_value, with_interval
+from latent_tool.statistics import accuracy_interval, auroc_interval, ece, ece_noise_floor, mcnemar
 
 # For every fold, questions to learn from and questions to choose for.
 Rule = Callable[["Table", Sequence[int], Sequence[int]], list[str]]

@@ -19,9 +19,9 @@ from typing import Any
 from latent_tool import LatentReasoner
 from latent_tool.calibration.calibration import Calibration
 from latent_tool.evaluation import Run, evaluate, load_dataset, summarise
-from latent_tool.evaluation.metrics import accuracy_interval, ece, ece_noise_floor
 from latent_tool.evaluation.report import markdown_table, number, p_value, tables, with_interval
 from latent_tool.files import write_whole
+from latent_tool.statistics import accuracy_interval, ece, ece_noise_floor
 
 FIRST, FIRST_TUNING = 5_000_000, 3_000_000
 METHODS = ["greedy", "reasoning", "search", "random-latents", "self-consistency"]

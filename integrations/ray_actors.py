@@ -24,7 +24,7 @@ from latent_tool.errors import (
     ServiceUnavailableError,
     SettingsError,
 )
-from latent_tool.evaluation.runner import Found, Task, Worker, Workers
+from latent_tool.evaluation.workers import BatchRows, Task, Worker, Workers
 from latent_tool.integrations.ray_connection import connect, last_line
 
 try:
@@ -59,7 +59,7 @@ def actors(count: int = 1, *, num_cpus: float = 1.0, num_gpus: float = 0.0) -> W
     if count < 1 or num_cpus < 0 or num_gpus < 0:
         raise SettingsError("There is no actor, or it takes less than nothing.", "Use one actor or more.")
 
-    def answer(open_worker: Callable[[], Worker], tasks: Sequence[Task]) -> Generator[Found, None, None]:
+    def answer(open_worker: Callable[[], Worker], tasks: Sequence[Task]) -> Generator[BatchRows, None, None]:
         try:
             connect({"CPU": num_cpus, "GPU": num_gpus})
             pool = _Pool(count, num_cpus, num_gpus, open_worker)
@@ -88,7 +88,7 @@ class _Actor:
             return error
         return None
 
-    def answer(self, task: Task) -> Found | LatentToolError:
+    def answer(self, task: Task) -> BatchRows | LatentToolError:
         try:
             found = list(self.worker.answer(task))
             _require_images(found)
@@ -97,7 +97,7 @@ class _Actor:
         return found
 
 
-def _require_images(found: Found) -> None:
+def _require_images(found: BatchRows) -> None:
     """Where the run was started the images were there: one that is missing is no fact about its question."""
     for _, rows in found:
         for row in rows:
@@ -151,10 +151,10 @@ class _Pool:
 _LOST = object()
 
 
-def _in_order(pool: _Pool, tasks: Sequence[Task]) -> Generator[Found, None, None]:
+def _in_order(pool: _Pool, tasks: Sequence[Task]) -> Generator[BatchRows, None, None]:
     """What was found for each task, in their order; what is early waits."""
     waiting = deque(range(len(tasks)))
-    early: dict[int, Found] = {}
+    early: dict[int, BatchRows] = {}
     lost: Counter[int | None] = Counter()
     given = 0  # the first that was not given back yet
     while given < len(tasks):

@@ -24,8 +24,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from latent_tool.evaluation.metrics import auroc, ece, mcnemar
 from latent_tool.scenes import Box, Question, Split, generate
+from latent_tool.statistics import auroc, ece, mcnemar
 from training.checkpoint import END, END_THINK, IMAGE
 from training.independent import picture
 from training.labels import cells_of

@@ -1,19 +1,10 @@
 """Make a calibration from labelled scores: a mapping chosen by cross-validation, a threshold by an exact test.
 
-*Mapping.* Isotonic regression, Platt scaling (logistic regression on the score, or on its log-odds where it is a
-probability) and temperature scaling (the same without an intercept) are compared by their log-loss on left-out items;
-the best is fitted on all items.
-
-*Threshold.* The items are split at random, once. The scores of the smaller part, without their labels, choose a falling
-sequence of thresholds and where it starts: high, but low enough that the larger part is expected to leave so many
-accepted items that a few errors are allowed. Then the larger part tests one threshold after another with the exact
-binomial tail, ``P(Binomial(accepted, target) <= errors) <= 1 - confidence level``, and stops at the first that fails
-(fixed-sequence testing). What passed last is the threshold. Since sequence and start do not depend on the items that
-test them, the chance that the true error rate among the accepted exceeds the target is at most
-``1 - confidence level``.
-
-The mapping is fitted on the items that the threshold was tested on, too. That takes nothing from the guarantee: it is
-the raw score that is compared with the threshold, and the mapping has no part in that.
+Isotonic regression, Platt scaling (logistic regression on the score, or on its log-odds where it is a probability) and
+temperature scaling (the same without an intercept) are compared by their log-loss on left-out items; the best is fitted
+on all items. ``threshold`` says how the threshold is found. The mapping is fitted on the items that the threshold was
+tested on, too. That takes nothing from the guarantee: it is the raw score that is compared with the threshold, and the
+mapping has no part in that.
 
 This module knows labelled scores. It knows nothing of runs, files or models; it needs scikit-learn and scipy.
 """
@@ -22,34 +13,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from latent_tool.calibration.calibration import (
-    Calibration,
-    NoThreshold,
-    ProbabilityMapping,
-    Quality,
-    Threshold,
-    digest,
-    log_odds,
-)
+from latent_tool.calibration.calibration import Calibration, Quality
+from latent_tool.calibration.configuration import digest
+from latent_tool.calibration.mapping import ProbabilityMapping, log_odds
+from latent_tool.calibration.threshold import NoThreshold, Threshold, find_threshold, passing_threshold
 from latent_tool.errors import CalibrationError, MissingExtraError, TooFewItemsError
+from latent_tool.scores import SCORES, ConfidenceScore
+from latent_tool.statistics import auroc, ece, ece_noise_floor
 
-__all__ = [
-    "MIN_ITEMS",
-    "MIN_OF_EACH",
-    "expected_calibration_error",
-    "find_threshold",
-    "fit",
-    "passing_threshold",
-    "split_items",
-    "threshold_sequence",
-]
+__all__ = ["MIN_ITEMS", "MIN_OF_EACH", "fit"]
 
 MappingKind = Literal["isotonic", "platt", "temperature"]
 Array = NDArray[np.float64]
@@ -58,23 +36,6 @@ Labels = NDArray[np.bool_]
 MIN_ITEMS = 100  # labelled and scored items below which nothing is fitted
 MIN_OF_EACH = 10  # right answers, and wrong ones, below which nothing is fitted
 FOLDS = 10
-# Scores that are surer the lower they are.
-LOWER_IS_SURER = frozenset({"first_token_entropy"})
-# Scores that are probabilities, whatever their values: others may lie in [0, 1] by chance.
-PROBABILITIES = frozenset(
-    {
-        "pooled_probability",
-        "answer_probability",
-        "plain_probability",
-        "mean_token_probability",
-        "agreement",
-    }
-)
-
-_DESIGN_SHARE = 0.15  # of the items, to choose the sequence
-_STEPS = 100  # thresholds in the sequence, at most
-_START_ERRORS = 3  # errors that the first threshold should be able to bear
-_LEAST_SHARE = 20  # accepted items below which a share of errors is not looked at
 _REFERENCE = 1000  # scores kept for the drift check, at most
 _NOISE_DRAWS = 200
 
@@ -92,10 +53,10 @@ def fit(
     seed: int = 0,
     provenance: Mapping[str, Any] | None = None,
 ) -> Calibration:
-    """A calibration from raw scores (``None``: not measured) and whether each answer was right.
+    """Fit a calibration to raw scores (``None``: not measured) and whether each answer was right.
 
     Args:
-        score: name of the score.
+        score: name of the score; one that ``latent_tool.scores`` does not know is taken to rise with confidence.
         configuration, fingerprint: what the scores were made with; one of the two is needed.
         mapping: ``"auto"`` chooses by cross-validation.
         target_error, confidence_level: the guarantee that is wanted of the threshold.
@@ -113,23 +74,23 @@ def fit(
         fingerprint = digest(configuration)
     if fingerprint is None:
         raise CalibrationError("A calibration needs the configuration it is made for.", "Pass it, or its fingerprint.")
-    sign = -1.0 if score in LOWER_IS_SURER else 1.0
+    facts = SCORES.get(score, ConfidenceScore(score, "a score of the caller's own"))
+    sign = 1.0 if facts.higher_is_surer else -1.0
     labels = np.asarray(correct, dtype=bool)
-    values = np.array([math.nan if each is None else each for each in scores], dtype=np.float64) * sign
+    values = np.array([math.nan if value is None else value for value in scores], dtype=np.float64) * sign
     known = np.isfinite(values)
     sure, right = values[known], labels[known]
     _require_items(len(sure), int(right.sum()))
 
-    probability = score in PROBABILITIES
+    probability = facts.probability
     if probability and not (sure.min() >= 0 and sure.max() <= 1):
         raise CalibrationError(f"{score} is a probability, and some lie outside [0, 1].", "The scores were changed.")
     chosen, losses, left_out = _choose(sure, right, probability, mapping, seed)
     fitted = _FIT[chosen](sure, right, probability)
-    found = find_threshold(values, labels, target_error, confidence_level, seed)
+    verdict = find_threshold(values, labels, target_error, confidence_level, seed)
     threshold = None
-    if isinstance(found, Threshold):
-        at = found.score
-        threshold = found.model_copy(update={"score": sign * at, "probability": fitted(at)})
+    if isinstance(verdict, Threshold):
+        threshold = verdict.model_copy(update={"score": sign * verdict.score, "probability": fitted(verdict.score)})
     rng = np.random.default_rng(seed)
     kept = rng.permutation(len(sure))[:_REFERENCE]
     return Calibration(
@@ -139,7 +100,7 @@ def fit(
         higher_is_surer=sign > 0,
         mapping=fitted,
         threshold=threshold,
-        no_threshold=found if isinstance(found, NoThreshold) else None,
+        no_threshold=verdict if isinstance(verdict, NoThreshold) else None,
         items=len(sure),
         right=int(right.sum()),
         unscored=int((~known).sum()),
@@ -192,7 +153,7 @@ def _fit_isotonic(sure: Array, right: Labels, probability: bool) -> ProbabilityM
 def _fit_logistic(kind: Literal["platt", "temperature"], sure: Array, right: Labels, logit: bool) -> ProbabilityMapping:
     from sklearn.linear_model import LogisticRegression
 
-    z = np.array([log_odds(each) for each in sure]) if logit else sure
+    z = np.array([log_odds(value) for value in sure]) if logit else sure
     free = kind == "platt"
     center, spread = (float(z.mean()) if free else 0.0), float(z.std()) or 1.0
     model = LogisticRegression(C=1e4, fit_intercept=free, max_iter=1000).fit(((z - center) / spread)[:, None], right)
@@ -237,7 +198,7 @@ def _choose(
         rest = np.setdiff1d(np.arange(len(sure)), fold)
         for kind in kinds:
             mapping = _FIT[kind](sure[rest], right[rest], probability)
-            predicted[kind][fold] = [mapping(each) for each in sure[fold]]
+            predicted[kind][fold] = [mapping(value) for value in sure[fold]]
     losses = {kind: _log_loss(predicted[kind], right) for kind in kinds}
     best = min(kinds, key=lambda kind: losses[kind])
     return best, {str(kind): loss for kind, loss in losses.items()}, predicted[best]
@@ -248,180 +209,7 @@ def _log_loss(predicted: Array, right: Labels) -> float:
     return float(-np.where(right, np.log(kept), np.log1p(-kept)).mean())
 
 
-# ---------------------------------------------------------------------- threshold
-
-
-def split_items(count: int, seed: int) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
-    """Indices of the items that choose the sequence of thresholds, and of those that test it."""
-    order = np.random.default_rng(seed).permutation(count)
-    cut = max(1, round(_DESIGN_SHARE * count))
-    return order[:cut], order[cut:]
-
-
-def threshold_sequence(design: Array, tested: int, target_error: float, confidence_level: float) -> Array:
-    """Falling thresholds to be tested in this order, from the scores (larger: surer) of a few design items.
-
-    Args:
-        design: scores without labels; NaN where there is none.
-        tested: how many items the thresholds will be tested on.
-    """
-    scored = design[np.isfinite(design)]
-    if not len(scored):
-        return np.empty(0)
-    steps = np.unique(np.quantile(scored, np.linspace(0, 1, _STEPS + 1), method="higher"))[::-1]
-    wanted = 0
-    for errors in range(_START_ERRORS, -1, -1):
-        wanted = _accepted_for(errors, target_error, confidence_level)
-        if wanted <= tested / 3:
-            break
-    expected = np.searchsorted(-np.sort(scored)[::-1], -steps, side="right") * (tested / len(design))
-    populated = np.flatnonzero(expected >= wanted)
-    return steps[populated[0] :] if len(populated) else steps[-1:]
-
-
-@lru_cache(maxsize=4096)
-def _accepted_for(errors: int, target_error: float, confidence_level: float) -> int:
-    """The smallest number of accepted items that passes the test with so many errors."""
-    from scipy.stats import binom
-
-    low, high = errors, 64 * (errors + 1)
-    while binom.cdf(errors, high, target_error) > 1 - confidence_level:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if binom.cdf(errors, middle, target_error) > 1 - confidence_level:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-def find_threshold(
-    values: Array, right: Labels, target_error: float, confidence_level: float, seed: int = 0
-) -> Threshold | NoThreshold:
-    """The lowest threshold whose error rate is at most the target, at the confidence level; see the module's text.
-
-    Args:
-        values: scores, larger meaning surer; NaN (never accepted) where there is none.
-        right: whether each answer was right.
-    """
-    found = passing_threshold(values, right, target_error, confidence_level, seed)
-    return found or _explain(values, right, target_error, confidence_level, seed)
-
-
-def passing_threshold(
-    values: Array, right: Labels, target_error: float, confidence_level: float, seed: int = 0
-) -> Threshold | None:
-    """``find_threshold`` without an explanation of why there is none; its probability is not known yet, and 0."""
-    from scipy.stats import binom
-
-    design, test = split_items(len(values), seed)
-    scores, good = values[test], right[test]
-    steps = threshold_sequence(values[design], len(test), target_error, confidence_level)
-    if not len(steps):
-        return None
-    known = np.isfinite(scores)
-    order = np.argsort(-scores[known])
-    wrong = np.concatenate(([0], np.cumsum(~good[known][order])))
-    accepted = np.searchsorted(-scores[known][order], -steps, side="right")
-    errors = wrong[accepted]
-    p_values = binom.cdf(errors, accepted, target_error)
-    failed = np.flatnonzero(p_values > 1 - confidence_level)
-    last = (int(failed[0]) if len(failed) else len(steps)) - 1
-    if last < 0:
-        return None
-    return Threshold(
-        score=float(steps[last]),
-        probability=0.0,
-        target_error=target_error,
-        confidence_level=confidence_level,
-        tested=len(test),
-        accepted=int(accepted[last]),
-        errors=int(errors[last]),
-        p_value=float(p_values[last]),
-        coverage=float(accepted[last] / len(test)),
-    )
-
-
-def _explain(values: Array, right: Labels, target_error: float, confidence_level: float, seed: int) -> NoThreshold:
-    """What stands in the way of a threshold, and how far away one is."""
-    needed = _needed_items(values, right, target_error, confidence_level)
-    higher = (round(step / 100, 2) for step in range(1, 51) if step / 100 > target_error)
-    reachable = next(
-        (error for error in higher if passing_threshold(values, right, error, confidence_level, seed) is not None), None
-    )
-    if needed is None:
-        reason = (
-            f"However few of the surest answers are taken, {target_error:.1%} of them or more are wrong: more items "
-            "like these are not expected to give a threshold."
-        )
-    else:
-        reason = (
-            f"{len(values)} items do not show, at {confidence_level:.0%} confidence, that any share of the surest "
-            f"answers has at most {target_error:.1%} errors; about {needed} would if the shares of errors stay as "
-            "they are."
-        )
-    if reachable is not None:
-        reason += f" A target error of {reachable:.0%} is within reach of as many new items."
-    return NoThreshold(
-        reason=reason,
-        target_error=target_error,
-        confidence_level=confidence_level,
-        needed_items=needed,
-        reachable_error=reachable,
-    )
-
-
-def _needed_items(values: Array, right: Labels, target_error: float, confidence_level: float) -> int | None:
-    """Items in all that would let some threshold pass if its share of errors stayed; ``None``: no number would.
-
-    Where no error was seen among the surest, half the target is assumed at most.
-    """
-    known = np.flatnonzero(np.isfinite(values))
-    order = known[np.argsort(-values[known], kind="stable")]
-    wrong = np.cumsum(~right[order])
-    best: int | None = None
-    for share in np.linspace(0.05, 1, 39):
-        accepted = math.ceil(share * len(order))
-        if accepted < _LEAST_SHARE:
-            continue
-        seen = int(wrong[accepted - 1])
-        rate = seen / accepted if seen else min(0.5 / accepted, target_error / 2)
-        if rate >= target_error:
-            continue
-        # The smallest count that passes with its expected errors, by doubling and then by tenths.
-        errors = 0
-        while errors <= rate * _accepted_for(errors, target_error, confidence_level) and errors < 2000:
-            errors += max(1, errors // 10)
-        if errors >= 2000:
-            continue
-        items = math.ceil(
-            _accepted_for(errors, target_error, confidence_level) / (accepted / len(values)) / (1 - _DESIGN_SHARE)
-        )
-        best = items if best is None else min(best, items)
-    return None if best is None else max(best, len(values) + 1)
-
-
 # ---------------------------------------------------------------------- what it is worth
-
-
-def expected_calibration_error(probabilities: Array, right: Labels, bins: int = 15) -> float:
-    """ECE with bins of equal width: mean distance of confidence and accuracy, weighted by the items in a bin.
-
-    Raises ``CalibrationError`` for probabilities outside [0, 1], which no bin would hold.
-    """
-    if not len(probabilities) or not np.all((probabilities >= 0) & (probabilities <= 1)):
-        raise CalibrationError("ECE is defined for probabilities in [0, 1] only.", "Calibrate the score first.")
-    place = np.minimum((probabilities * bins).astype(int), bins - 1)
-    gaps = np.bincount(place, weights=probabilities - right, minlength=bins)
-    return float(np.abs(gaps).sum() / len(probabilities))
-
-
-def _noise_floor(probabilities: Array, seed: int) -> float:
-    """Mean ECE of answers that are right exactly as often as the probabilities say."""
-    rng = np.random.default_rng(seed)
-    draws = rng.random((_NOISE_DRAWS, len(probabilities))) < probabilities
-    return float(np.mean([expected_calibration_error(probabilities, draw) for draw in draws]))
 
 
 def _quality(
@@ -434,27 +222,25 @@ def _quality(
     confidence_level: float,
     seed: int,
 ) -> Quality:
-    from sklearn.metrics import roc_auc_score
-
-    found, coverages, accepted, errors = 0, [], 0, 0
+    passed, coverages, accepted, errors = 0, [], 0, 0
     for number, fold in enumerate(_folds(len(sure), right, seed + 1)):
         rest = np.setdiff1d(np.arange(len(sure)), fold)
         threshold = passing_threshold(sure[rest], right[rest], target_error, confidence_level, seed + number)
         if threshold is None:
             continue
         taken = sure[fold] >= threshold.score
-        found += 1
+        passed += 1
         coverages.append(float(taken.mean()))
         accepted += int(taken.sum())
         errors += int((taken & ~right[fold]).sum())
     return Quality(
         folds=FOLDS,
-        auroc=float(roc_auc_score(right, sure)),
-        ece_before=expected_calibration_error(sure, right) if probability else None,
-        ece_after=expected_calibration_error(left_out, right),
-        ece_noise_floor=_noise_floor(left_out, seed),
+        auroc=auroc(sure, right),
+        ece_before=ece(sure, right) if probability else None,
+        ece_after=ece(left_out, right),
+        ece_noise_floor=ece_noise_floor(left_out, draws=_NOISE_DRAWS, seed=seed)[0],
         log_loss=losses,
-        thresholds_found=found / FOLDS,
+        thresholds_found=passed / FOLDS,
         coverage=float(np.mean(coverages)) if coverages else None,
         error=errors / accepted if accepted else None,
     )

@@ -172,7 +172,7 @@ def _method(run: Run, wanted: str | None) -> str:
 
 def _configuration(run: Run, method: str, score: str) -> dict[str, Any] | None:
     """What a method's fingerprint was made of, so that the calibration can say what differs; ``None`` if not known."""
-    from latent_tool.calibration.calibration import configuration, digest
+    from latent_tool.calibration.configuration import configuration, digest
     from latent_tool.settings import Budget, GenerationSettings, NoiseSettings, SearchSettings
 
     manifest, facts = run.manifest, run.manifest.methods[method]

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from latent_tool.evaluation.methods import METHODS, Method, parse_method
     from latent_tool.evaluation.runner import evaluate
     from latent_tool.evaluation.runs import Row, Run, load_run
-    from latent_tool.evaluation.scores import SCORES
     from latent_tool.evaluation.summary import summarise
+    from latent_tool.scores import COMPARED as SCORES
 
 __all__ = [
     "METHODS",
@@ -37,7 +37,6 @@ __all__ = [
 
 _HOMES = {
     "METHODS": "methods",
-    "SCORES": "scores",
     "Item": "datasets",
     "Match": "matching",
     "Method": "methods",
@@ -52,8 +51,11 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name == "SCORES":
+        from latent_tool.scores import COMPARED as value
+    else:
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

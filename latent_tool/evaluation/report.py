@@ -125,7 +125,7 @@ def _methods_table(summary: Mapping[str, Any], methods: Mapping[str, Any]) -> Ta
 
 
 def _pairs_table(pairs: Sequence[Mapping[str, Any]]) -> Table:
-    from latent_tool.evaluation.metrics import holm
+    from latent_tool.statistics import holm
 
     rows = [
         [

@@ -9,7 +9,6 @@ A run that was killed may end in a torn line, which is not counted. This module 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,9 +17,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from latent_tool.calibration.calibration import digest
+from latent_tool.calibration.configuration import digest
 from latent_tool.errors import DatasetError, SettingsError
-from latent_tool.evaluation.scores import SCORES
+from latent_tool.evaluation.journal import Journal
+from latent_tool.files import expanded
+from latent_tool.scores import COMPARED
 from latent_tool.settings import explain_validation
 
 __all__ = ["ITEMS", "MANIFEST", "DatasetFacts", "Failure", "Manifest", "MethodFacts", "Row", "Run", "load_run"]
@@ -146,11 +147,11 @@ class Run:
     def column(self, method: str, score: str) -> tuple[list[float], list[bool], int]:
         """A score and the correctness of a method's labelled answers, and for how many more the score is missing.
 
-        An answer that failed is one without a score. The score is as it was measured; ``SCORES`` says which way it
-        points.
+        An answer that failed is one without a score. The score is as it was measured; ``latent_tool.scores`` has its
+        direction.
         """
-        if score not in SCORES and not any(score in row.scores for row in self.of(method)):
-            raise SettingsError(f"There is no score {score!r}.", f"Known scores: {', '.join(SCORES)}.")
+        if score not in COMPARED and not any(score in row.scores for row in self.of(method)):
+            raise SettingsError(f"There is no score {score!r}.", f"Known scores: {', '.join(COMPARED)}.")
         known = [row for row in self.of(method) if row.usable and (row.correct is not None or row.error is not None)]
         values = [row.scores.get(score) for row in known]
         kept = [(value, bool(row.correct)) for value, row in zip(values, known, strict=True) if value is not None]
@@ -163,20 +164,25 @@ def load_run(path: str | Path) -> Run:
     ``agreement`` is filled in for every method where the run has self-consistency samples. Raises ``DatasetError``,
     naming the lines of ``items.jsonl`` that cannot be used, and ``SettingsError`` when the folder holds no run.
     """
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     manifest = read_manifest(folder)
     if manifest is None:
         raise SettingsError(f"{str(path)!r} holds no run ({MANIFEST} is missing).", "Make one with latent-tool eval.")
-    rows, _ = read_rows(folder / ITEMS, manifest)
+    rows = read_rows(Journal(folder / ITEMS).lines, manifest)
     return Run(folder, manifest, tuple(with_agreement(rows, manifest)))
 
 
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest in a folder, or ``None`` if there is none."""
     try:
-        text = (folder / MANIFEST).read_text(encoding="utf-8")
+        text = (folder / MANIFEST).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"{str(folder)[:200]!r} cannot be read ({getattr(error, 'strerror', None) or error}).",
+            "Give a folder that can be read.",
+        ) from None
     try:
         return Manifest.model_validate_json(text)
     except ValidationError as error:
@@ -185,17 +191,12 @@ def read_manifest(folder: Path) -> Manifest | None:
         ) from None
 
 
-def read_rows(path: Path, manifest: Manifest) -> tuple[list[Row], int]:
-    """The rows of a run, and how many bytes of the file they take (what follows is a torn line)."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return [], 0
-    whole = data.rfind(b"\n") + 1
+def read_rows(lines: Sequence[bytes], manifest: Manifest) -> list[Row]:
+    """The rows that the lines of ``items.jsonl`` hold. Raises ``DatasetError``, naming those that cannot be used."""
     rows: list[Row] = []
     problems: list[str] = []
     seen: dict[tuple[str, str], int] = {}
-    for line, content in enumerate(data[:whole].split(b"\n")[:-1], start=1):
+    for line, content in enumerate(lines, start=1):
         try:
             row = Row.model_validate_json(content)
         except ValidationError as error:
@@ -210,11 +211,11 @@ def read_rows(path: Path, manifest: Manifest) -> tuple[list[Row], int]:
         rows.append(row)
     if problems:
         raise DatasetError(
-            f"{path.name} has {len(problems)} lines that cannot be used: {'; '.join(problems[:5])}.",
+            f"{ITEMS} has {len(problems)} lines that cannot be used: {'; '.join(problems[:5])}.",
             "It was changed after it was written; start a new run in another folder.",
             tuple(problems),
         )
-    return rows, whole
+    return rows
 
 
 def _sampler(manifest: Manifest) -> str | None:
@@ -234,11 +235,6 @@ def _agreeing(row: Row, votes: Mapping[str, Sequence[str]]) -> Row:
     if not drawn or answer is None or row.scores.get("agreement") is not None:
         return row
     return row.model_copy(update={"scores": {**row.scores, "agreement": list(drawn).count(answer) / len(drawn)}})
-
-
-def row_line(row: Row) -> bytes:
-    """A row as one line of the file."""
-    return json.dumps(row.model_dump(mode="json"), ensure_ascii=True, allow_nan=False).encode() + b"\n"
 
 
 def extend_methods(manifest: Manifest, methods: Mapping[str, MethodFacts]) -> Manifest:

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from latent_tool import statistics
 from latent_tool.errors import MissingExtraError
-from latent_tool.evaluation import metrics
 from latent_tool.evaluation.runs import Row, Run
-from latent_tool.evaluation.scores import FUSED_FROM, SCORES
+from latent_tool.scores import COMPARED
 
 __all__ = ["TARGET_ERROR", "fused_score", "summarise"]
 
@@ -46,7 +46,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "baseline": base,
         "methods": {name: _method(run, name, base) for name in run.methods if run.of(name)},
         "pairs": _pairs(run),
-        "scores": {name: score.meaning for name, score in SCORES.items()},
+        "scores": {name: score.meaning for name, score in COMPARED.items()},
         "errors": _errors(run),
     }
 
@@ -93,7 +93,7 @@ def _method(run: Run, name: str, base: str | None) -> dict[str, Any]:
     found["types"] = {kind: _share([row for row in usable if row.type == kind]) for kind in kinds}
     if base is not None and name != base:
         found["paired"] = _paired(run.of(base), usable)
-    found["scores"] = {score: facts for score in SCORES if (facts := _score(run, name, score)) is not None}
+    found["scores"] = {score: facts for score in COMPARED if (facts := _score(run, name, score)) is not None}
     found["fused"] = _fused(run, name)
     return found
 
@@ -110,10 +110,10 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _share(rows: Sequence[Row]) -> dict[str, Any]:
     right = sum(map(_right, rows))
-    return {"n": len(rows), **_interval(metrics.accuracy_interval(right, len(rows)))}
+    return {"n": len(rows), **_interval(statistics.accuracy_interval(right, len(rows)))}
 
 
-def _interval(interval: metrics.Interval) -> dict[str, float | None]:
+def _interval(interval: statistics.Interval) -> dict[str, float | None]:
     return {name: _number(value) for name, value in interval._asdict().items()}
 
 
@@ -142,8 +142,8 @@ def _paired(base: Sequence[Row], rows: Sequence[Row]) -> dict[str, Any] | None:
     if not pairs:
         return None
     before, after = zip(*pairs, strict=True)
-    compared = metrics.mcnemar(before, after)
-    gain = metrics.paired_bootstrap(before, after)
+    compared = statistics.mcnemar(before, after)
+    gain = statistics.paired_bootstrap(before, after)
     return {"n": len(pairs), **compared._asdict(), "gain": _interval(gain)}
 
 
@@ -152,15 +152,15 @@ def _score(run: Run, name: str, score: str) -> dict[str, Any] | None:
     values, right, missing = run.column(name, score)
     if not values:
         return None
-    facts = _confidence([SCORES[score].surer(value) for value in values], right, missing)
-    if SCORES[score].probability:
+    facts = _confidence([COMPARED[score].surer(value) for value in values], right, missing)
+    if COMPARED[score].probability:
         facts |= _calibration(values, right)
     return facts
 
 
 def _confidence(surer: list[float], right: list[bool], missing: int = 0) -> dict[str, Any]:
     """How well a score ranks the answers that have it; the shares that are accepted are of all, missing ones, too."""
-    coverage, errors = metrics.risk_coverage(surer, right)
+    coverage, errors = statistics.risk_coverage(surer, right)
     share = len(surer) / (len(surer) + missing)
     wrong = right.count(False)
     places = np.unique(np.linspace(0, len(surer) - 1, _CURVE).round().astype(int))
@@ -169,18 +169,18 @@ def _confidence(surer: list[float], right: list[bool], missing: int = 0) -> dict
         "missing": missing,
         "wrong": wrong,
         "few": min(wrong, len(right) - wrong) < FEW,
-        "auroc": _interval(metrics.auroc_interval(surer, right)),
-        "aurc": metrics.aurc(surer, right),
-        "coverage": share * metrics.coverage_at_risk(surer, right, TARGET_ERROR),
+        "auroc": _interval(statistics.auroc_interval(surer, right)),
+        "aurc": statistics.aurc(surer, right),
+        "coverage": share * statistics.coverage_at_risk(surer, right, TARGET_ERROR),
         "curve": [[round(share * float(coverage[place]), 4), round(float(errors[place]), 4)] for place in places],
     }
 
 
 def _calibration(values: list[float], right: list[bool]) -> dict[str, Any]:
-    floor, high = metrics.ece_noise_floor(values)
-    bins = metrics.reliability(values, right)
+    floor, high = statistics.ece_noise_floor(values)
+    bins = statistics.reliability(values, right)
     return {
-        "ece": metrics.ece(values, right),
+        "ece": statistics.ece(values, right),
         "ece_floor": floor,
         "ece_floor_95": high,
         "reliability": [[round(mean, 4), round(share, 4), count] for mean, share, count in bins],
@@ -193,7 +193,7 @@ def _calibration(values: list[float], right: list[bool]) -> dict[str, Any]:
 def _fused(run: Run, name: str) -> dict[str, Any] | None:
     """A logistic regression on all scores, out of fold, against the best single one; ``None`` with too little data."""
     rows = [row for row in run.of(name) if row.correct is not None]
-    shares = {score: sum(row.scores.get(score) is not None for row in rows) for score in FUSED_FROM}
+    shares = {score: sum(row.scores.get(score) is not None for row in rows) for score in COMPARED}
     # Agreement needs other samples of the model: a fused score would not be worth their cost if it needed them, too.
     chosen = [score for score, count in shares.items() if score != "agreement" and count >= 0.99 * len(rows) > 0]
     rows = [row for row in rows if all(row.scores.get(score) is not None for score in chosen)]
@@ -201,13 +201,12 @@ def _fused(run: Run, name: str) -> dict[str, Any] | None:
     few = min(sum(right), len(right) - sum(right))
     if len(chosen) < 2 or len(rows) < FUSED_ITEMS or few < FUSED_CLASS:
         return None
-    features = [[SCORES[score].surer(row.scores[score] or 0.0) for score in chosen] for row in rows]
-    probability = fused_score(features, right, [SCORES[score].probability for score in chosen])
-    flags = np.asarray(right)
-    singles = {score: metrics.auroc([row[place] for row in features], right) for place, score in enumerate(chosen)}
+    features = [[COMPARED[score].surer(row.scores[score] or 0.0) for score in chosen] for row in rows]
+    probability = fused_score(features, right, [COMPARED[score].probability for score in chosen])
+    columns = {score: [row[place] for row in features] for place, score in enumerate(chosen)}
+    singles = {score: statistics.auroc(column, right) for score, column in columns.items()}
     best = max(singles, key=lambda score: singles[score])
-    column = np.asarray([row[chosen.index(best)] for row in features])
-    gain = _auroc_gain(column, np.asarray(probability), flags)
+    gain = statistics.auroc_gain(columns[best], probability, right)
     return {
         "n": len(rows),
         "from": chosen,
@@ -246,28 +245,3 @@ def fused_score(features: list[list[float]], right: list[bool], probability: lis
     outer = StratifiedKFold(5, shuffle=True, random_state=seed)
     found = cross_val_predict(inner, table, np.asarray(right), cv=outer, method="predict_proba")[:, 1]
     return [float(value) for value in found]
-
-
-def _auroc_gain(
-    single: np.ndarray[Any, Any], fused: np.ndarray[Any, Any], right: np.ndarray[Any, Any], draws: int = 500
-) -> metrics.Interval:
-    """AUROC of the fused score minus that of the single one, with its paired bootstrap interval."""
-    rng = np.random.default_rng(0)
-    positive, negative = np.flatnonzero(right), np.flatnonzero(~right)
-    gains = []
-    for _ in range(draws):
-        places = np.concatenate([rng.choice(positive, len(positive)), rng.choice(negative, len(negative))])
-        gains.append(_rank_area(fused[places], len(positive)) - _rank_area(single[places], len(positive)))
-    low, high = np.quantile(gains, [0.025, 0.975])
-    whole = np.concatenate([positive, negative])
-    value = _rank_area(fused[whole], len(positive)) - _rank_area(single[whole], len(positive))
-    return metrics.Interval(float(value), float(low), float(high))
-
-
-def _rank_area(scores: np.ndarray[Any, Any], positives: int) -> float:
-    """AUROC of scores of which the first ``positives`` belong to right answers."""
-    from scipy.stats import rankdata
-
-    ranks = rankdata(scores)
-    negatives = len(scores) - positives
-    return float((ranks[:positives].sum() - positives * (positives + 1) / 2) / (positives * negatives))

@@ -32,11 +32,13 @@ from langchain_core.runnables.utils import ConfigurableFieldSpec
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from latent_tool.calibration.calibration import SCORES, Calibration, configuration, is_folder
+from latent_tool.calibration.calibration import Calibration
+from latent_tool.calibration.configuration import configuration, is_folder
 from latent_tool.errors import CalibrationError, CalibrationMismatchError, CancelledError, SettingsError
 from latent_tool.langchain.messages import as_request, shown_input
 from latent_tool.langchain.runnable import RequestRunnable
 from latent_tool.schema import MeasuredConfidence, ReasoningResult, ReasoningStep
+from latent_tool.scores import RESULT_SCORES
 from latent_tool.settings import (
     PREFIX_CACHE_BYTES,
     Budget,
@@ -247,12 +249,12 @@ class LatentReasoner(RequestRunnable):
         if self.min_confidence == "calibrated":
             self._require_threshold()
         if self.calibration is not None:
-            if self.calibration.score not in SCORES or (
+            if self.calibration.score not in RESULT_SCORES or (
                 self.confidence == "reward" and self.calibration.score != "reward"
             ):
                 raise CalibrationMismatchError(
                     f"The calibration is one of the score {self.calibration.score!r}, which is not measured here.",
-                    f"Calibrate one of: {', '.join(SCORES)}.",
+                    f"Calibrate one of: {', '.join(RESULT_SCORES)}.",
                 )
             if self.model == "embedded":
                 known = self.calibration.configuration
@@ -401,7 +403,7 @@ class LatentReasoner(RequestRunnable):
     # ------------------------------------------------------------------ calibration
 
     def configuration(self, budget: Budget | None = None, system: str | None = None) -> dict[str, Any]:
-        """What a calibration of this reasoner's confidence belongs to; see ``latent_tool.calibration.calibration``."""
+        """What a calibration of the confidence belongs to; see ``latent_tool.calibration.configuration``."""
         score = self.confidence if self.calibration is None else self.calibration.score
         return configuration(
             score=score,

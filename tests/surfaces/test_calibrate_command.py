@@ -15,7 +15,8 @@ import pytest
 from pictures import draw_shapes
 from typer.testing import CliRunner
 
-from latent_tool.calibration.calibration import Calibration, configuration, fingerprint
+from latent_tool.calibration import Calibration
+from latent_tool.calibration.configuration import configuration, fingerprint
 from latent_tool.cli import app
 from latent_tool.commands.calibrate import calibration_of, check_drift
 from latent_tool.errors import CalibrationError, CalibrationMismatchError, DatasetError, SettingsError, TooFewItemsError

@@ -17,30 +17,10 @@ from scipy.stats import binom, binomtest
 from scripted_agents import CIRCLE, small_reasoner
 
 from latent_tool import Budget, ConfidenceRouter, LatentReasoner, ReasoningResult, SearchSettings
-from latent_tool.calibration.calibration import (
-    EMBEDDED_FOLDER,
-    Calibration,
-    NoThreshold,
-    ProbabilityMapping,
-    Quality,
-    Threshold,
-    configuration,
-    content_hash,
-    digest,
-    fingerprint,
-    score_of,
-)
-from latent_tool.calibration.fit import (
-    MIN_ITEMS,
-    MIN_OF_EACH,
-    PROBABILITIES,
-    expected_calibration_error,
-    find_threshold,
-    fit,
-    passing_threshold,
-    split_items,
-    threshold_sequence,
-)
+from latent_tool.calibration import Calibration, NoThreshold, ProbabilityMapping, Quality, Threshold
+from latent_tool.calibration.configuration import EMBEDDED_FOLDER, configuration, content_hash, digest, fingerprint
+from latent_tool.calibration.fit import MIN_ITEMS, MIN_OF_EACH, fit
+from latent_tool.calibration.threshold import find_threshold, passing_threshold, split_items, threshold_sequence
 from latent_tool.errors import (
     CalibrationError,
     CalibrationMismatchError,
@@ -50,7 +30,9 @@ from latent_tool.errors import (
     TooFewItemsError,
 )
 from latent_tool.schema import Grounding, Scores, TokenDependency
+from latent_tool.scores import RESULT_SCORES, SCORES, score_of
 from latent_tool.settings import GenerationSettings, NoiseSettings
+from latent_tool.statistics import ece
 
 pytestmark = pytest.mark.disable_socket
 CONFIGURATION = {"made": "up"}
@@ -167,7 +149,7 @@ def test_the_mapping_makes_probabilities_of_overconfident_scores() -> None:
     assert found.quality.ece_after < found.quality.ece_noise_floor + 0.02
     fresh, truth = sample(20_000, seed=1, sharpness=0.2)
     probabilities = np.array([found.probability(each) for each in fresh])
-    assert expected_calibration_error(probabilities, np.array(truth)) < 0.04
+    assert ece(probabilities, np.array(truth)) < 0.04
     assert found.mapping.kind == min(found.quality.log_loss, key=lambda kind: found.quality.log_loss[kind])
 
 
@@ -250,9 +232,8 @@ def test_too_few_items_for_a_threshold_say_how_many_would_do() -> None:
 
 
 def test_what_is_a_probability_is_known_by_its_name() -> None:
-    from latent_tool.evaluation.scores import SCORES as MEASURED
-
-    assert {name for name, score in MEASURED.items() if score.probability} == PROBABILITIES
+    named = {name for name in SCORES if name.endswith("_probability")}
+    assert {name for name, score in SCORES.items() if score.probability} == named | {"agreement"}
     scores, correct = sample(400)
     dependency = made(scores, correct, score="visual_dependency")  # all of them happen to lie in [0, 1]
     assert dependency.quality.ece_before is None and "temperature" not in dependency.quality.log_loss
@@ -272,16 +253,6 @@ def test_a_larger_share_without_a_score_is_a_drift() -> None:
     assert gone.drifted and (gone.p_value, gone.distance, gone.mean) == (None, None, None)
     with pytest.raises(CalibrationError, match="too few"):
         found.drift(fresh[:10])
-
-
-def test_ece_by_hand() -> None:
-    # Two bins: 0.95 four times with three right, 0.25 twice with none.
-    probabilities = np.array([0.95] * 4 + [0.25] * 2)
-    right = np.array([True, True, True, False, False, False])
-    assert expected_calibration_error(probabilities, right) == pytest.approx((4 * 0.2 + 2 * 0.25) / 6)
-    assert expected_calibration_error(np.array([1.0, 0.0]), np.array([True, False])) == 0
-    with pytest.raises(CalibrationError):  # a score outside all bins must not look well calibrated
-        expected_calibration_error(np.array([1.2]), np.array([True]))
 
 
 # ---------------------------------------------------------------------- the guarantee
@@ -542,6 +513,10 @@ def test_scores_are_found_by_their_names() -> None:
     assert score_of(result, "reward") == 0.25
     assert score_of(result, "visual_dependency") == 1.5
     assert score_of(result, "answer_probability") is None
+    assert all(score_of(result, name) is None for name in RESULT_SCORES if name not in ("reward", "visual_dependency"))
+    for name in ("agreement", "masked_entropy_gain", "rewards"):
+        with pytest.raises(SettingsError, match="carries the score"):
+            score_of(result, name)
 
 
 def test_the_shipped_calibration_is_that_of_the_shipped_model() -> None:

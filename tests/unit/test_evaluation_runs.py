@@ -15,15 +15,17 @@ import pytest
 from pictures import draw_shapes
 
 from latent_tool import Budget, LatentReasoner, ReasoningResult
-from latent_tool.calibration.calibration import EMBEDDED_FOLDER, Calibration, fingerprint, score_of
+from latent_tool.calibration import Calibration
+from latent_tool.calibration.configuration import EMBEDDED_FOLDER, fingerprint
 from latent_tool.engine.engine import Engine, Examined, Job
 from latent_tool.errors import DatasetError, LatentToolError, ModelNotFoundError, SettingsError
 from latent_tool.evaluation import Item, Match, Run, evaluate, load_dataset, load_run, parse_method
+from latent_tool.evaluation.answers import answer_scores
 from latent_tool.evaluation.report import html_report, markdown_report, tables
-from latent_tool.evaluation.runner import Found, Task, Worker
-from latent_tool.evaluation.scores import answer_scores
 from latent_tool.evaluation.summary import fused_score, summarise
+from latent_tool.evaluation.workers import BatchRows, Task, Worker
 from latent_tool.schema import Grounding, TokenDependency
+from latent_tool.scores import score_of
 from latent_tool.settings import NoiseSettings, SamplingSettings, SearchSettings
 
 SCENES = "scenes:held_out:7000000-7000006"
@@ -277,7 +279,7 @@ def test_others_may_answer_the_batches(engine: Engine, whole: Run, tmp_path: Pat
 
     ended = []
 
-    def workers(open_worker: Callable[[], Worker], tasks: Sequence[Task]) -> Generator[Found, None, None]:
+    def workers(open_worker: Callable[[], Worker], tasks: Sequence[Task]) -> Generator[BatchRows, None, None]:
         try:
             worker = pickle.loads(pickle.dumps(open_worker))()
             for task in pickle.loads(pickle.dumps(tasks)):
@@ -499,7 +501,7 @@ def test_the_fused_score_is_predicted_out_of_fold() -> None:
     rng = np.random.default_rng(0)
     right = rng.random(400) < 0.7
     useful, noise = rng.normal(size=400) + 1.5 * right, rng.normal(size=400)
-    from latent_tool.evaluation.metrics import auroc
+    from latent_tool.statistics import auroc
 
     fused = fused_score([list(row) for row in zip(useful, noise, strict=True)], right.tolist(), [False, False])
     assert auroc(fused, right.tolist()) == pytest.approx(auroc(useful.tolist(), right.tolist()), abs=0.02)

@@ -19,6 +19,7 @@ LAYERS = [
     {"latent_tool.files", "latent_tool.redact"},
     {"latent_tool.settings"},
     {"latent_tool.schema"},
+    {"latent_tool.scores", "latent_tool.statistics"},
     {"latent_tool.images"},
     {"latent_tool.scenes"},
     {"latent_tool.method"},

@@ -25,17 +25,16 @@ from latent_tool.evaluation.study import (
     HOLDS,
     UNKNOWN,
     Drawn,
-    Estimate,
     Question,
     analyse,
     attention_lift,
-    bootstrap,
     markdown_study,
     study,
     verdict,
     word_f1,
     write_study,
 )
+from latent_tool.statistics import Estimate, bootstrap
 
 pytestmark = pytest.mark.disable_socket
 
@@ -285,7 +284,7 @@ def test_a_killed_study_leaves_nothing_that_reads_as_whole(tmp_path: Path) -> No
     out.mkdir()
     code = (
         "import json, sys; from pathlib import Path\n"
-        "from latent_tool.evaluation import study\n"
+        "from latent_tool.evaluation.study import report as study\n"
         f"found = json.loads(Path({str(findings)!r}).read_text())\n"
         "found['problems'] = ['long: ' + 'x' * 4_000_000]\n"  # writing takes time
         "study.study_page = lambda found: '<html>' + found['problems'][0] + '</html>'\n"

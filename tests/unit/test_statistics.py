@@ -13,7 +13,7 @@ from scipy.stats import binomtest, norm
 from sklearn.metrics import roc_auc_score
 
 from latent_tool.errors import InputError
-from latent_tool.evaluation.metrics import (
+from latent_tool.statistics import (
     accuracy_interval,
     aurc,
     auroc,
@@ -115,6 +115,9 @@ def test_ece_by_hand() -> None:
     probabilities, right = [0.95, 0.85, 0.15, 1.0], [True, False, False, True]
     # Ten bins: {0.95, 1.0} off by 0.025 at weight 2/4, {0.85} by 0.85, {0.15} by 0.15, at 1/4 each.
     assert ece(probabilities, right, bins=10) == pytest.approx((2 * 0.025 + 0.85 + 0.15) / 4)
+    # Two bins: 0.95 four times with three right, 0.25 twice with none.
+    assert ece([0.95] * 4 + [0.25] * 2, [True] * 3 + [False] * 3) == pytest.approx((4 * 0.2 + 2 * 0.25) / 6)
+    assert ece([1.0, 0.0], [True, False]) == 0
     assert reliability(probabilities, right, bins=10)[-1] == (pytest.approx(0.975), 1.0, 2)
 
 
