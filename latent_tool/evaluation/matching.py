@@ -7,73 +7,28 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import import_module
 from typing import Literal
 
 from latent_tool.errors import SettingsError
+from latent_tool.evaluation.normalising import (
+    bare,
+    normalise,
+    number_in,
+    option_texts,
+    options_in,
+    plain,
+    split_letter,
+)
 
-__all__ = ["Match", "normalise", "number_in"]
+__all__ = ["Match", "normalise", "number_in", "options_in", "split_letter"]
 
-_QUOTES = "\"'`\u2018\u2019\u201c\u201d"
-_NUMBER = re.compile(r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?")
-_LETTERED = re.compile(r"\s*(?:\(([A-Za-z])\)|([A-Za-z])\s*[.):])\s*(.*)", re.DOTALL)
-_MARKED = re.compile(r"\([A-Za-z]\)|[A-Za-z][.)]")
-_OPTIONS = re.compile(r"\b(?:options|choices)\s*:(.*)", re.IGNORECASE | re.DOTALL)
-_OPTION = re.compile(r"(?:^|(?<=[\s,;]))(?:\(([A-Za-z])\)|([A-Za-z])[.:)])\s+")
-_LEAD = re.compile(r"(?:the\s+)?(?:correct\s+|final\s+)?(?:answer|option|choice)\s*(?:is\b\s*:?|:)\s*", re.IGNORECASE)
+# A text after a letter that names another letter, or says that it is not this one: "B or C", "A, B", "B. not that".
+_SECOND = re.compile(r"\W*(?:(?:not|nor)\b.*|(?:or|and|&|/)?\W*[A-Za-z]\W*|(?:or|and)\b.*)", re.IGNORECASE | re.DOTALL)
 _HINT = "Use exact, choice, numeric, numeric:0.5 (absolute), numeric:5% (relative) or module:function."
-
-
-def normalise(text: str) -> str:
-    """Text as it is compared: NFKC, no case, single spaces, without quotes around it and punctuation after it.
-
-    A text of nothing but such signs is kept as it is.
-    """
-    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    stripped = plain.rstrip(".,!?;: ").strip(_QUOTES + " ").rstrip(".,!?;: ")
-    return stripped or plain
-
-
-def number_in(text: str) -> float | None:
-    """The one number in a text (``"$1,200"``, ``"-3.5"``, ``"12 %"``); ``None`` when there is none, or several."""
-    found = [match for match in _NUMBER.findall(text) if any(character.isdigit() for character in match)]
-    if len(found) != 1:
-        return None
-    value = float(found[0].replace(",", "").replace("\u2212", "-"))
-    return value if math.isfinite(value) else None
-
-
-def split_letter(text: str) -> tuple[str | None, str]:
-    """``"(b) blue"``, ``"B. blue"`` or ``"b"`` as ``("B", "blue")``; the letter is ``None`` where none is named."""
-    stripped = text.strip()
-    if lead := _LEAD.match(stripped):
-        stripped = stripped[lead.end() :].rstrip(". ")
-    if len(stripped) == 1 and stripped.isascii() and stripped.isalpha():
-        return stripped.upper(), ""
-    found = _LETTERED.fullmatch(stripped)
-    return (None, stripped) if found is None else ((found[1] or found[2]).upper(), found[3].strip())
-
-
-def is_letter(text: str) -> bool:
-    """Whether a text is nothing but a marked letter: ``"(B)"``, ``"B."`` or ``"B)"``."""
-    return _MARKED.fullmatch(text.strip()) is not None
-
-
-def options_in(question: str) -> tuple[str, ...]:
-    """Options that a question lists itself after ``Options:``, lettered from A on; empty if it does not."""
-    listed = _OPTIONS.search(question)
-    if listed is None:
-        return ()
-    marks = list(_OPTION.finditer(listed[1]))
-    letters = [(mark[1] or mark[2]).upper() for mark in marks]
-    if letters != [chr(ord("A") + place) for place in range(len(letters))]:
-        return ()
-    ends = [mark.start() for mark in marks[1:]] + [len(listed[1])]
-    return tuple(listed[1][mark.end() : end].strip(" \t\r\n,;") for mark, end in zip(marks, ends, strict=True))
 
 
 @dataclass(frozen=True)
@@ -133,7 +88,7 @@ class Match:
         """Why no answer could ever match a label, or ``None``."""
         if not label.strip():
             return "the label is empty"
-        if self.kind == "numeric" and number_in(label) is None:
+        if self.kind == "numeric" and number_in(bare(label)) is None:
             return f"the label {_short(label)} is not one number"
         if self.kind == "choice":
             letter, _ = split_letter(label)
@@ -141,7 +96,11 @@ class Match:
                 return None if letter else f"the label {_short(label)} names no letter, and no options are given"
             if len(self.options) > 26:
                 return "there are more than 26 options"
-            if self._choice(label) is None:
+            chosen = self._candidates(label)
+            if len(chosen) > 1:
+                letters = " and ".join(chr(ord("A") + place) for place in sorted(chosen))
+                return f"the label {_short(label)} may be the text of one option or the letter of another ({letters})"
+            if not chosen:
                 return f"the label {_short(label)} is not among the options"
         return None
 
@@ -150,22 +109,24 @@ class Match:
         if self.kind == "custom":
             return bool(_function(self.function or "")(answer, label))
         if self.kind == "numeric":
-            found, wanted = number_in(answer), number_in(label)
-            if found is None or wanted is None:
+            given, wanted = number_in(bare(answer)), number_in(bare(label))
+            if given is None or wanted is None:
                 return False
             allowed = self.tolerance * abs(wanted) if self.relative else self.tolerance
             # Two readings of the same decimal may differ in the last bit.
-            return abs(found - wanted) <= allowed + 1e-9 * max(1.0, abs(wanted))
+            return abs(given - wanted) <= allowed + 1e-9 * max(1.0, abs(wanted))
         if self.kind == "choice":
             if self.options:
-                chosen = self._choice(answer)
-                return chosen is not None and chosen == self._choice(label)
+                chosen = self.chosen(answer)
+                return chosen is not None and chosen == self.chosen(label)
             letter, text = split_letter(label)
             chosen_letter, chosen_text = split_letter(answer)
-            if chosen_letter and (chosen_letter != letter or not text or not chosen_text):
-                return chosen_letter == letter
-            return bool(text) and normalise(chosen_text) == normalise(text)
-        return normalise(answer) == normalise(label)
+            if not chosen_letter:
+                return bool(text) and normalise(chosen_text) == normalise(text)
+            if not text or not chosen_text:
+                return chosen_letter == letter and not (chosen_text and _SECOND.fullmatch(chosen_text))
+            return chosen_letter == letter and normalise(chosen_text) == normalise(text)
+        return plain(answer) == plain(label)
 
     def canonical(self, answer: str) -> str:
         """The answer as votes are counted: answers that match the same labels have the same canonical form.
@@ -173,22 +134,39 @@ class Match:
         Where the options of a multiple choice are not known, the letter is all that counts.
         """
         if self.kind == "choice":
-            chosen = self._choice(answer) if self.options else None
+            chosen = self.chosen(answer) if self.options else None
             letter, text = split_letter(answer)
             return f"option {chosen}" if chosen is not None else letter or normalise(text)
-        number = number_in(answer) if self.kind == "numeric" else None
-        return normalise(answer) if number is None else repr(number + 0.0)  # and -0.0 is 0.0
+        number = number_in(bare(answer)) if self.kind == "numeric" else None
+        return plain(answer) if number is None else repr(number + 0.0)  # and -0.0 is 0.0
 
-    def _choice(self, text: str) -> int | None:
-        """Which option a text names, by its own text first, by its letter otherwise; ``None`` if by neither."""
-        texts = [normalise(option) for option in self.options]
-        if texts.count(normalise(text)) == 1:
-            return texts.index(normalise(text))
-        letter, rest = split_letter(text)
-        place = None if letter is None else ord(letter) - ord("A")
-        if place is None or place >= len(texts):
-            return None
-        return place if not rest or normalise(rest) == texts[place] else None
+    @cached_property
+    def _texts(self) -> dict[str, int | None]:
+        """Place of every option by its normalised text; ``None`` where several have the same."""
+        places: dict[str, int | None] = {}
+        for place, option in enumerate(option_texts(self.options)):
+            text = plain(option)
+            places[text] = None if text in places else place
+        return places
+
+    def _candidates(self, text: str) -> set[int]:
+        """The options that a text may name: that which has this text, and that whose letter it is."""
+        stripped, (letter, rest) = plain(text), split_letter(text)
+        places = {self._texts.get(stripped)}
+        if letter is not None:
+            place = ord(letter) - ord("A")
+            if place < len(self.options) and (not rest or self._is_text(rest, place)):
+                places.add(place)
+        return {place for place in places if place is not None}
+
+    def _is_text(self, text: str, place: int) -> bool:
+        option = option_texts(self.options)[place]
+        return normalise(text) in (normalise(option), plain(option))
+
+    def chosen(self, text: str) -> int | None:
+        """Which option a text names, by its text or its letter; ``None`` if none, or if it may be two."""
+        chosen = self._candidates(text)
+        return chosen.pop() if len(chosen) == 1 else None
 
 
 def _short(text: str) -> str:

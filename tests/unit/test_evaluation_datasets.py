@@ -329,3 +329,121 @@ def test_the_fingerprint_changes_with_whatever_a_result_depends_on(folder: Path)
     ]
     for change in changes:
         assert dataset_fingerprint(load_dataset(jsonl(folder, {**ROW, **change}))) != before
+
+
+HOSTILE: list[tuple[str, str]] = [
+    ('"image": "~nosuchuser/x"', "no image"),
+    ('"image": "' + "x" * 5000 + '.png"', "no image"),
+    ('"image": "a\\u0000b.png"', "no image"),
+    ('"image": "pictures/one.png", "boxes": ' + "[" * 500 + "]" * 500, "boxes"),
+    ('"image": "pictures/one.png", "boxes": "' + "[" * 100_000 + '"', "boxes"),
+    ('"image": "pictures/one.png", "boxes": [[0, 0, 1, 1e400]]', "too large"),
+    ('"image": "pictures/one.png", "boxes": [[0, 0, 1, ' + "9" * 5000 + "]]", "too long"),
+    ('"image": "pictures/one.png", "options": ["a", 1e400]', "too large"),
+    ('"image": "pictures/one.png", "type": ["a"]', "type is neither"),
+    ('"image": "pictures/one.png", "id": {"a": 1}', "id is neither"),
+    ('"image": "pictures/one.png", "reasoning": "\\ud800"', "surrogate"),
+    ('"image": "data:image/png;base64,\\ud800"', "surrogate"),
+    ('"image": "pictures/one.png", "extra": -Infinity', "-Infinity is no JSON"),
+    ('"image": ["pictures/one.png", 3]', "no image"),
+]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "json"])
+def test_no_row_ends_the_reading_of_the_others(folder: Path, form: str) -> None:
+    bad = ['{"question": "What?", "label": "red", ' + fields + "}" for fields, _ in HOSTILE]
+    bad += [
+        '{"image": "pictures/one.png", "question": "?", "label": 1e400}',
+        '{"id": "\\udfff", "label": "\\ud800"}',
+    ]
+    lines = [json.dumps(ROW), *bad, json.dumps({**ROW, "id": "z"})]
+    path = folder / f"data.{form}"
+    path.write_text("\n".join(lines) if form == "jsonl" else "[" + ",\n".join(lines) + "]")
+    items = load_dataset(path, keep_going=True)
+    assert [item.line for item in items] == list(range(1, len(lines) + 1))
+    assert [item.problem is None for item in items] == [True, *[False] * len(bad), True]
+    for item, (_, problem) in zip(items[1:], HOSTILE, strict=False):
+        assert problem in str(item.problem)
+    for item in items:  # and everything about them can be written
+        item.id.encode(), item.question.encode(), str(item.label).encode(), str(item.problem).encode()
+    with pytest.raises(DatasetError) as caught:
+        load_dataset(path)
+    assert len(caught.value.problems) == len(bad)
+
+
+def test_names_of_data_sets_that_no_file_can_have() -> None:
+    for spec in ("~nosuchuser/data.jsonl", "x" * 5000, "a\0b.jsonl"):
+        with pytest.raises((DatasetError, SettingsError)):
+            load_dataset(spec)
+
+
+def test_an_id_that_looks_like_the_one_given_to_a_second_row(folder: Path) -> None:
+    path = jsonl(folder, {**ROW, "id": "a (line 3)"}, ROW, ROW, {**ROW, "id": "a (line 3)"})
+    kept = load_dataset(path, keep_going=True)
+    assert len({item.id for item in kept}) == 4 and sum(item.problem is not None for item in kept) == 2
+
+
+def test_hostile_lines_take_no_more_than_their_length(folder: Path) -> None:
+    """Every one of these took seconds to minutes when work grew with the square of the line."""
+    keys = ", ".join(f'"k{number}": 1' for number in range(60_000))
+    lines = [
+        '{"image": "pictures/one.png", "question": "What?", "label": "red", ' + keys + "}",
+        json.dumps({**ROW, "id": "b", "label": "\\boxed{" * 200_000}),
+        json.dumps({**ROW, "id": "c", "label": "<answer>" * 200_000 + "red"}),
+        json.dumps({**ROW, "id": "d", "question": "options: A. x " * 100_000}),
+    ]
+    (folder / "data.jsonl").write_text("\n".join(lines))
+    assert len(load_dataset(folder / "data.jsonl")) == 4
+    (folder / "data.json").write_text("[" + ",\n".join(['{"x": 1}'] * 60_000) + "]")
+    assert load_dataset(folder / "data.json", keep_going=True)[-1].line == 60_000
+    (folder / "data.csv").write_text(",".join(["image", *[f"k{number}" for number in range(60_000)]]) + "\n")
+    with pytest.raises(DatasetError, match="no questions"):
+        load_dataset(folder / "data.csv")
+
+
+@pytest.mark.parametrize(
+    ("options", "label", "right", "wrong"),
+    [
+        (["2", "4", "3"], 2, "3", "2"),  # ScienceQA: an index, counted from 0
+        (["2", "4", "3"], 0, "2", "4"),
+        (["red", "blue", "green"], 1, "blue", "red"),
+        (["red", "blue", "green"], 1.0, "B", "A"),
+        (["red", "blue", "green"], "2", "green", "blue"),
+        ([2, 3, 4], 3, "3", "4"),
+        (["A. red", "B. blue"], 1, "blue", "red"),
+        (["A. red", "B. blue"], "B. blue", "blue", "A"),
+        (["yes", "no"], True, "yes", "no"),
+        (["1", "2", "3"], "2", "2", "3"),
+    ],
+)
+def test_a_number_as_the_label_of_a_choice(
+    folder: Path, options: list[Any], label: Any, right: str, wrong: str
+) -> None:
+    (item,) = load_dataset(jsonl(folder, {**ROW, "choices": options, "label": label}))
+    assert item.match.right(right, item.label or "") and not item.match.right(wrong, item.label or "")
+
+
+def test_a_number_that_may_be_an_option_or_an_index_is_an_error(folder: Path) -> None:
+    for options, label in (([2, 3, 4], 2), ([1, 0], 1)):
+        with pytest.raises(
+            DatasetError, match=r"line 1: the label \d is the text of one option and the index of another"
+        ):
+            load_dataset(jsonl(folder, {**ROW, "options": options, "label": label}))
+    # In text, a number is the option of that text, unless other rows of the file show that it is an index.
+    doubtful = {**ROW, "id": "b", "options": ["4", "2", "3"], "label": "2"}
+    (item,) = load_dataset(jsonl(folder, doubtful))
+    assert item.match.right("2", item.label or "")
+    with pytest.raises(DatasetError, match="line 1: the label 2 is the text"):
+        load_dataset(jsonl(folder, doubtful, {**ROW, "options": ["red", "blue", "green"], "label": "2"}))
+    with pytest.raises(DatasetError, match="not among the options"):
+        load_dataset(jsonl(folder, {**ROW, "options": ["red", "blue"], "label": 2}))
+
+
+def test_items_name_their_pictures(folder: Path) -> None:
+    uri = "data:image/png;base64," + base64.b64encode((folder / "pictures" / "one.png").read_bytes()).decode()
+    both, hidden = load_dataset(
+        jsonl(folder, {**ROW, "images": ["pictures/one.png", uri], "image": None}, {**ROW, "id": "b"})
+    )
+    assert both.images[0] == "pictures/one.png" and both.images[1].startswith("<data URI of")
+    assert hidden.images == ("pictures/one.png",)
+    assert load_dataset("scenes:hard:6000000-6000000")[0].images == ("scenes:hard:6000000-6000000",)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import cProfile
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from latent_tool.errors import SettingsError
 from latent_tool.evaluation.matching import Match, normalise, number_in, options_in, split_letter
@@ -150,3 +154,164 @@ def test_a_rule_of_the_users_own() -> None:
 def test_unknown_rules_are_refused(text: str) -> None:
     with pytest.raises(SettingsError):
         Match.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("iPhone5", 5.0),
+        ("page-3", 3.0),
+        ("type-2", 2.0),
+        ("x=-5", -5.0),
+        ("\u20135", -5.0),  # en dash
+        ("(\u22125)", -5.0),
+        ("-$1,200", -1200.0),
+        ("minus 5", -5.0),
+        ("Total \u2013 5", 5.0),
+        ("5 m\u00b2", 5.0),
+        ("<b>5</b>", 5.0),
+        ("=> 5", 5.0),
+        ("- 5", None),  # a sign, or a bullet
+        ("10\u00b2", None),
+        ("10^2", None),
+        ("10\u2082", None),
+        ("5!", None),
+        ("2\u00bd", None),
+        ("2\u20133", None),
+        (">5", None),
+        ("\u00b15", None),
+        ("1,2000", None),
+        ("1e400", None),
+        ("9" * 400, None),
+    ],
+)
+def test_a_number_keeps_its_sign_and_is_part_of_nothing_else(text: str, number: float | None) -> None:
+    assert number_in(text) == number
+
+
+@given(st.text("0123456789.,eE+-\u2013\u2212\u00b2\u00bd!^_$ ax(", max_size=12))
+def test_no_text_is_too_strange_for_a_number(text: str) -> None:
+    value = number_in(text)
+    assert value is None or value == float(repr(value))
+    match = Match("numeric")
+    assert match.problem(text) is not None or match.right(text, text)
+
+
+@given(st.text(max_size=20))
+def test_every_text_is_its_own_answer(text: str) -> None:
+    assert Match().right(text, text)
+    assert normalise(normalise(text)) == normalise(text)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("10\u00b2", "102", False),
+        ("10\u00b2", "10^2", True),
+        ("5!", "5", False),
+        ("\u20135", "5", False),
+        ("\u20135", "-5", True),
+        ("2\u00bd", "21/2", False),
+        ("\u00bd", "1/2", True),
+        ("10\u2082", "102", False),
+        ("H\u2082O", "H2O", True),
+        ("don\u2019t", "don't", True),
+        ("well\u2013known", "well-known", True),
+        ("great!", "great", True),
+        ("\uff15", "5", True),
+    ],
+)
+def test_folding_changes_no_value(one: str, other: str, same: bool) -> None:
+    assert Match().right(one, other) is same and Match().right(other, one) is same
+
+
+CLOTHES = [
+    "**B**", "$B$", "`B`", "(B)", "[B]", "B.", "B. blue", "B) blue", "B - blue", "**B.** blue", "\\text{B}",
+    "\\boxed{B}",
+    "<answer>B</answer>", "<answer>B", "The answer is B.", "The answer is **B**.", "**Answer:** B", "Final answer: (B)",
+    "Option B", "blue", "**blue**", "The answer is blue", "Answer: blue", "Blue.", "so the answer is $\\boxed{B}$",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("label", ["B", "blue", "**B**", "(b) blue", "The answer is blue", "$\\boxed{B}$"])
+@pytest.mark.parametrize("answer", CLOTHES)
+@pytest.mark.parametrize(
+    "options", [("red", "blue", "green"), ("A. red", "B. blue", "C. green"), ("(a) red", "(b) blue")]
+)
+def test_the_same_answer_in_other_clothes(answer: str, label: str, options: tuple[str, ...]) -> None:
+    match = Match("choice", options)
+    assert match.problem(label) is None
+    assert match.right(answer, label) and match.canonical(answer) == match.canonical(label)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["B or C", "not B", "A and B", "B, C", "The answer is not B", "Answer: not blue", "AB", "B/C", "(A) (B)", "B. red",
+     "B. not blue", "blue or red", "C", "**C**", "The answer is red"],
+)  # fmt: skip
+def test_a_second_letter_or_a_not_stays_wrong(answer: str) -> None:
+    assert not Match("choice", ("red", "blue", "green")).right(answer, "B")
+    if answer != "B. red":  # without options nothing says that red is not B
+        assert not Match("choice").right(answer, "B")
+
+
+def test_exact_answers_in_other_clothes() -> None:
+    for answer in (
+        "**blue**",
+        "The answer is blue.",
+        "Answer: blue",
+        "\\boxed{blue}",
+        "<answer>blue</answer>",
+        "$blue$",
+    ):
+        assert Match().right(answer, "blue") and Match().right("blue", answer)
+    assert not Match().right("The answer is not blue", "blue")
+    assert Match().right("snake_case_name", "snake_case_name") and not Match().right("2*3*4", "234")
+    assert not Match().right("__init", "init")
+
+
+def test_a_letter_that_is_another_options_text_is_an_error() -> None:
+    match = Match("choice", ("B", "A"))
+    assert "may be the text of one option or the letter of another" in str(match.problem("B"))
+    assert not match.right("B", "A. B")
+
+
+@pytest.mark.parametrize(
+    ("question", "options"),
+    [
+        (
+            "Which?\nOptions:\nA. red\nB. blue\nPlease select the correct answer from the options above.",
+            ("red", "blue"),
+        ),
+        ("Choices: (A) 1 (B) 2\nAnswer with A, B, C. or D. alone.", ("1", "2")),
+        ("Options: A. red, B. blue. Please select the correct answer.", ("red", "blue.")),
+        ("Options: A. red B. blue Hint: look at C. first", ("red", "blue")),
+        ("Hint: Please give the letter.\nQuestion: x?\nChoices:\n(A) 1\n(B) 2", ("1", "2")),
+        ("Q\nA. one\nB. two\nAnswer with the option's letter from the given choices.", ("one", "two")),
+        ("Options: A. Vitamin C. pill B. tea", ("Vitamin C. pill", "tea")),
+        ("Options:\nA. x\nmore of x\nB. y\nHint: z", ("x more of x", "y")),
+        ("Options: A. to answer the phone B. to answer the door", ("to answer the phone", "to answer the door")),
+        ("What colours? A. is a letter", ()),
+    ],
+)
+def test_options_end_where_the_list_ends(question: str, options: tuple[str, ...]) -> None:
+    assert options_in(question) == options
+
+
+UNITS = ["\\boxed{", "<answer>", "</answer>", "*a ", "Options: A. x ", "$ ", "1,111", "\\text{", "- ", "A. x\n"]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_work_grows_no_faster_than_the_text(unit: str) -> None:
+    """Counted, not timed: a text twice as long takes twice the calls."""
+
+    def calls(text: str) -> int:
+        profile = cProfile.Profile()
+        profile.enable()
+        for read in (number_in, normalise, split_letter, options_in):
+            read(text)
+        Match("choice", ("a", "b")).right(text, "A")
+        profile.disable()
+        return sum(entry.callcount for entry in profile.getstats())
+
+    assert calls(unit * 4000) < 3 * calls(unit * 2000) + 1000

@@ -1,0 +1,108 @@
+"""One labelled question, and what can be said of many: a sample, a fingerprint. Knows nothing of files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+from latent_tool.errors import DatasetError, SettingsError
+from latent_tool.evaluation.matching import Match
+from latent_tool.settings import ImagePolicy
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Box", "Item", "broken_item", "dataset_fingerprint", "open_images", "sample", "sound"]
+
+Box = tuple[float, float, float, float]
+Loader = Callable[[], "tuple[Image, ...]"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question with what is known about it.
+
+    Args:
+        id: its name, unique in the data set.
+        question: what is asked.
+        label: the right answer; ``None`` if there is none.
+        loader: opens the images; may raise an ``ImageError``.
+        type: kind of question, for tables by kind.
+        match: when an answer is right.
+        boxes: what the answer rests on, in pixels of the first image; ``None`` if not known.
+        reasoning: a true reasoning that leads to the answer; ``None`` if not known.
+        line: line of the data set's file, from 1.
+        problem: why the row cannot be used; such an item is never asked.
+        content: identifies the images in the data set's fingerprint.
+        images: what the images are called in the files of a run: never their bytes, credentials or queries.
+    """
+
+    id: str
+    question: str
+    label: str | None
+    loader: Loader
+    type: str | None = None
+    match: Match = field(default_factory=Match)
+    boxes: tuple[Box, ...] | None = None
+    reasoning: str | None = None
+    line: int | None = None
+    problem: str | None = None
+    content: str = ""
+    images: tuple[str, ...] = ()
+
+    def load(self) -> tuple[Image, ...]:
+        """The images, upright RGB."""
+        return self.loader()
+
+
+def sample(items: Sequence[Item], number: int, seed: int = 0) -> list[Item]:
+    """At most ``number`` items drawn without replacement, in their own order."""
+    if number < 1:
+        raise SettingsError("A sample has at least one item.", "Use a number of 1 or more.")
+    if number >= len(items):
+        return list(items)
+    return [items[place] for place in sorted(random.Random(seed).sample(range(len(items)), number))]
+
+
+def dataset_fingerprint(items: Sequence[Item]) -> str:
+    """SHA-256 of everything about the items that a result depends on, the content of the images included."""
+    whole = hashlib.sha256()
+    for item in items:
+        facts = [item.id, item.question, item.label, item.type, str(item.match), item.match.options, item.problem]
+        whole.update(json.dumps([*facts, item.content], ensure_ascii=True).encode() + b"\n")
+    return whole.hexdigest()
+
+
+def broken_item(name: str, line: int | None, problem: str, fields: Mapping[str, object] | None = None) -> Item:
+    """An item that stands for a row that cannot be used."""
+    known = {key: sound(str(value)) for key, value in (fields or {}).items() if isinstance(value, str | int | float)}
+    return Item(
+        sound(name),
+        known.get("question", ""),
+        known.get("label"),
+        partial(_refuse, sound(problem)),
+        type=known.get("type"),
+        line=line,
+        problem=sound(problem),
+    )
+
+
+def sound(text: str) -> str:
+    """A text that every file can hold: halves of surrogate pairs become question marks."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _refuse(problem: str) -> tuple[Image, ...]:
+    raise DatasetError(f"The row cannot be used: {problem}.")
+
+
+def open_images(references: tuple[str, ...], policy: ImagePolicy) -> tuple[Image, ...]:
+    """The images of some references, upright RGB."""
+    from latent_tool.images.load import load_image
+
+    return tuple(load_image(reference, policy).image for reference in references)

@@ -1,0 +1,70 @@
+"""Load a data set by its name: a file, a folder, easy-VQA or the embedded model's own scenes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from latent_tool.errors import DatasetError
+from latent_tool.evaluation.datasets.items import Item, sample
+from latent_tool.evaluation.datasets.packaged import easy_vqa, scenes
+from latent_tool.evaluation.datasets.rows import Reader
+from latent_tool.evaluation.matching import Match
+from latent_tool.files import expanded
+from latent_tool.settings import ImagePolicy
+
+__all__ = ["load_dataset"]
+
+
+def load_dataset(
+    spec: str | Path,
+    *,
+    match: str | None = None,
+    question: str | None = None,
+    policy: ImagePolicy | None = None,
+    keep_going: bool = False,
+    unlabelled: bool = False,
+    limit: int | None = None,
+    seed: int = 0,
+) -> list[Item]:
+    """The questions of a data set.
+
+    Args:
+        spec: a ``.jsonl``, ``.csv`` or ``.json`` file, a folder of images with a file ``labels.jsonl``, ``.csv`` or
+            ``.json`` in it, ``easy-vqa[:test|train]`` or ``scenes[:split[:first-last]]`` (seeds, both included; one
+            question about each scene).
+        match: rule for rows that name none (``Match.parse``). By default multiple choice where a row or its question
+            lists options that the label is one of, or where the label is a marked letter; numeric for numbers in JSON
+            and in DMLR files; else exact. Rows may name exact, choice and numeric, never a function.
+        question: asked where a row has none.
+        policy: which images may be opened; by default any readable file.
+        keep_going: rows that cannot be used become items with a ``problem`` instead of an error.
+        unlabelled: rows need no label.
+        limit: at most so many items, drawn with ``seed``; they keep their order.
+
+    Raises ``DatasetError`` (with the lines in ``problems``), ``SettingsError`` and ``MissingExtraError``.
+    """
+    text = str(spec)
+    name, _, rest = text.partition(":")
+    default = None if match is None else Match.parse(match)
+    if name == "scenes":
+        items = scenes(rest)
+    elif name == "easy-vqa":
+        items = easy_vqa(rest or "test")
+    else:
+        reader = Reader(policy or ImagePolicy.local(), default, question, unlabelled)
+        items = reader.read(expanded(text))
+    if not items:
+        raise DatasetError(f"The data set {text!r} has no questions.", "Check the file, or the range of scenes.")
+    problems = tuple(_named(item) for item in items if item.problem)
+    if problems and not keep_going:
+        shown = "; ".join(problems[:5]) + ("; ..." if len(problems) > 5 else "")
+        raise DatasetError(
+            f"{len(problems)} of {len(items)} rows cannot be used: {shown}.",
+            "Fix them, or go on with the others (keep_going, --keep-going): they are then recorded as errors.",
+            problems,
+        )
+    return items if limit is None else sample(items, limit, seed)
+
+
+def _named(item: Item) -> str:
+    return f"line {item.line}: {item.problem}" if item.line is not None else f"{item.id}: {item.problem}"
