@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 from latent_tool.errors import MissingExtraError
-from latent_tool.langchain.image_tool import DESCRIPTION, MENDABLE, NAME, ImageTool, NamedImageArguments
+from latent_tool.langchain.image_tool import DESCRIPTION, MENDABLE, NAME, ImageTool
 
 try:
     from ag2 import tool as ag2_tool
@@ -29,6 +29,7 @@ RESULT_KEY = "latent_tool"
 def image_tool(tool: ImageTool | None = None) -> FunctionTool:
     """The tool; ``tool`` says who answers, from which threshold on, and which images may be opened."""
     asked = tool or ImageTool()
+    schema = asked.arguments(named=True)
 
     async def ask(
         question: str,
@@ -38,10 +39,10 @@ def image_tool(tool: ImageTool | None = None) -> FunctionTool:
     ) -> ToolResult:
         arguments = {"question": question, "image": image, "budget": budget, "overlay": overlay}
         try:
-            reply = await asked.aask(NamedImageArguments.parse(arguments))
+            reply = await asked.aask(schema.parse(arguments))
         except MENDABLE as error:  # raised, its whole traceback would be shown to the model
             return ToolResult(f"Error: {error}")
         pictures = [ImageInput(data=png, media_type="image/png") for png in reply.pictures]
         return ToolResult(reply.text, *pictures, metadata={RESULT_KEY: reply.data})
 
-    return ag2_tool(ask, name=NAME, description=DESCRIPTION, schema=NamedImageArguments.model_json_schema())
+    return ag2_tool(ask, name=NAME, description=DESCRIPTION, schema=schema.model_json_schema())

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import RootModel
 
 from latent_tool.errors import MissingExtraError
-from latent_tool.langchain.image_tool import DESCRIPTION, NAME, ImageTool, NamedImageArguments
+from latent_tool.langchain.image_tool import DESCRIPTION, NAME, ImageTool, ToolArguments
 
 try:
     from autogen_core import CancellationToken
@@ -30,14 +30,14 @@ class _Brief(RootModel[dict[str, Any]]):
     """What the agent's model reads."""
 
 
-class AskAboutImage(BaseTool[NamedImageArguments, _Brief]):
+class AskAboutImage(BaseTool[ToolArguments, _Brief]):
     """The tool; ``tool`` says who answers, from which threshold on, and which images may be opened."""
 
     def __init__(self, tool: ImageTool | None = None) -> None:
-        super().__init__(NamedImageArguments, _Brief, NAME, DESCRIPTION)
         self.tool = tool or ImageTool()
+        super().__init__(self.tool.arguments(named=True), _Brief, NAME, DESCRIPTION)
 
-    async def run(self, args: NamedImageArguments, cancellation_token: CancellationToken) -> _Brief:
+    async def run(self, args: ToolArguments, cancellation_token: CancellationToken) -> _Brief:
         """Answer; what goes wrong is raised, and says what to do. Cancelling the token stops the search."""
         asking = asyncio.ensure_future(self.tool.aask(args))
         cancellation_token.link_future(asking)

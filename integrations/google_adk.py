@@ -3,8 +3,8 @@
     agent = LlmAgent(name="looker", model=model, tools=[AskAboutImage()])
 
 The agent's model reads a dict with answer, confidence, evidence and advice; code finds the whole result in the session
-state under ``latent_tool``, and the pictures, when the model asked for them, among the artifacts. Without ``image`` the
-newest image of the conversation is asked about.
+state under ``latent_tool``, and the pictures, when the model asked for them, among the artifacts. The images of the
+conversation are numbered; without ``image`` the newest is asked about.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 from latent_tool.errors import MissingExtraError
-from latent_tool.langchain.image_tool import DESCRIPTION, MENDABLE, NAME, ImageTool, ToolArguments
+from latent_tool.langchain.attachments import Conversation
+from latent_tool.langchain.image_tool import DESCRIPTION, MENDABLE, NAME, ImageTool
 
 try:
     from google.adk.tools.base_tool import BaseTool
@@ -35,13 +36,15 @@ class AskAboutImage(BaseTool):
 
     def _get_declaration(self) -> types.FunctionDeclaration:
         return types.FunctionDeclaration(
-            name=self.name, description=self.description, parameters_json_schema=ToolArguments.model_json_schema()
+            name=self.name,
+            description=self.description,
+            parameters_json_schema=self.tool.arguments().model_json_schema(),
         )
 
     async def run_async(self, *, args: dict[str, Any], tool_context: ToolContext) -> dict[str, Any]:
         """Answer as a dict; what the model can mend as ``{"error": ...}``."""
         try:
-            reply = await self.tool.aask(args, shown=_newest_images(tool_context))
+            reply = await self.tool.aask(args, shown=_conversation(tool_context))
         except MENDABLE as error:
             return {"error": str(error)}
         tool_context.state[STATE_KEY] = reply.data
@@ -51,15 +54,20 @@ class AskAboutImage(BaseTool):
         return reply.brief
 
 
-def _newest_images(context: ToolContext) -> list[bytes]:
-    """The images of the newest message of the user that shows any."""
+def _conversation(context: ToolContext) -> Conversation:
+    """The images of the user's messages, by message."""
     contents = [event.content for event in context.session.events if event.author == "user"]
-    for content in reversed([*contents, context.user_content]):
-        found = [
-            part.inline_data.data
-            for part in (content.parts or [] if content else [])
-            if part.inline_data and part.inline_data.data and (part.inline_data.mime_type or "").startswith("image/")
-        ]
-        if found:
-            return found
-    return []
+    if context.user_content is not None and context.user_content not in contents:
+        contents.append(context.user_content)
+    return Conversation.read(
+        [_block(part) for part in (content.parts or [] if content else [])] for content in contents
+    )
+
+
+def _block(part: types.Part) -> Any:
+    """A part as a content block: text, what is in it, or what it refers to."""
+    if part.inline_data is not None:
+        return {"type": "media", "mime_type": part.inline_data.mime_type, "data": part.inline_data.data or b""}
+    if part.file_data is not None:
+        return {"type": "media", "mime_type": part.file_data.mime_type, "file_uri": part.file_data.file_uri}
+    return part.text or ""

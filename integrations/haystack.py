@@ -4,7 +4,8 @@
                   state_schema={"look": {"type": ReasoningResult}})
 
 The agent's model reads the text and, when it asked for them, sees the pictures; code finds the newest
-``ReasoningResult`` in the agent's state. Without ``image`` the newest image of the conversation is asked about.
+``ReasoningResult`` in the agent's state. The images of the conversation are numbered; without ``image`` the newest is
+asked about.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from latent_tool.errors import MissingExtraError
-from latent_tool.langchain.image_tool import DESCRIPTION, NAME, ImageTool, ToolArguments, ToolReply
+from latent_tool.langchain.attachments import Conversation, Unreadable
+from latent_tool.langchain.image_tool import DESCRIPTION, NAME, ImageTool, ToolReply
 
 try:
     from haystack.dataclasses import ChatMessage, ChatRole, ImageContent, TextContent
@@ -35,17 +37,17 @@ def image_tool(tool: ImageTool | None = None, *, state_key: str | None = None) -
     asked = tool or ImageTool()
 
     def ask(messages: Sequence[ChatMessage] = (), **arguments: Any) -> dict[str, Any]:
-        reply = asked.ask(arguments, shown=_newest_images(messages))
+        reply = asked.ask(arguments, shown=_conversation(messages))
         return {"reply": reply, "result": reply.result}
 
     async def ask_async(messages: Sequence[ChatMessage] = (), **arguments: Any) -> dict[str, Any]:
-        reply = await asked.aask(arguments, shown=_newest_images(messages))
+        reply = await asked.aask(arguments, shown=_conversation(messages))
         return {"reply": reply, "result": reply.result}
 
     return Tool(
         name=NAME,
         description=DESCRIPTION,
-        parameters=ToolArguments.model_json_schema(),
+        parameters=asked.arguments().model_json_schema(),
         function=ask,
         async_function=ask_async,
         inputs_from_state={"messages": "messages"},
@@ -59,9 +61,11 @@ def _content(reply: ToolReply) -> list[TextContent | ImageContent]:
     return [TextContent(reply.text), *pictures]
 
 
-def _newest_images(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
-    """The images of the newest message of the user that shows any."""
-    for message in reversed(messages):
-        if message.is_from(ChatRole.USER) and message.images:
-            return [{"base64": image.base64_image} for image in message.images]
-    return []
+def _conversation(messages: Sequence[ChatMessage]) -> Conversation:
+    """The images of the user's messages, by message; files are none."""
+    turns = []
+    for message in messages:
+        if message.is_from(ChatRole.USER):
+            files = [Unreadable(f"a file ({file.mime_type or 'of a type that is not told'})") for file in message.files]
+            turns.append((*({"base64": image.base64_image} for image in message.images), *files))
+    return Conversation(tuple(turns))

@@ -16,8 +16,9 @@ from langchain_core.runnables.config import run_in_executor
 from pydantic import ValidationError
 
 from latent_tool.errors import InputError, MissingExtraError, SettingsError
+from latent_tool.langchain.attachments import is_left_out
 from latent_tool.langchain.image_tool import describe
-from latent_tool.langchain.messages import newest_images, request_from_messages
+from latent_tool.langchain.messages import conversation, request_from_messages
 from latent_tool.langchain.reasoner import LatentReasoner
 from latent_tool.langchain.router import ConfidenceRouter
 from latent_tool.langchain.runnable import Handover, hand_over
@@ -228,10 +229,9 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
         """The tool call as a request; its images are those that the tool has answered about."""
         arguments = request.tool_call["args"]
         messages = request.state["messages"] if isinstance(request.state, Mapping) else request.state.messages
-        shown = [each for each in messages if not (isinstance(each, ToolMessage) and each.name == self.tool)]
-        named = arguments.get("image")
-        images = newest_images(shown) if named is None else [named]
-        return ReasoningRequest(images=images, question=arguments["question"])
+        named = None if is_left_out(arguments.get("image")) else str(arguments["image"])
+        chosen = conversation(messages, without=self.tool).choose(named)
+        return ReasoningRequest(images=list(chosen.references), question=arguments["question"])
 
     def _step(self, number: int, name: str, result: ReasoningResult) -> RouteStep:
         sure = _reaches(result, self.threshold)
@@ -249,7 +249,14 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
     def _reply(self, message: ToolMessage, result: ReasoningResult, route: list[RouteStep]) -> ToolMessage:
         """The tool's message with what was decided; pictures in it stay."""
         sure = result.confidence is None or result.confidence >= self.threshold
-        decided = {"accepted": sure, "abstained": not sure, "min_confidence": self.threshold, "route": route}
+        asked = _parse(message.artifact)
+        decided = {
+            "accepted": sure,
+            "abstained": not sure,
+            "min_confidence": self.threshold,
+            "route": route,
+            "image_numbers": asked.image_numbers if asked is not None else [],
+        }
         result = result.model_copy(update=decided)
         content: Any = describe(result)
         if isinstance(message.content, list):

@@ -3,7 +3,8 @@
     agent = FunctionAgent(tools=[image_tool()], llm=llm)
 
 The agent's model reads the text and, when it asked for them, sees the pictures; code finds the ``ReasoningResult`` in
-the tool output's ``raw_output``. Without ``image`` the newest image in the agent's memory is asked about.
+the tool output's ``raw_output``. The images in the agent's memory are numbered; without ``image`` the newest is asked
+about.
 """
 
 from __future__ import annotations
@@ -12,10 +13,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from latent_tool.errors import MissingExtraError
-from latent_tool.langchain.image_tool import DESCRIPTION, NAME, ImageTool, ToolArguments, ToolReply
+from latent_tool.langchain.attachments import Conversation, Unreadable, read_blocks
+from latent_tool.langchain.image_tool import DESCRIPTION, NAME, ImageTool, ToolReply
 
 try:
-    from llama_index.core.base.llms.types import ChatMessage, ContentBlock, ImageBlock, MessageRole, TextBlock
+    from llama_index.core.base.llms.types import (
+        AudioBlock,
+        ChatMessage,
+        ContentBlock,
+        DocumentBlock,
+        ImageBlock,
+        MessageRole,
+        TextBlock,
+        VideoBlock,
+    )
     from llama_index.core.tools import FunctionTool, ToolOutput
     from llama_index.core.workflow import Context
 except ImportError as error:
@@ -31,11 +42,11 @@ def image_tool(tool: ImageTool | None = None) -> FunctionTool:
     async def ask(ctx: Context, **arguments: Any) -> ToolReply:
         memory = await ctx.store.get("memory", default=None)
         messages = [] if memory is None else await memory.aget_all()
-        return await asked.aask(arguments, shown=_newest_images(messages))
+        return await asked.aask(arguments, shown=_conversation(messages))
 
     ask.__annotations__["ctx"] = Context  # not its name, which LlamaIndex would not recognise
     return FunctionTool.from_defaults(
-        async_fn=ask, name=NAME, description=DESCRIPTION, fn_schema=ToolArguments, callback=_output
+        async_fn=ask, name=NAME, description=DESCRIPTION, fn_schema=asked.arguments(), callback=_output
     )
 
 
@@ -45,18 +56,23 @@ def _output(reply: ToolReply) -> ToolOutput:
     return ToolOutput(tool_name=NAME, blocks=blocks, raw_input={}, raw_output=reply.result)
 
 
-def _newest_images(messages: Sequence[ChatMessage]) -> list[bytes]:
-    """The images of the newest message of the user that shows any."""
-    for message in reversed(messages):
-        if message.role == MessageRole.USER:
-            found = [_reference(block) for block in message.blocks if isinstance(block, ImageBlock)]
-            if found:
-                return found
+def _conversation(messages: Sequence[ChatMessage]) -> Conversation:
+    """The images of the user's messages, by message."""
+    users = (message.blocks for message in messages if message.role == MessageRole.USER)
+    return Conversation(tuple(tuple(shown for block in blocks for shown in _shown(block)) for blocks in users))
+
+
+def _shown(block: ContentBlock) -> list[Any]:
+    """What a block attaches; LlamaIndex itself would open any file or URL."""
+    if isinstance(block, ImageBlock):
+        if block.image is not None:
+            return [{"base64": block.image.decode("ascii")} if isinstance(block.image, bytes) else block.image]
+        return [block.path if block.path is not None else str(block.url)]
+    if isinstance(block, DocumentBlock):
+        data = block.data.decode("ascii") if isinstance(block.data, bytes) else None
+        path = None if block.path is None else str(block.path)
+        file = {"type": "file", "mime_type": block.document_mimetype, "base64": data, "path": path, "url": block.url}
+        return list(read_blocks(file))
+    if isinstance(block, AudioBlock | VideoBlock):
+        return [Unreadable("sound" if isinstance(block, AudioBlock) else "a video")]
     return []
-
-
-def _reference(block: ImageBlock) -> Any:
-    """What a block refers to; LlamaIndex itself would open any file or URL."""
-    if block.image is not None:
-        return {"base64": block.image.decode("ascii")} if isinstance(block.image, bytes) else block.image
-    return block.path if block.path is not None else str(block.url)

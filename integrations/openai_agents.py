@@ -3,8 +3,8 @@
     agent = Agent(name="looker", tools=[image_tool()])
 
 The agent's model reads the text and, when it asked for them, sees the pictures; code finds the whole result, as plain
-JSON types, in the output item's ``custom_data["latent_tool"]``. Without ``image`` the newest image of the run's input
-is asked about.
+JSON types, in the output item's ``custom_data["latent_tool"]``. The images of the run's input are
+numbered; without ``image`` the newest is asked about.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from latent_tool.errors import InputError, MissingExtraError
-from latent_tool.langchain.image_tool import DESCRIPTION, MENDABLE, NAME, ImageTool, ToolArguments
+from latent_tool.langchain.attachments import Conversation
+from latent_tool.langchain.image_tool import DESCRIPTION, MENDABLE, NAME, ImageTool
 
 try:
     from agents import FunctionTool, ToolOutputImage, ToolOutputText
@@ -36,7 +37,7 @@ def image_tool(tool: ImageTool | None = None) -> FunctionTool:
 
     async def ask(context: ToolContext[Any], arguments: str) -> Any:
         try:
-            reply = await asked.aask(_parsed(arguments), shown=_newest_images(context.turn_input))
+            reply = await asked.aask(_parsed(arguments), shown=_conversation(context.turn_input))
         except MENDABLE as error:
             return f"Error: {error}"
         results[context] = reply.data
@@ -51,7 +52,7 @@ def image_tool(tool: ImageTool | None = None) -> FunctionTool:
     return FunctionTool(
         name=NAME,
         description=DESCRIPTION,
-        params_json_schema=ToolArguments.model_json_schema(),
+        params_json_schema=asked.arguments().model_json_schema(),
         on_invoke_tool=ask,
         strict_json_schema=False,  # strict mode has no optional arguments
         custom_data_extractor=result_of,
@@ -68,12 +69,7 @@ def _parsed(arguments: str) -> dict[str, Any]:
     return values
 
 
-def _newest_images(items: Sequence[Any]) -> list[Mapping[str, Any]]:
-    """The images of the newest input message that shows any."""
-    for item in reversed(items):
-        content = item.get("content") if isinstance(item, Mapping) and item.get("role") == "user" else None
-        if isinstance(content, list):
-            found = [part for part in content if isinstance(part, Mapping) and part.get("type") == "input_image"]
-            if found:
-                return [{"type": "input_image", "image_url": part.get("image_url")} for part in found]
-    return []
+def _conversation(items: Sequence[Any]) -> Conversation:
+    """The images of the input's messages, by message."""
+    users = (item for item in items if isinstance(item, Mapping) and item.get("role") == "user")
+    return Conversation.read(item.get("content") for item in users)

@@ -53,6 +53,9 @@ class AskAboutImage(Tool):  # type: ignore[misc]
     def __init__(self, tool: ImageTool | None = None) -> None:
         super().__init__()
         self.tool = tool or ImageTool()
+        image = str(self.tool.arguments(named=True).model_fields["image"].description)
+        held = image.replace("Which image: ", "The image: a variable that holds it, ")
+        self.inputs = {**self.inputs, "image": {"type": "any", "description": held}}
         self.last: ToolReply | None = None
 
     def forward(self, image: Any, question: str, budget: str | None = None) -> dict[str, Any]:

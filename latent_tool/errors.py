@@ -27,6 +27,8 @@
     ├── ServiceError               a reasoner on the network gave no usable answer
     │   ├── AccessError                it wants a token, or another one
     │   └── ServiceUnavailableError    it cannot be reached, or went away while it answered
+    ├── AnswerMismatchError        an answer does not fit the schema that is to be filled from it
+    ├── UnsupportedError           something is asked of a chat model that this one cannot do
     └── MissingExtraError          an optional dependency is not installed
 
 Each error says what is wrong, carries a ``hint`` that names the remedy, and knows whether trying the same
@@ -37,6 +39,7 @@ from __future__ import annotations
 
 __all__ = [
     "AccessError",
+    "AnswerMismatchError",
     "CalibrationError",
     "CalibrationMismatchError",
     "CancelledError",
@@ -64,6 +67,7 @@ __all__ = [
     "ServiceUnavailableError",
     "SettingsError",
     "TooFewItemsError",
+    "UnsupportedError",
 ]
 
 
@@ -209,6 +213,14 @@ class ServiceUnavailableError(ServiceError):
     """The service cannot be reached, or went away while it answered."""
 
     retryable = True
+
+
+class AnswerMismatchError(LatentToolError, ValueError):
+    """An answer does not fit the schema that is to be filled from it, or may not be used for it."""
+
+
+class UnsupportedError(LatentToolError, NotImplementedError):
+    """Something is asked of a chat model that this one cannot do."""
 
 
 class MissingExtraError(LatentToolError):

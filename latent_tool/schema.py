@@ -287,6 +287,11 @@ class ReasoningResult(Plain):
     tokens: list[GeneratedToken] = Field([], description="Every generated token, reasoning and stop token included.")
     patches: list[Patch] = []
     image_sizes: list[tuple[int, int]] = Field([], description="Width and height of every upright image, in pixels.")
+    image_numbers: list[int] = Field(
+        [],
+        description="Which images of an agent's conversation were asked about, numbered from 1 as it shows them; empty "
+        "when the images were given otherwise.",
+    )
     trace: list[TraceRow] = []
     attention: list[CellAttention] | None = Field(
         None,

@@ -5,10 +5,14 @@ This module knows chat messages; asking is the reasoner's business. It has no to
 
 from __future__ import annotations
 
+import json
 import math
 import sys
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Iterator, Sequence
+from importlib import resources
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, NoReturn
 
 from langchain_core.callbacks import (
     AsyncCallbackManager,
@@ -17,19 +21,29 @@ from langchain_core.callbacks import (
     CallbackManager,
     CallbackManagerForLLMRun,
 )
-from langchain_core.language_models import LangSmithParams
+from langchain_core.language_models import LangSmithParams, ModelProfile
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import RunnableConfig, ensure_config
+from langchain_core.runnables import (
+    Runnable,
+    RunnableConfig,
+    RunnableLambda,
+    RunnableMap,
+    RunnablePassthrough,
+    ensure_config,
+)
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
-from latent_tool.errors import SettingsError
-from latent_tool.images.load import is_whole
-from latent_tool.langchain.messages import image_blocks, request_from_messages
+from latent_tool.errors import AnswerMismatchError, SettingsError, UnsupportedError
+from latent_tool.images.load import is_whole, load_images
+from latent_tool.images.picture import Picture
+from latent_tool.langchain.messages import conversation, request_from_messages, transcript
 from latent_tool.langchain.reasoner import OPTIONS_KEY, CallOptions, LatentReasoner
-from latent_tool.schema import GeneratedToken, ImageReference, ReasoningResult
+from latent_tool.langchain.runnable import with_images
+from latent_tool.langchain.structured import StructuredAnswer, StructuredOutput
+from latent_tool.schema import GeneratedToken, ImageReference, ReasoningRequest, ReasoningResult
 from latent_tool.settings import ImagePolicy, settings_error
 
 __all__ = ["ChatLatentReasoner"]
@@ -38,9 +52,10 @@ __all__ = ["ChatLatentReasoner"]
 class ChatLatentReasoner(BaseChatModel):
     """A chat model that answers questions about the images in the conversation.
 
-    The last human message is the question; it is about all images the messages show, or about ``image`` when they show
-    none. Images may come in any content block that LangChain knows. By default they must be in the message itself;
-    files and URLs need a reasoner with another ``image_policy``.
+    The last human message is the question; it is about the images of the newest message that shows any, or about
+    ``image`` when none does. Images may come in any content block that LangChain or its providers know; an attachment
+    that cannot be read is an error. By default images must be in the message itself; files and URLs need another
+    ``image_policy``, which is this model's own, whatever the reasoner's. ``image`` is opened under the reasoner's.
 
     ``response_metadata`` of the reply holds ``confidence`` (in [0, 1]), ``confidence_source``, ``accepted``,
     ``patches``, ``scores``, ``warnings``, ``finish_reason``, ``model_name``, and under ``logprobs`` the log-probability
@@ -50,8 +65,12 @@ class ChatLatentReasoner(BaseChatModel):
     ``stream`` yields the answer's tokens once it has been found and scored: what comes before an answer is search and
     reasoning, which goes out as the custom event ``latent_step``.
 
-    A call takes ``stop`` and ``max_tokens``, and of ``CallOptions`` ``budget``, ``seed`` and ``min_confidence``, as
-    keyword arguments (for example through ``bind``) or in ``config["configurable"]["latent_reasoner"]``.
+    ``with_structured_output`` fills a schema from the answer; see there. Decoding is greedy, so a ``temperature`` other
+    than 0 is an error; ``max_retries`` and ``api_key`` are accepted and change nothing, because nothing is sent.
+
+    A call takes ``stop``, ``max_tokens`` and ``timeout``, and of ``CallOptions`` ``budget``, ``seed`` and
+    ``min_confidence``, as keyword arguments (for example through ``bind``) or in
+    ``config["configurable"]["latent_reasoner"]``.
 
     LangChain's cache is used only for conversations that hold their images: it knows neither ``image`` nor what is
     behind a path or a URL.
@@ -66,17 +85,28 @@ class ChatLatentReasoner(BaseChatModel):
         default_factory=lambda: LatentReasoner(image_policy=ImagePolicy.untrusted()), description="Who answers."
     )
     image: ImageReference | None = Field(None, description="The image asked about when the messages show none.")
+    image_policy: ImagePolicy = Field(
+        ImagePolicy.untrusted(), description="Which images of messages may be opened; the reasoner's own is not used."
+    )
+    temperature: float | None = Field(None, description="0 or None: decoding is greedy.")
+    max_retries: int | None = Field(None, description="Without effect: nothing is sent anywhere.")
     max_tokens: int | None = Field(None, ge=1, description="Tokens decoded at most; None: the reasoner's budget.")
     timeout: float | None = Field(None, gt=0, allow_inf_nan=False, description="The budget's deadline, in seconds.")
     streaming: bool = Field(False, description="Let invoke stream to callbacks, too.")
-    stop: list[str] | None = Field(None, description="Texts before which the answer is cut.")
+    stop: list[str] | None = Field(None, description="Texts (or one text) before which the answer is cut.")
 
-    @field_validator("stop")
+    @field_validator("stop", mode="before")
     @classmethod
-    def _no_empty_stop(cls, value: list[str] | None) -> list[str] | None:
+    def _check_stop(cls, value: Any) -> Any:
         return None if value is None else _checked_stop(value)
 
+    @field_validator("temperature")
+    @classmethod
+    def _check_temperature(cls, value: float | None) -> float | None:
+        return _checked_temperature(value)
+
     def __init__(self, **values: Any) -> None:
+        values.pop("api_key", None)  # given to every chat model alike; here nothing is sent, so it is not even kept
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -89,13 +119,19 @@ class ChatLatentReasoner(BaseChatModel):
         return True
 
     @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """The image policy as plain JSON, from which the constructor makes it again."""
+        return {"image_policy": self.image_policy.model_dump(mode="json", exclude_defaults=True)}
+
+    @property
     def _llm_type(self) -> str:
         return "latent-reasoner"
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
         """What a cached answer depends on."""
-        return self.reasoner.model_dump(mode="json") | {"max_tokens": self.max_tokens, "timeout": self.timeout}
+        own = self.model_dump(mode="json", include={"image_policy", "max_tokens", "timeout"})
+        return self.reasoner.model_dump(mode="json") | own
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         """What a cached answer depends on, the messages aside; LangChain leaves out what is not plain JSON."""
@@ -103,8 +139,8 @@ class ChatLatentReasoner(BaseChatModel):
 
     def _may_be_cached(self, messages: list[BaseMessage]) -> bool:
         """Whether the messages hold all that the answer is about, so that equal messages have equal answers."""
-        blocks = [block for message in messages for block in image_blocks(message)]
-        return all(is_whole(block) for block in blocks) if blocks else self.image is None
+        shown = conversation(messages).pictures
+        return all(is_whole(each) for each in shown) if shown else self.image is None
 
     def _generate_with_cache(self, messages: list[BaseMessage], *arguments: Any, **options: Any) -> ChatResult:
         if self.cache is False or self._may_be_cached(messages):
@@ -117,7 +153,7 @@ class ChatLatentReasoner(BaseChatModel):
         return await self.model_copy(update={"cache": False})._agenerate_with_cache(messages, *arguments, **options)
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        params = super()._get_ls_params(stop=stop, **kwargs)
+        params = super()._get_ls_params(stop=[stop] if isinstance(stop, str) else stop, **kwargs)
         params["ls_provider"] = "latent_tool"
         params.setdefault("ls_model_name", self.reasoner.model)
         return params
@@ -151,8 +187,9 @@ class ChatLatentReasoner(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         stop = self.stop if stop is None else _checked_stop(stop)
-        request = request_from_messages(messages, self.image)
-        return self._reply(self.reasoner.invoke(request, self._config(run_manager, kwargs)), stop)
+        request, warnings = self._question(messages)
+        result = self.reasoner.invoke(request, self._config(run_manager, kwargs))
+        return self._reply(result, stop, warnings)
 
     async def _agenerate(
         self,
@@ -162,8 +199,9 @@ class ChatLatentReasoner(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         stop = self.stop if stop is None else _checked_stop(stop)
-        request = request_from_messages(messages, self.image)
-        return self._reply(await self.reasoner.ainvoke(request, self._config(run_manager, kwargs)), stop)
+        request, warnings = self._question(messages)
+        result = await self.reasoner.ainvoke(request, self._config(run_manager, kwargs))
+        return self._reply(result, stop, warnings)
 
     def _stream(
         self,
@@ -184,25 +222,114 @@ class ChatLatentReasoner(BaseChatModel):
         for chunk in _chunks(await self._agenerate(messages, stop, run_manager, **kwargs)):
             yield chunk
 
+    # ------------------------------------------------------------------ what agents and chains ask of it
+
+    def _resolve_model_profile(self) -> ModelProfile:
+        """What the model can do, for frameworks that ask before they use it."""
+        profile = ModelProfile(
+            name=self.reasoner.model,
+            text_inputs=True,
+            image_inputs=True,
+            image_url_inputs=bool(self.image_policy.hosts),
+            pdf_inputs=False,
+            audio_inputs=False,
+            video_inputs=False,
+            image_tool_message=True,
+            pdf_tool_message=False,
+            max_output_tokens=self.max_tokens or self.reasoner.budget.max_new_tokens,
+            reasoning_output=False,
+            text_outputs=True,
+            image_outputs=False,
+            audio_outputs=False,
+            video_outputs=False,
+            tool_calling=False,
+            tool_choice=False,
+            structured_output=False,  # by the model itself: with_structured_output fills a schema from an answer
+        )
+        length = _context_length(self.reasoner.model)
+        return profile if length is None else {**profile, "max_input_tokens": length}
+
+    def bind_tools(self, tools: Any, *, tool_choice: str | None = None, **kwargs: Any) -> NoReturn:
+        """Refuse: this model answers questions about images and calls no tools. Raises ``UnsupportedError``."""
+        raise UnsupportedError(
+            "This chat model calls no tools: it answers questions about images.",
+            "Give the agent another chat model, and this one's reasoner as a tool: "
+            "create_agent(model, tools=[LatentReasoningTool(reasoner=chat.reasoner)]).",
+        )
+
+    def with_structured_output(
+        self, schema: Any = StructuredAnswer, *, include_raw: bool = False, **kwargs: Any
+    ) -> Runnable[Any, Any]:
+        """Return a Runnable that fills a schema from the answer.
+
+        Args:
+            schema: ``StructuredAnswer`` (answer, confidence, patches), or your own: a pydantic class, ``TypedDict`` or
+                JSON schema with one field for the answer (a ``Literal``, an ``Enum``, ``bool``, text or a number), and
+                any fields that a ``StructuredAnswer`` has; or a ``Literal``, an ``Enum`` or ``bool`` alone.
+            include_raw: return a dict of ``raw``, ``parsed`` and ``parsing_error`` instead of raising that error.
+            kwargs: ``method`` and ``strict`` are accepted and change nothing: the answer is read, not constrained.
+
+        Raises ``SettingsError`` when the schema has not one place for the answer; calls raise ``AnswerMismatchError``
+        when the answer is none of its values, or was not accepted and the schema has no field that says so.
+        """
+        unknown = set(kwargs) - {"method", "strict"}
+        if unknown:
+            raise SettingsError(f"with_structured_output does not know: {', '.join(sorted(unknown))}.", "Leave it out.")
+        fill = RunnableLambda(StructuredOutput(schema).__call__, name="StructuredOutput")
+        if not include_raw:
+            return self | fill
+        parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | fill, parsing_error=lambda _: None)
+        failed = RunnablePassthrough.assign(parsed=lambda _: None)
+        return RunnableMap(raw=self) | parsed.with_fallbacks(
+            [failed], exceptions_to_handle=(AnswerMismatchError,), exception_key="parsing_error"
+        )
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Return the model's own tokens of a text; loads the model when it is asked for first."""
+        return self.reasoner.engine().vlm.tokens(text)
+
+    def get_num_tokens_from_messages(self, messages: Sequence[BaseMessage], tools: Sequence[Any] | None = None) -> int:
+        """Count the tokens of messages: their texts with the speaker's name, and the cells of their images.
+
+        Raises ``UnsupportedError`` for tools, and the errors of opening an image.
+        """
+        if tools:
+            self.bind_tools(tools)
+        engine = self.reasoner.engine()
+        texts = sum(len(engine.vlm.tokens(line)) for line in transcript(messages))
+        opened = load_images(conversation(messages).pictures, self.image_policy)
+        return texts + sum(len(engine.vlm.prepare([each.image], "?").cells) for each in opened)
+
     # ------------------------------------------------------------------ the work
 
     def _config(
         self, run_manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None, kwargs: dict[str, Any]
     ) -> RunnableConfig:
         """The reasoner's config: a child of this run, with the options of this call."""
-        max_tokens = kwargs.pop("max_tokens", self.max_tokens)
+        _checked_temperature(kwargs.pop("temperature", None))
+        max_tokens, timeout = kwargs.pop("max_tokens", self.max_tokens), kwargs.pop("timeout", self.timeout)
         options = CallOptions(**kwargs)
         budget = self.reasoner.budget.replaced_by(options.budget)
         if max_tokens is not None:
             budget = budget.but(max_new_tokens=max_tokens)
-        if self.timeout is not None:
-            budget = budget.but(deadline_s=self.timeout)
+        if timeout is not None:
+            budget = budget.but(deadline_s=timeout)
         config = RunnableConfig(configurable={OPTIONS_KEY: options.but(budget=budget)})
         if run_manager is not None:
             config["callbacks"] = _children_of(run_manager)
         return config
 
-    def _reply(self, result: ReasoningResult, stop: list[str] | None) -> ChatResult:
+    def _question(self, messages: Sequence[BaseMessage]) -> tuple[ReasoningRequest, list[str]]:
+        """What is asked, and what of the conversation is not looked at."""
+        request, shown = request_from_messages(messages, self.image), conversation(messages).pictures
+        if not shown:
+            return request, []  # about the developer's own image, under the reasoner's policy
+        asked = request.image_references
+        warnings = [f"Images of earlier messages were not looked at: {len(shown) - len(asked)}."]
+        pictures = [Picture(each, self.image_policy) for each in asked]
+        return with_images(request, pictures), warnings if len(shown) > len(asked) else []
+
+    def _reply(self, result: ReasoningResult, stop: list[str] | None, warnings: Sequence[str] = ()) -> ChatResult:
         """The result as an assistant's message."""
         text = result.answer
         for sequence in stop or ():
@@ -217,6 +344,7 @@ class ChatLatentReasoner(BaseChatModel):
             "abstained": result.abstained,
             "min_confidence": result.min_confidence,
             **plain,
+            "warnings": [*warnings, *plain["warnings"]],
             "logprobs": {
                 "content": [
                     {"token": piece, "logprob": logprob, "bytes": list(piece.encode()), "top_logprobs": []}
@@ -248,11 +376,31 @@ def _with_options(config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict
     return {**{name: getattr(options, name) for name in options.model_fields_set}, **kwargs}
 
 
-def _checked_stop(stop: list[str]) -> list[str]:
-    """The texts an answer is cut before. Raises ``SettingsError`` for an empty one, which stands everywhere."""
-    if not all(stop):
+def _checked_stop(stop: str | Sequence[str]) -> list[str]:
+    """The texts an answer is cut before; a text alone is one. Raises ``SettingsError`` for what is empty or no text."""
+    texts = [stop] if isinstance(stop, str) else list(stop)
+    if not all(isinstance(each, str) for each in texts):
+        raise SettingsError("stop holds something that is no text.", "Give a text or a list of texts.")
+    if not all(texts):
         raise SettingsError("A stop text is empty.", "Leave it out of stop.")
-    return stop
+    return texts
+
+
+def _checked_temperature(value: float | None) -> float | None:
+    if value:
+        raise SettingsError(f"A temperature of {value} has no meaning: decoding is greedy.", "Leave it out, or give 0.")
+    return value
+
+
+def _context_length(model: str) -> int | None:
+    """Tokens that a local checkpoint's context holds, read from its configuration; ``None`` if that does not say."""
+    folder = resources.files("latent_tool.models.embedded") if model == "embedded" else Path(model)
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        length = config.get("text_config", config)["max_position_embeddings"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return length if isinstance(length, int) else None
 
 
 def _pieces(result: ReasoningResult, text: str) -> list[tuple[str, float]]:

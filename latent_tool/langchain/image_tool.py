@@ -10,15 +10,19 @@ from __future__ import annotations
 import asyncio
 import base64
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol, Self, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, create_model, field_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from latent_tool.errors import DeadlineError, ImageNotAllowedError, ImageNotFoundError, InputError
 from latent_tool.images.picture import open_pictures
+from latent_tool.langchain.attachments import Chosen, Conversation, is_left_out
 from latent_tool.langchain.reasoner import OPTIONS_KEY, CallOptions, LatentReasoner
 from latent_tool.langchain.runnable import Handover, hand_over
 from latent_tool.schema import MAX_TEXT, ReasoningRequest, ReasoningResult, ReasoningStep
@@ -26,6 +30,7 @@ from latent_tool.settings import BudgetLevel, ImagePolicy, Settings, explain_val
 from latent_tool.views.overlay import overlay_png
 
 __all__ = [
+    "ALLOW_OVERLAY",
     "BRIEF_SCHEMA",
     "DESCRIPTION",
     "MENDABLE",
@@ -37,6 +42,7 @@ __all__ = [
     "ToolReply",
     "describe",
     "explain_arguments",
+    "fitted",
 ]
 
 NAME = "ask_about_image"
@@ -55,11 +61,19 @@ MIN_CONFIDENCE = (
     f"Below it an answer is marked as not reliable; None: the threshold of the reasoner, or {UNSURE} if it has none."
 )
 
+ALLOW_OVERLAY = (
+    "Whether the agent's model may ask for pictures of the evidence. Turn it off where a tool's reply may hold text "
+    "alone, as with OpenAI's Chat Completions."
+)
+
 _PATCHES_NAMED = 5
 
 
 class ToolArguments(BaseModel):
-    """Arguments of the tool, as the agent's model sees them."""
+    """Arguments of the tool, as the agent's model sees them.
+
+    Words for nothing (an empty text, "null", "None") count as left out.
+    """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -68,8 +82,8 @@ class ToolArguments(BaseModel):
     )
     image: str | None = Field(
         None,
-        description="Which image: a data URI, path or URL. Leave it out to ask about the newest image of the "
-        "conversation.",
+        description="Which image: its number in the conversation ('1' is the first it shows), or a data URI, path or "
+        "URL. Leave it out to ask about the newest image of the conversation.",
     )
     budget: BudgetLevel | None = Field(
         None,
@@ -79,6 +93,18 @@ class ToolArguments(BaseModel):
     overlay: bool = Field(
         False, description="Also return the images, with the regions marked that the answer rests on."
     )
+
+    @field_validator("image", "budget", "overlay", mode="before")
+    @classmethod
+    def _no_fillers(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[str(info.field_name)]
+        if is_left_out(value):
+            return value if field.is_required() else field.default
+        if info.field_name == "image" and isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        if info.field_name == "budget" and isinstance(value, str):
+            return value.strip().lower()
+        return value
 
     @classmethod
     def parse(cls, value: Self | Mapping[str, Any]) -> Self:
@@ -94,7 +120,46 @@ class ToolArguments(BaseModel):
 class NamedImageArguments(ToolArguments):
     """The same where an agent's conversation cannot be seen: the image must be named."""
 
-    image: str = Field(description="Which image: a data URI, path or URL.")
+    image: str = Field(min_length=1, description="Which image: a data URI, path or URL.")
+
+
+@lru_cache(maxsize=64)
+def fitted(arguments: type[ToolArguments], policy: ImagePolicy, allow_overlay: bool = True) -> type[ToolArguments]:
+    """The arguments, described as an image policy has them; ``overlay`` is hidden where no pictures are returned."""
+    info = arguments.model_fields["image"]
+    named = _either(["a data URI", *_places(policy)])
+    description = f"Which image: {named}."
+    if not info.is_required():
+        description = (
+            f"Which image: its number in the conversation ('1' is the first it shows), {named}. Leave it out to ask "
+            "about the newest image of the conversation."
+        )
+    field = copy(info)
+    field.description = description
+    fields: dict[str, Any] = {"image": (info.annotation, field)}
+    if not allow_overlay:
+        fields["overlay"] = (SkipJsonSchema[bool], False)
+    made: type[ToolArguments] = create_model(
+        arguments.__name__, __base__=arguments, __doc__=arguments.__doc__, __module__=arguments.__module__, **fields
+    )
+    return made
+
+
+def _places(policy: ImagePolicy) -> list[str]:
+    """From where an agent may name images, in words."""
+    places = []
+    if policy.files == "any":
+        places.append("the path of a file")
+    elif policy.files == "folders":
+        places.append(f"the path of a file in {_either(map(str, policy.folders))}")
+    if policy.hosts:
+        places.append(f"an {'http or ' if policy.allow_http else ''}https URL of {_either(policy.hosts)}")
+    return places
+
+
+def _either(ways: Iterable[str]) -> str:
+    *others, last = ways
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 @runtime_checkable
@@ -113,7 +178,7 @@ class ToolReply:
     """What the tool gives back.
 
     Attributes:
-        result: the whole result.
+        result: the whole result; its ``image_numbers`` say which images of the conversation were asked about.
         pictures: PNG files, one per image, with the evidence marked; empty unless they were asked for.
     """
 
@@ -134,7 +199,16 @@ class ToolReply:
     def brief(self) -> dict[str, Any]:
         """What agents decide by, as plain JSON types: for frameworks whose model reads whatever the tool returns."""
         answer = self.result.model_dump(
-            mode="json", include={"answer", "confidence", "confidence_source", "accepted", "image_sizes", "warnings"}
+            mode="json",
+            include={
+                "answer",
+                "confidence",
+                "confidence_source",
+                "accepted",
+                "image_numbers",
+                "image_sizes",
+                "warnings",
+            },
         )
         boxes = [list(patch.box) for patch in self.result.patches if patch.box is not None]
         return {**answer, "evidence": boxes, "advice": self.text}
@@ -152,6 +226,7 @@ BRIEF_SCHEMA: dict[str, Any] = {
         "confidence": {"type": ["number", "null"], "description": "From 0 to 1; gate on it."},
         "confidence_source": {"type": "string"},
         "accepted": {"type": ["boolean", "null"], "description": "Whether the confidence reaches the threshold."},
+        "image_numbers": {"type": "array", "description": "Which images of the conversation were asked about, from 1."},
         "image_sizes": {"type": "array", "description": "Width and height of every image, in pixels."},
         "warnings": {"type": "array", "items": {"type": "string"}},
         "evidence": {"type": "array", "description": "Regions (left, top, right, bottom) the answer rests on."},
@@ -178,49 +253,66 @@ class ImageTool(Settings):
     )
     min_confidence: float | None = Field(None, ge=0, le=1, description=MIN_CONFIDENCE)
     image_policy: ImagePolicy = Field(ImagePolicy.untrusted(), description="Which images the agent may have opened.")
+    allow_overlay: bool = Field(True, description=ALLOW_OVERLAY)
+
+    def arguments(self, *, named: bool = False) -> type[ToolArguments]:
+        """The arguments, described as this tool takes them; ``named``: no conversation can be seen."""
+        return fitted(NamedImageArguments if named else ToolArguments, self.image_policy, self.allow_overlay)
 
     def ask(
-        self, arguments: ToolArguments | Mapping[str, Any], *, shown: Sequence[Any] = (), config: Any = None
+        self,
+        arguments: ToolArguments | Mapping[str, Any],
+        *,
+        shown: Conversation | Sequence[Any] = (),
+        config: Any = None,
     ) -> ToolReply:
         """Answer in the calling thread.
 
         Args:
             arguments: what the agent's model has sent.
-            shown: the images of the newest message that has any, as references; used when no image is named.
+            shown: the images of the conversation; those of the newest message that attaches any are asked about when
+                no image is named. A list of references: the conversation shows these, in one message.
             config: passed to the reasoner.
         """
-        asked = ToolArguments.parse(arguments)
-        with _hint_at_the_conversation(asked, shown):
-            question = self._hand_over(asked, shown)
+        asked = self._asked(arguments)
+        chosen = Conversation.of(shown).choose(asked.image)
+        with _hint_at_the_conversation(chosen, shown):
+            question = self._hand_over(asked, chosen)
             result = self.reasoner.invoke(question.request, config)
-        return self._reply(result, question, asked.overlay)
+        return self._reply(result, chosen, question, asked.overlay)
 
     async def aask(
-        self, arguments: ToolArguments | Mapping[str, Any], *, shown: Sequence[Any] = (), config: Any = None
+        self,
+        arguments: ToolArguments | Mapping[str, Any],
+        *,
+        shown: Conversation | Sequence[Any] = (),
+        config: Any = None,
     ) -> ToolReply:
         """``ask`` without blocking the event loop."""
-        asked = ToolArguments.parse(arguments)
-        with _hint_at_the_conversation(asked, shown):
-            question = await asyncio.to_thread(self._hand_over, asked, shown)
+        asked = self._asked(arguments)
+        chosen = Conversation.of(shown).choose(asked.image)
+        with _hint_at_the_conversation(chosen, shown):
+            question = await asyncio.to_thread(self._hand_over, asked, chosen)
             result = await self.reasoner.ainvoke(question.request, config)
-        return await asyncio.to_thread(self._reply, result, question, asked.overlay)
+        return await asyncio.to_thread(self._reply, result, chosen, question, asked.overlay)
 
     async def steps(
-        self, arguments: ToolArguments | Mapping[str, Any], *, shown: Sequence[Any] = ()
+        self, arguments: ToolArguments | Mapping[str, Any], *, shown: Conversation | Sequence[Any] = ()
     ) -> AsyncGenerator[ReasoningStep | ToolReply, None]:
         """Every step of the search, then the reply. Closing the iterator stops the search."""
-        asked = ToolArguments.parse(arguments)
+        asked = self._asked(arguments)
+        chosen = Conversation.of(shown).choose(asked.image)
         # A caller that goes away between two steps must not wait for the garbage collector to stop the search.
         abandoned = threading.Event()
         options = {"configurable": {OPTIONS_KEY: self._bound_options().but(cancelled=abandoned)}}
         try:
-            with _hint_at_the_conversation(asked, shown):
-                question = await asyncio.to_thread(self._hand_over, asked, shown)
+            with _hint_at_the_conversation(chosen, shown):
+                question = await asyncio.to_thread(self._hand_over, asked, chosen)
                 async for item in self.reasoner.astream(question.request, options):
                     if isinstance(item, ReasoningStep):
                         yield item
                     else:
-                        yield await asyncio.to_thread(self._reply, item, question, asked.overlay)
+                        yield await asyncio.to_thread(self._reply, item, chosen, question, asked.overlay)
         finally:
             abandoned.set()
 
@@ -235,23 +327,28 @@ class ImageTool(Settings):
             reasoner = bound
         return CallOptions()
 
-    def _hand_over(self, asked: ToolArguments, shown: Sequence[Any]) -> Handover:
-        """The request about the image that was named, or those that the conversation shows, under this policy."""
-        if asked.image is None and not shown:
-            raise InputError("There is no image in the conversation.", "Name one with the argument 'image'.")
+    def _asked(self, arguments: ToolArguments | Mapping[str, Any]) -> ToolArguments:
+        """The arguments. Raises ``InputError`` when pictures are asked for where none are returned."""
+        asked = ToolArguments.parse(arguments)
+        if asked.overlay and not self.allow_overlay:
+            raise InputError("Pictures are not returned here.", "Leave the argument 'overlay' out.")
+        return asked
+
+    def _hand_over(self, asked: ToolArguments, chosen: Chosen) -> Handover:
+        """The request about the images that were chosen, under this policy."""
         request = ReasoningRequest(
-            images=list(shown) if asked.image is None else [asked.image],
+            images=list(chosen.references),
             question=asked.question,
             budget=asked.budget,
             min_confidence=self.min_confidence,
         )
         return hand_over(self.reasoner, request, self.image_policy)
 
-    def _reply(self, result: ReasoningResult, question: Handover, overlay: bool) -> ToolReply:
-        changes: dict[str, Any] = {}
+    def _reply(self, result: ReasoningResult, chosen: Chosen, question: Handover, overlay: bool) -> ToolReply:
+        changes: dict[str, Any] = {"image_numbers": list(chosen.numbers)}
         if result.accepted is None and result.confidence is not None:  # nobody has set a threshold
             sure = result.confidence >= UNSURE
-            changes = {"accepted": sure, "abstained": not sure, "min_confidence": UNSURE}
+            changes |= {"accepted": sure, "abstained": not sure, "min_confidence": UNSURE}
         result = question.with_warnings(result.model_copy(update=changes))
         opened = open_pictures(question.pictures, self.image_policy) if overlay else []
         pictures = [overlay_png(result, each.image, index=i) for i, each in enumerate(opened)]
@@ -259,15 +356,14 @@ class ImageTool(Settings):
 
 
 @contextmanager
-def _hint_at_the_conversation(asked: ToolArguments, shown: Sequence[Any]) -> Iterator[None]:
+def _hint_at_the_conversation(chosen: Chosen, shown: Conversation | Sequence[Any]) -> Iterator[None]:
     """Where a named image cannot be opened but the conversation shows one, say that in the error's hint."""
     try:
         yield
     except (ImageNotAllowedError, ImageNotFoundError) as error:
-        if asked.image is None or not shown:
+        if chosen.numbers or not Conversation.of(shown).pictures:
             raise
-        hint = "Leave the argument 'image' out to ask about the newest image of the conversation."
-        raise type(error)(error.message, hint) from error
+        raise type(error)(error.message, Conversation.of(shown).remedy) from error
 
 
 def explain_arguments(error: ValidationError, arguments: type[ToolArguments] = ToolArguments) -> str:
@@ -288,6 +384,9 @@ def describe(result: ReasoningResult) -> str:
     else:
         words = "high" if result.confidence >= 0.9 else "moderate" if result.confidence >= 0.6 else "low"
         lines.append(f"Confidence: {words}, {result.confidence:.2f} of 1 ({result.confidence_source}).")
+    if result.image_numbers:
+        numbers = ", ".join(map(str, result.image_numbers))
+        lines.append(f"Asked about: image{'s' if len(result.image_numbers) > 1 else ''} {numbers} of the conversation.")
     lines.append(_evidence(result))
     if result.accepted is False:
         below = (
@@ -307,7 +406,8 @@ def _evidence(result: ReasoningResult) -> str:
         return "Evidence: no single region; the answer rests on the image as a whole."
     named = []
     for patch in boxes[:_PATCHES_NAMED]:
-        place = f"image {patch.image + 1} " if len(result.image_sizes) > 1 else ""
+        number = result.image_numbers[patch.image] if result.image_numbers else patch.image + 1
+        place = f"image {number} " if len(result.image_sizes) > 1 else ""
         named.append(place + "(" + ", ".join(f"{value:.0f}" for value in patch.box or ()) + ")")
     more = f", and {len(boxes) - _PATCHES_NAMED} more" if len(boxes) > _PATCHES_NAMED else ""
     sizes = ", ".join(f"{width} x {height}" for width, height in result.image_sizes)

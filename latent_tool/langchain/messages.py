@@ -11,10 +11,19 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
 from langchain_core.prompt_values import PromptValue
 
 from latent_tool.errors import InputError, QuestionError
+from latent_tool.langchain.attachments import Conversation, Part, Unreadable, read_blocks
 from latent_tool.redact import redact
 from latent_tool.schema import ReasoningRequest
 
@@ -23,15 +32,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "as_request",
+    "conversation",
     "image_block",
     "messages_from_request",
-    "newest_images",
     "request_from_messages",
     "shown_input",
+    "transcript",
 ]
-
-# Content blocks that hold an image although LangChain does not normalise them.
-_FOREIGN_IMAGES = ("image", "image_url", "input_image", "media")
 
 
 def as_request(value: Any) -> ReasoningRequest:
@@ -62,55 +69,102 @@ def shown_input(value: Any) -> Any:
 
 
 def request_from_messages(messages: Sequence[BaseMessage], image: Any = None) -> ReasoningRequest:
-    """The last human message as a question about all images the conversation shows, in their order.
+    """The last human message as a question about the newest images that the conversation shows.
 
-    System messages become the system text. Earlier turns stand before the question as a transcript.
+    These are the images of the newest message that shows any. System and developer messages become the system text.
+    Earlier turns stand before the question as a transcript, each with its role's name; an image of theirs that is not
+    asked about is there as a word.
 
     Args:
         messages: the conversation; its last message asks.
         image: the image the question is about when the messages show none.
 
-    Raises ``QuestionError`` when the last message asks nothing, ``InputError`` when there is no image.
+    Raises ``QuestionError`` when the last message asks nothing, ``ImageDecodeError`` when the conversation attaches
+    what cannot be read, ``InputError`` when there is no image.
     """
-    system = [message.text for message in messages if isinstance(message, SystemMessage)]
-    turns = [message for message in messages if not isinstance(message, SystemMessage)]
-    if not turns or not isinstance(turns[-1], HumanMessage) or not turns[-1].text.strip():
+    read = [(_role(message), _parts(message)) for message in messages]
+    turns = [(role, parts) for role, parts in read if role != _SYSTEM]
+    if not turns or turns[-1][0] != _USER or not _text(turns[-1][1]).strip():
         raise QuestionError("The conversation does not end with a question.", "Add a HumanMessage that asks something.")
-    question = str(turns[-1].text)
-    if len(turns) > 1:
-        question = "\n".join([*(_as_line(turn) for turn in turns[:-1] if turn.text.strip()), question])
-    images = [block for message in messages for block in image_blocks(message)] or ([] if image is None else [image])
+    for part in (part for _, parts in read for part in parts):
+        if isinstance(part, Unreadable):
+            raise part.error()
+    asked = next((parts for _, parts in reversed(read) if any(map(_is_picture, parts))), ())
+    images = [part for part in asked if _is_picture(part)] or ([] if image is None else [image])
     if not images:
         raise InputError(
             "There is no image in the conversation.",
             "Put an image content block into a message, for example {'type': 'image', 'base64': ..., "
             "'mime_type': 'image/png'}.",
         )
-    return ReasoningRequest.parse({"images": images, "question": question, "system": "\n".join(system) or None})
+    lines = [f"{role}: {text}" for role, parts in turns[:-1] if (text := _text(parts, parts is asked)).strip()]
+    system = [text for role, parts in read if role == _SYSTEM and (text := _text(parts, parts is asked)).strip()]
+    question = _text(turns[-1][1], turns[-1][1] is asked)
+    return ReasoningRequest.parse(
+        {"images": images, "question": "\n".join([*lines, question]), "system": "\n".join(system) or None}
+    )
 
 
-def _as_line(message: BaseMessage) -> str:
-    return f"{'Assistant' if isinstance(message, AIMessage) else 'User'}: {message.text}"
+_USER, _SYSTEM = "User", "System"
+_ROLES = {
+    "ai": "Assistant",
+    "assistant": "Assistant",
+    "developer": _SYSTEM,
+    "human": _USER,
+    "system": _SYSTEM,
+    "user": _USER,
+}
 
 
-def image_blocks(message: BaseMessage) -> list[Mapping[str, Any]]:
-    """The image content blocks of a message, in every form LangChain normalises and a few that it does not."""
-    found: list[Mapping[str, Any]] = []
-    for block in message.content_blocks:
-        content: Any = block["value"] if block["type"] == "non_standard" else block
-        if isinstance(content, Mapping) and content.get("type") in _FOREIGN_IMAGES and _is_picture(content):
-            found.append(content)
-    return found
+def _role(message: BaseMessage) -> str:
+    """Who speaks, as a transcript names them."""
+    role = message.role if isinstance(message, ChatMessage) else message.type.removesuffix("MessageChunk")
+    role = " ".join(role.split())[:40]
+    return _ROLES.get(role.lower(), role[:1].upper() + role[1:])
 
 
-def _is_picture(block: Mapping[str, Any]) -> bool:
-    """Whether a block is an image; ``media`` may also be sound or video."""
-    return block["type"] != "media" or str(block.get("mime_type", "image/")).startswith("image/")
+def _parts(message: BaseMessage) -> tuple[Part, ...]:
+    """What a message shows, in its order; of what models and tools return only blocks of known types."""
+    if isinstance(message, AIMessage):  # what a model attaches was not shown to it
+        shown = [part for part in read_blocks(message.content_blocks, known_only=True) if not isinstance(part, str)]
+        # Its sentences may be spread over blocks, for example between citations: these are no lines.
+        return (str(message.text), *(part for part in shown if not isinstance(part, Unreadable) or part.image))
+    return tuple(read_blocks(message.content, known_only=isinstance(message, ToolMessage | FunctionMessage)))
 
 
-def newest_images(messages: Iterable[BaseMessage]) -> list[Mapping[str, Any]]:
-    """The images of the newest message that shows any."""
-    return next((found for message in reversed(list(messages)) if (found := image_blocks(message))), [])
+def _is_picture(part: Part) -> bool:
+    return isinstance(part, Mapping)
+
+
+def _text(parts: Sequence[Part], asked: bool = False) -> str:
+    """The texts of a turn, one below the other, and words where its images stand.
+
+    Those asked about are shown before the text; they are numbered there where it matters which stands where.
+    """
+    pictures = [i for i, part in enumerate(parts) if _is_picture(part)]
+    texts = [i for i, part in enumerate(parts) if isinstance(part, str)]
+    mixed = len(pictures) > 1 and any(pictures[0] < i < pictures[-1] for i in texts)
+    lines: list[str] = []
+    number = 0
+    for part in parts:
+        if isinstance(part, str):
+            lines.append(part)
+        elif _is_picture(part) and (mixed or not asked):
+            number += 1
+            lines.append(f"[image {number}]" if asked else "[earlier image]")
+    return "\n".join(lines)
+
+
+def transcript(messages: Iterable[BaseMessage]) -> list[str]:
+    """Every message as a line of text with its role's name, its images left out."""
+    read = ((_role(message), _parts(message)) for message in messages)
+    return [f"{role}: {_text([part for part in parts if isinstance(part, str)])}" for role, parts in read]
+
+
+def conversation(messages: Iterable[BaseMessage], without: str | None = None) -> Conversation:
+    """The images that messages show, by message, without those that the tool of the name ``without`` has returned."""
+    theirs = (each for each in messages if not (isinstance(each, ToolMessage) and each.name == without))
+    return Conversation(tuple(tuple(part for part in _parts(each) if not isinstance(part, str)) for each in theirs))
 
 
 def image_block(image: Image) -> dict[str, Any]:

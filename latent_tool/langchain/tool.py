@@ -9,12 +9,14 @@ from __future__ import annotations
 import base64
 from typing import Annotated, Any, Literal, cast
 
-from langchain_core.messages import BaseMessage, ToolMessage
+from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool, InjectedToolArg, ToolException
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, create_model
 
+from latent_tool.langchain.attachments import Conversation
 from latent_tool.langchain.image_tool import (
+    ALLOW_OVERLAY,
     DESCRIPTION,
     MENDABLE,
     MIN_CONFIDENCE,
@@ -24,7 +26,7 @@ from latent_tool.langchain.image_tool import (
     ToolReply,
     explain_arguments,
 )
-from latent_tool.langchain.messages import newest_images
+from latent_tool.langchain.messages import conversation
 from latent_tool.langchain.reasoner import LatentReasoner
 from latent_tool.redact import redact
 from latent_tool.schema import ReasoningRequest, ReasoningResult
@@ -47,10 +49,11 @@ class LatentReasoningInput(ToolArguments):
 class LatentReasoningTool(BaseTool):
     """A tool with which an agent asks about an image and learns how sure the answer is.
 
-    Without ``image`` the newest image in the agent's messages is asked about (this needs LangGraph, which LangChain's
-    agents run on). The image policy is the tool's own, whatever the reasoner's: by default only images that are in the
-    conversation, no files and no URLs. The agent chooses how hard to search; the reasoner's own deadline, limits and
-    threshold hold.
+    The images in the agent's messages are numbered, and ``image="2"`` asks about the second; without ``image`` the
+    newest is asked about (this needs LangGraph, which LangChain's agents run on). An attachment that cannot be read is
+    an error, never an older image. The image policy is the tool's own, whatever the reasoner's: by default only images
+    that are in the conversation, no files and no URLs. The agent chooses how hard to search; the reasoner's own
+    deadline, limits and threshold hold.
 
     What the agent's model can mend (a wrong image reference, an empty question, a deadline that was too short) comes
     back to it as an error message with a remedy; what it cannot mend (a model that does not load) is raised.
@@ -71,12 +74,20 @@ class LatentReasoningTool(BaseTool):
     )
     min_confidence: float | None = Field(None, ge=0, le=1, description=MIN_CONFIDENCE)
     image_policy: ImagePolicy = Field(ImagePolicy.untrusted(), description="Which images the agent may have opened.")
+    allow_overlay: bool = Field(True, description=ALLOW_OVERLAY)
 
     def __init__(self, **values: Any) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:
             raise settings_error(type(self), error) from None
+
+    @property
+    def tool_call_schema(self) -> Any:
+        """The arguments as the agent's model sees them: those of the image policy, without the agent's state."""
+        if self.args_schema is not LatentReasoningInput:
+            return super().tool_call_schema
+        return create_model(self.name, __base__=self._tool().arguments(), __doc__=self.description)
 
     def _filter_injected_args(self, tool_input: dict[str, Any]) -> dict[str, Any]:
         """What a run of the tool records of its arguments: not the agent's state, and no image bytes or credentials."""
@@ -113,15 +124,19 @@ class LatentReasoningTool(BaseTool):
             raise ToolException(str(error)) from error
 
     def _tool(self) -> ImageTool:
-        return ImageTool(reasoner=self.reasoner, min_confidence=self.min_confidence, image_policy=self.image_policy)
+        return ImageTool(
+            reasoner=self.reasoner,
+            min_confidence=self.min_confidence,
+            image_policy=self.image_policy,
+            allow_overlay=self.allow_overlay,
+        )
 
-    def _shown(self, state: Any) -> list[Any]:
-        """The images of the newest message that shows any, without the pictures this tool itself has returned."""
+    def _shown(self, state: Any) -> Conversation:
+        """The images of the conversation, without the pictures this tool itself has returned."""
         messages: list[BaseMessage] = (
             state.get("messages", []) if isinstance(state, dict) else getattr(state, "messages", [])
         )
-        theirs = [each for each in messages if not (isinstance(each, ToolMessage) and each.name == self.name)]
-        return list(newest_images(theirs))
+        return conversation(messages, without=self.name)
 
 
 def _parts(reply: ToolReply) -> tuple[str | list[dict[str, Any]], dict[str, Any]]:

@@ -7,15 +7,21 @@ States of linear-attention and convolution layers *are* written in place, so the
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
 
-__all__ = ["fork_cache", "new_cache"]
+__all__ = ["cache_name", "fork_cache", "new_cache"]
 
 _STATES = ("conv_states", "recurrent_states")
 _FLAGS = ("is_conv_states_initialized", "is_recurrent_states_initialized", "has_previous_state", "conv_kernel_size")
+
+
+def cache_name(model: PreTrainedModel) -> str:
+    """What a model's forward pass and its output call the cache: transformers 5.24 has renamed it."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def new_cache(model: PreTrainedModel) -> DynamicCache:

@@ -234,7 +234,7 @@ class SuffixBatch:
             try:
                 output = self.vlm.model(
                     inputs_embeds=embeddings,
-                    past_key_values=self.cache,
+                    **{self.vlm.cache_name: self.cache},
                     position_ids=positions,
                     use_cache=True,
                     logits_to_keep=wanted,

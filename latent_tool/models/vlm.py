@@ -23,7 +23,7 @@ from transformers import DynamicCache, PreTrainedModel
 from latent_tool.errors import ContextLengthError, ImageError, ModelLoadError, ModelNotSupportedError, NumericalError
 from latent_tool.method.reward import Logits, entropy, entropy_of
 from latent_tool.models.attention import tap_attention
-from latent_tool.models.cache import fork_cache, new_cache
+from latent_tool.models.cache import cache_name, fork_cache, new_cache
 from latent_tool.models.cells import Box, View, cell_boxes
 from latent_tool.models.decoding import Decoded, generation_rules, greedy, sampler
 from latent_tool.models.families import family
@@ -167,6 +167,7 @@ class VisionLanguageModel:
         self.model = model
         self.processor = processor
         self.tokenizer = processor.tokenizer
+        self.cache_name = cache_name(model)
         self.name = name
         self._lock = threading.RLock()
         self._processor_lock = threading.Lock()
@@ -224,6 +225,12 @@ class VisionLanguageModel:
         with torch.inference_mode():
             embeddings: Tensor = self._embedding(ids)
         return embeddings
+
+    def tokens(self, text: str) -> list[int]:
+        """Tokens of a text that stands alone, without what a tokenizer adds to every text."""
+        with self._processor_lock:
+            ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        return ids
 
     def embedding_rms(self) -> float:
         """Root mean square of the input embeddings' entries (over at most 4,096 tokens spread over the vocabulary)."""
@@ -443,7 +450,8 @@ class VisionLanguageModel:
         with self.forward_pass(), watched(self.model, check):
             handle = self.model.get_decoder().register_forward_pre_hook(capture, with_kwargs=True)
             try:
-                output = self.model(**tensors, past_key_values=new_cache(self.model), use_cache=True, logits_to_keep=1)
+                cache = {self.cache_name: new_cache(self.model)}
+                output = self.model(**tensors, **cache, use_cache=True, logits_to_keep=1)
             finally:
                 handle.remove()
         embeddings = captured.get("inputs_embeds")
@@ -456,7 +464,8 @@ class VisionLanguageModel:
         features = embeddings[0, columns.to(embeddings.device)].to(self.device)
         positions = captured.get("position_ids")
         following = tensors["input_ids"].shape[1] if positions is None else int(positions.max()) + 1
-        return ImagePrefix(output.past_key_values, features, positions, columns, following), output.logits[0, -1]
+        cached = getattr(output, self.cache_name)
+        return ImagePrefix(cached, features, positions, columns, following), output.logits[0, -1]
 
     # ------------------------------------------------------------------ continuing from the cache
 
@@ -509,7 +518,7 @@ class VisionLanguageModel:
         ``start``: tokens between the prefix and the suffix that are in the cache already.
         """
         output = self._run(prefix, suffix, keep, cache, start)
-        return output.logits, output.past_key_values
+        return output.logits, getattr(output, self.cache_name)
 
     def _run(
         self,
@@ -530,7 +539,7 @@ class VisionLanguageModel:
                 given["per_layer_inputs"] = layers.expand(batch, *layers.shape[1:])
             return self.model(
                 inputs_embeds=suffix.embeddings,
-                past_key_values=fork_cache(prefix.cache, batch) if cache is None else cache,
+                **{self.cache_name: fork_cache(prefix.cache, batch) if cache is None else cache},
                 position_ids=self._positions(prefix, start, suffix.length, batch),
                 use_cache=True,
                 # A tensor: with a number, Gemma 4 drops the other rows in its upper layers, the tapped ones too.

@@ -12,7 +12,15 @@ import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.globals import set_llm_cache
 from langchain_core.load import dumpd, load
-from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    ChatMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+    trim_messages,
+)
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from pictures import draw_shapes
@@ -20,8 +28,9 @@ from PIL import Image
 from recorder import Recorder, options
 from scripted_agents import CIRCLE, SQUARE, shows, small_reasoner
 
-from latent_tool import ChatLatentReasoner, LatentReasoner, ReasoningResult
+from latent_tool import ChatLatentReasoner, ImagePolicy, LatentReasoner, ReasoningResult
 from latent_tool.errors import ImageDecodeError, ImageNotAllowedError, InputError, QuestionError, SettingsError
+from latent_tool.images.load import load_image
 from latent_tool.langchain.messages import image_block, messages_from_request, request_from_messages
 from latent_tool.schema import GeneratedToken
 
@@ -54,9 +63,6 @@ def forms(data: str) -> list[dict[str, Any]]:
 
 
 def test_every_form_of_an_image_is_the_same_image(picture: Image.Image) -> None:
-    from latent_tool.images.load import load_image
-    from latent_tool.settings import ImagePolicy
-
     for block in forms(image_block(picture)["base64"]):
         request = request_from_messages([HumanMessage([block, {"type": "text", "text": CIRCLE}])])
         (reference,) = request.image_references
@@ -187,8 +193,139 @@ def test_saved_and_loaded_again(chat: ChatLatentReasoner) -> None:
 
 
 def test_tools_are_not_pretended(chat: ChatLatentReasoner) -> None:
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(NotImplementedError, match="LatentReasoningTool"):
         chat.bind_tools([])
+    assert chat.profile is not None and chat.profile["tool_calling"] is False
+    assert chat.profile["image_inputs"] is True and chat.profile["max_input_tokens"] > 100
+    assert chat.profile["image_url_inputs"] is False
+
+
+# ---------------------------------------------------------------------- conversations
+
+GREEN = (20, 150, 40)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        lambda data: {"type": "file", "base64": data, "mime_type": "image/png"},
+        lambda data: {"type": "file", "file": {"file_data": f"data:image/png;base64,{data}", "filename": "a.png"}},
+        lambda data: {"inline_data": {"mime_type": "image/png", "data": data}},
+        lambda data: {"type": "media", "mime_type": "IMAGE/PNG", "data": data},
+    ],
+)
+def test_the_newest_picture_is_asked_about_whatever_its_form(
+    chat: ChatLatentReasoner, picture: Image.Image, block: Callable[[str], dict[str, Any]]
+) -> None:
+    newest = block(image_block(draw_shapes(colour=GREEN))["base64"])
+    messages = [
+        shows(picture, text=CIRCLE),
+        AIMessage("red"),
+        HumanMessage([newest, {"type": "text", "text": CIRCLE}]),
+    ]
+    request = request_from_messages(messages)
+    assert request.question == f"User: [earlier image]\n{CIRCLE}\nAssistant: red\n{CIRCLE}"
+    (asked,) = request.image_references
+    assert load_image(asked, ImagePolicy.untrusted()).image.tobytes() == draw_shapes(colour=GREEN).tobytes()
+
+
+def test_pictures_of_earlier_turns_are_said_not_to_be_looked_at(chat: ChatLatentReasoner, picture: Image.Image) -> None:
+    messages = [shows(picture, text="Look."), AIMessage("ok"), shows(draw_shapes(colour=GREEN), text=CIRCLE)]
+    reply = chat.invoke(messages)
+    assert "earlier messages were not looked at: 1" in reply.response_metadata["warnings"][0]
+    (patch, *_) = reply.response_metadata["patches"] or [{"image": 0}]
+    assert patch["image"] == 0
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "file", "base64": "AAAA", "mime_type": "application/pdf"},
+        {"type": "file", "file": {"file_id": "file-1"}},
+        {"type": "video", "url": "https://example.org/a.mp4"},
+        {"type": "image", "file_id": "file-1"},
+        {"type": "hologram", "value": 3},
+    ],
+)
+def test_an_attachment_that_cannot_be_read_is_an_error(
+    chat: ChatLatentReasoner, picture: Image.Image, block: dict[str, Any]
+) -> None:
+    asks = HumanMessage([block, {"type": "text", "text": CIRCLE}])
+    for messages in ([shows(picture), AIMessage("ok"), asks], [asks, shows(picture, text=CIRCLE)]):
+        with pytest.raises(ImageDecodeError, match="no image that can be read"):
+            chat.invoke(messages)
+    with pytest.raises(ImageDecodeError):
+        ChatLatentReasoner(reasoner=chat.reasoner, image=picture).invoke([asks])
+
+
+def test_blocks_keep_their_order_and_lines(picture: Image.Image) -> None:
+    image, text = image_block(picture), "What is this?"
+    lines = HumanMessage([{"type": "text", "text": text}, image, {"type": "text", "text": "Answer in one word."}])
+    assert request_from_messages([lines]).question == f"{text}\nAnswer in one word."
+    captions = HumanMessage(["Before:", image, {"type": "text", "text": "After:"}, image, "What changed?"])
+    assert request_from_messages([captions]).question == "Before:\n[image 1]\nAfter:\n[image 2]\nWhat changed?"
+    later = request_from_messages([captions, AIMessage("Nothing."), HumanMessage("Sure?")])
+    assert later.question.startswith("User: Before:\n[image 1]\nAfter:") and len(later.image_references) == 2
+    # A model's sentences come in pieces, which are no lines.
+    cited = AIMessage([{"type": "text", "text": "It is "}, {"type": "text", "text": "red."}])
+    assert "Assistant: It is red.\n" in request_from_messages([shows(picture), cited, HumanMessage("Sure?")]).question
+
+
+def test_roles_keep_their_names(picture: Image.Image) -> None:
+    request = request_from_messages(
+        [
+            ChatMessage("Be brief.", role="developer"),
+            SystemMessage("Be kind."),
+            shows(picture, text="Look."),
+            ToolMessage("42 degrees", tool_call_id="1"),
+            ChatMessage("I doubt it.", role="critic"),
+            ChatMessage("Fine.", role="assistant"),
+            ChatMessage(CIRCLE, role="user"),
+        ]
+    )
+    assert request.system == "Be brief.\nBe kind."
+    assert request.question == f"User: Look.\nTool: 42 degrees\nCritic: I doubt it.\nAssistant: Fine.\n{CIRCLE}"
+
+
+def test_the_chat_model_has_an_image_policy_of_its_own(picture: Image.Image, tmp_path: Path) -> None:
+    picture.save(tmp_path / "a.png")
+    shown = [HumanMessage([{"type": "image", "url": (tmp_path / "a.png").as_uri()}, {"type": "text", "text": CIRCLE}])]
+    reasoner = small_reasoner(image_policy=ImagePolicy.local())
+    with pytest.raises(ImageNotAllowedError):
+        ChatLatentReasoner(reasoner=reasoner).invoke(shown)
+    allowed = ChatLatentReasoner(reasoner=reasoner, image_policy=ImagePolicy.untrusted(folders=(tmp_path,)))
+    assert allowed.invoke(shown).content == "red"
+    assert ChatLatentReasoner(reasoner=reasoner, image=tmp_path / "a.png").invoke(CIRCLE).content == "red"
+
+
+def test_a_text_is_one_stop(chat: ChatLatentReasoner, picture: Image.Image) -> None:
+    messages = [shows(picture, text=LEFT)]
+    assert chat.invoke(messages, stop="circle").content == "red "
+    assert chat.bind(stop="circle").invoke(messages).content == "red "
+    assert ChatLatentReasoner(reasoner=chat.reasoner, stop="square").invoke(messages).content == "red circle"
+    with pytest.raises(SettingsError):
+        chat.invoke(messages, stop=["red", 3])
+
+
+def test_parameters_that_every_chat_model_takes(chat: ChatLatentReasoner, picture: Image.Image) -> None:
+    standard = {"temperature": 0, "max_tokens": 9, "timeout": 60, "stop": [], "max_retries": 2, "api_key": "s3cret"}
+    made = ChatLatentReasoner(reasoner=chat.reasoner, **standard)
+    assert made.invoke([shows(picture, text=CIRCLE)], temperature=0.0, timeout=60).content == "red"
+    assert "s3cret" not in repr(made) + str(dumpd(made)) + str(made.model_dump())
+    with pytest.raises(SettingsError, match="greedy"):
+        ChatLatentReasoner(reasoner=chat.reasoner, temperature=0.7)
+
+
+def test_tokens_are_the_model_s_own(chat: ChatLatentReasoner, picture: Image.Image) -> None:
+    text = HumanMessage(CIRCLE)
+    assert 0 < chat.get_num_tokens(CIRCLE) < len(CIRCLE)
+    usage = chat.invoke([shows(picture, text=CIRCLE)]).usage_metadata
+    counted = chat.get_num_tokens_from_messages([shows(picture, text=CIRCLE)])
+    cells = counted - chat.get_num_tokens_from_messages([text])
+    assert usage is not None and cells > 50 and abs(counted - usage["input_tokens"]) < 20
+    messages = [shows(picture, text="An old one."), AIMessage("ok"), HumanMessage("a"), AIMessage("b"), text]
+    kept = trim_messages(messages, token_counter=chat, max_tokens=cells, start_on="human", include_system=True)
+    assert kept == messages[2:]
 
 
 # ---------------------------------------------------------------------- runs
@@ -239,12 +376,12 @@ async def test_another_image_never_gets_a_cached_answer(
 async def test_a_file_that_changed_never_gets_a_cached_answer(cache: InMemoryCache, tmp_path: Path) -> None:
     path = tmp_path / "shapes.png"
     reasoner = small_reasoner()
-    own = ChatLatentReasoner(reasoner=reasoner, image=path)
+    own = ChatLatentReasoner(reasoner=reasoner, image=path, image_policy=ImagePolicy.local())
     shown = [HumanMessage([{"type": "image", "url": path.as_uri()}, {"type": "text", "text": CIRCLE}])]
     answers = []
     for colour in ((220, 25, 25), (20, 150, 40)):
         draw_shapes(colour=colour).save(path)
-        answers.append([own.invoke(CIRCLE).content, ChatLatentReasoner(reasoner=reasoner).invoke(shown).content])
+        answers.append([own.invoke(CIRCLE).content, own.invoke(shown).content])
         answers.append([(await own.ainvoke(CIRCLE)).content, (await own.ainvoke(shown)).content])
     assert answers == [["red"] * 2] * 2 + [["green"] * 2] * 2
 

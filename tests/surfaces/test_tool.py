@@ -6,13 +6,14 @@ import base64
 import io
 import json
 import os
+import pickle
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from langchain.agents import create_agent
-from langchain_core.messages import AIMessage, ToolMessage
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
 from pictures import draw_shapes
@@ -399,6 +400,82 @@ def test_the_newest_picture_counts_but_not_the_tools_own(picture: Image.Image) -
     messages = agent.invoke({"messages": [shows(green)]}, config)["messages"]
     answers = [each.artifact["answer"] for each in messages if isinstance(each, ToolMessage)]
     assert answers == ["red", "red", "green"]
+
+
+GREEN = (20, 150, 40)
+
+
+def asked_of(tool: LatentReasoningTool, messages: list[Any], **arguments: Any) -> ToolMessage:
+    call = {"name": tool.name, "args": {"question": CIRCLE, **arguments, "state": {"messages": messages}}, "id": "1"}
+    message = tool.invoke({**call, "type": "tool_call"})
+    assert isinstance(message, ToolMessage)
+    return message
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "file", "base64": "AAAA", "mime_type": "application/pdf"},
+        {"type": "video", "url": "https://example.org/a.mp4"},
+        {"type": "input_file", "file_id": "file-1"},
+        {"type": "hologram", "data": 3},
+    ],
+)
+def test_what_cannot_be_read_is_an_error_and_never_an_older_picture(
+    tool: LatentReasoningTool, picture: Image.Image, block: dict[str, Any]
+) -> None:
+    messages = [shows(picture), AIMessage("Nice."), HumanMessage([block, {"type": "text", "text": "And this?"}])]
+    message = asked_of(tool, messages)
+    assert message.status == "error" and message.artifact is None
+    assert asked_of(tool, messages, image="1").artifact["answer"] == "red"  # named, the older one may be asked about
+
+
+def test_pictures_are_numbered(tool: LatentReasoningTool, picture: Image.Image) -> None:
+    green = {"type": "file", "base64": image_block(draw_shapes(colour=GREEN))["base64"], "mime_type": "image/png"}
+    messages = [shows(picture), AIMessage("Nice."), HumanMessage([green])]
+    for image, answer, number in (
+        (None, "green", 2),
+        ("", "green", 2),
+        ("1", "red", 1),
+        ("the second image", "green", 2),
+    ):
+        message = asked_of(tool, messages, image=image)
+        assert message.artifact["answer"] == answer and message.artifact["image_numbers"] == [number]
+        assert f"Asked about: image {number} of the conversation." in message.content
+    both = asked_of(tool, messages, image="1 and 2")
+    assert both.artifact["image_numbers"] == [1, 2] and len(both.artifact["image_sizes"]) == 2
+    missing = asked_of(tool, messages, image="3")
+    assert missing.status == "error" and "shows 2 images" in missing.content
+
+
+@pytest.mark.parametrize("filler", ["", " ", "null", "None", "undefined"])
+def test_words_for_nothing_count_as_left_out(tool: LatentReasoningTool, picture: Image.Image, filler: str) -> None:
+    message = asked_of(tool, [shows(picture)], image=filler, budget=filler, overlay=filler)
+    assert message.artifact["answer"] == "red" and isinstance(message.content, str)
+    assert asked_of(tool, [shows(picture)], image=1, budget=" Quick").artifact["answer"] == "red"
+
+
+def test_the_description_follows_the_policy(tmp_path: Path) -> None:
+    def image(**fields: Any) -> str:
+        tool = LatentReasoningTool(reasoner=small_reasoner(), **fields)
+        assert tool.args["image"] == tool.tool_call_schema.model_json_schema()["properties"]["image"]
+        return str(tool.args["image"]["description"])
+
+    assert "path" not in image() and "URL" not in image() and "number" in image()
+    places = image(image_policy=ImagePolicy.untrusted(folders=(tmp_path,), hosts=("example.org",)))
+    assert str(tmp_path) in places and "https URL of example.org" in places
+    assert "the path of a file" in image(image_policy=ImagePolicy.local())
+    named = ImageTool().arguments(named=True).model_json_schema()["properties"]["image"]["description"]
+    assert named == "Which image: a data URI."
+
+
+def test_the_developer_may_forbid_pictures(picture: Image.Image) -> None:
+    tool = LatentReasoningTool(reasoner=small_reasoner(), allow_overlay=False)
+    assert set(tool.args) == {"question", "image", "budget"}
+    assert asked_of(tool, [shows(picture)]).artifact["answer"] == "red"
+    refused = asked_of(tool, [shows(picture)], overlay=True)
+    assert refused.status == "error" and "Leave the argument 'overlay' out" in refused.content
+    assert pickle.loads(pickle.dumps(tool)) == tool
 
 
 def test_a_router_may_answer(picture: Image.Image) -> None:
