@@ -97,10 +97,10 @@ class StructuredOutput:
             return _read(text, self.schema)
         name, kind = self._answer
         values = {key: carried[key] for key in self._fields if key in _CARRIED} | {name: _read(text, kind)}
-        if isinstance(self.schema, Mapping):
+        if isinstance(self.schema, Mapping) or is_typeddict(self.schema):
             return values
         try:
-            return TypeAdapter(self.schema).validate_python(values)
+            return self.schema.model_validate(values)
         except ValidationError as error:
             where = ", ".join(str(item["loc"][0]) for item in error.errors() if item["loc"]) or "the whole"
             raise AnswerMismatchError(

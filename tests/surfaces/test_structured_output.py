@@ -1,0 +1,141 @@
+"""with_structured_output: a schema of ours, the caller's own, and what is refused."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, Literal, TypedDict
+
+import pytest
+from langchain_core.messages import AIMessage
+from PIL import Image
+from pydantic import BaseModel, Field
+from scripted_agents import CIRCLE, shows, small_reasoner
+
+from latent_tool import ChatLatentReasoner
+from latent_tool.errors import AnswerMismatchError, SettingsError
+from latent_tool.langchain.structured import StructuredAnswer, StructuredOutput
+
+pytestmark = pytest.mark.disable_socket
+
+
+class Colour(Enum):
+    RED = "red"
+    DARK_BLUE = "#008"
+
+
+class Look(BaseModel):
+    """What was seen."""
+
+    colour: Literal["red", "green", "blue"] = Field(description="The circle's colour.")
+    confidence: float
+    note: str = "none"
+
+
+class Typed(TypedDict):
+    colour: Literal["red", "blue"]
+    accepted: bool | None
+
+
+JSON = {"title": "look", "type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}
+
+
+def reply(text: str, **metadata: Any) -> AIMessage:
+    return AIMessage(text, response_metadata={"confidence": 0.9, "confidence_source": "reward", **metadata})
+
+
+async def test_the_answer_of_a_real_question(picture: Image.Image) -> None:
+    chat, messages = ChatLatentReasoner(reasoner=small_reasoner()), [shows(picture, text=CIRCLE)]
+    ours = chat.with_structured_output().invoke(messages)
+    assert isinstance(ours, StructuredAnswer) and ours.answer == "red" and ours.confidence is not None
+    assert ours.confidence > 0.9 and ours.accepted is None
+    own = await chat.with_structured_output(Look, method="json_schema", strict=True).ainvoke(messages)
+    assert own == Look(colour="red", confidence=ours.confidence)
+    raw = chat.with_structured_output(Literal["blue", "green"], include_raw=True).invoke(messages)
+    assert raw["raw"].text == "red" and raw["parsed"] is None
+    assert isinstance(raw["parsing_error"], AnswerMismatchError)
+    assert chat.with_structured_output(Colour, include_raw=True).invoke(messages)["parsed"] is Colour.RED
+    # A gate that was set is never lost: a schema that cannot say so gets no answer that was not accepted.
+    with pytest.raises(AnswerMismatchError, match="not accepted"):
+        chat.with_structured_output(Colour).invoke(
+            messages, {"configurable": {"latent_reasoner": {"min_confidence": 1}}}
+        )
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "expected"),
+    [
+        (Colour, "Red.", Colour.RED),
+        (Colour, "dark blue", Colour.DARK_BLUE),
+        (Colour, "#008", Colour.DARK_BLUE),
+        (bool, "Yes", True),
+        (bool, "no, there is none", False),
+        (bool, "False", False),
+        (Literal["a ball", "a cube"], "the ball", "a ball"),
+        (Literal[1, 2, 3], "2", 2),
+        (Typed, "blue", {"colour": "blue", "accepted": None}),
+        (JSON, "RED", {"colour": "red"}),
+        ({"name": "look", "parameters": JSON}, "red", {"colour": "red"}),
+        ({"type": "function", "function": {"name": "look", "parameters": JSON}}, "red", {"colour": "red"}),
+        ({"properties": {"seen": {"type": "boolean"}}}, "yes", {"seen": True}),
+        ({"properties": {"n": {"$ref": "#/$defs/N"}}, "$defs": {"N": {"enum": ["1", "2"]}}}, "1", {"n": "1"}),
+        ({"properties": {"count": {"type": "integer"}}}, "3", {"count": 3}),
+    ],
+)
+def test_schemas_that_an_answer_fills(schema: Any, text: str, expected: Any) -> None:
+    assert StructuredOutput(schema)(reply(text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        (Colour, "not red"),
+        (Colour, "red or blue"),
+        (Literal["A", "B"], "A and B"),
+        (bool, "maybe"),
+        (bool, "yesterday"),
+        (Literal[1, 2], "12"),
+        (Look, "purple"),
+        ({"properties": {"count": {"type": "integer"}}}, "many"),
+    ],
+)
+def test_an_answer_that_is_none_of_the_values(schema: Any, text: str) -> None:
+    with pytest.raises(AnswerMismatchError):
+        StructuredOutput(schema)(reply(text))
+
+
+class TwoFields(BaseModel):
+    setup: str
+    punchline: str
+
+
+class NoField(BaseModel):
+    confidence: float
+
+
+class Whole(BaseModel):
+    inner: Look
+
+
+@pytest.mark.parametrize("schema", [TwoFields, NoField, str, list[str], {"type": "object"}, {"properties": {}}, 7])
+def test_schemas_that_no_answer_can_fill_are_refused_at_once(schema: Any) -> None:
+    with pytest.raises(SettingsError):
+        ChatLatentReasoner(reasoner=small_reasoner()).with_structured_output(schema)
+
+
+def test_a_field_that_is_an_object_is_a_mismatch() -> None:
+    with pytest.raises(AnswerMismatchError):
+        StructuredOutput(Whole)(reply("red"))
+
+
+def test_an_answer_that_was_not_accepted_needs_a_field_that_says_so() -> None:
+    refused = reply("red", accepted=False, min_confidence=0.95)
+    assert StructuredOutput(Look)(refused).confidence == 0.9
+    assert StructuredOutput(Typed)(refused) == {"colour": "red", "accepted": False}
+    for schema in (Colour, JSON, bool):
+        with pytest.raises(AnswerMismatchError, match="not accepted"):
+            StructuredOutput(schema)(refused)
+
+
+def test_options_that_only_this_chat_model_does_not_know() -> None:
+    with pytest.raises(SettingsError, match="tools"):
+        ChatLatentReasoner(reasoner=small_reasoner()).with_structured_output(Look, tools=[])
