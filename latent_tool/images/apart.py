@@ -57,7 +57,7 @@ _NOBODY = 65_534  # user and group without rights
 
 
 def decode_apart(data: bytes, limits: Limits, *, seconds: float, memory: int) -> tuple[Image, tuple[str, ...]]:
-    """Decode a picture, as ``containers.decode`` does, in another process, for ``seconds`` and in ``memory`` bytes at most.
+    """Decode as ``containers.decode`` does, in another process, for ``seconds`` and in ``memory`` bytes at most.
 
     Raises:
         ImageTooLargeError: as ``decode``, or the time or memory did not suffice.
