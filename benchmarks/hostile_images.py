@@ -15,6 +15,7 @@ import argparse
 import importlib
 import multiprocessing
 import os
+import re
 import resource
 import socket
 import subprocess
@@ -111,8 +112,8 @@ class Table(NamedTuple):
 
 def kind_of(case: str) -> str:
     """What a case is counted as: what stands before the colon, or a URL."""
-    start, colon, _ = case.partition(": ")
-    return start if colon else "redirect" if case.startswith("redirect") else "URL"
+    start = re.match(r"([\w= -]+): ", case)
+    return start[1] if start else "redirect" if case.startswith("redirect") else "URL"
 
 
 def run(title: str, cases: Iterator[Case], seconds: float, memory: float, *, clock: bool) -> Table:

@@ -50,7 +50,7 @@ ImageReference = Annotated[
         {
             "anyOf": [{"type": "string"}, {"type": "object"}],
             "description": "An image: path, data URI or URL, or an image content block. "
-            "In Python also bytes, pathlib.Path or a PIL image.",
+            "In Python also bytes, pathlib.Path, a PIL image, a NumPy array or a torch tensor.",
         }
     ),
 ]
