@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from latent_tool.errors import LatentToolError
 from latent_tool.evaluation.datasets import Item
+from latent_tool.evaluation.datasets.items import sound
 from latent_tool.evaluation.methods import Method
 from latent_tool.evaluation.runs import Failure, Row
 from latent_tool.schema import ReasoningResult
@@ -176,6 +177,7 @@ def _row(
         method=method.name,
         type=item.type,
         question=item.question,
+        images=item.images,
         label=item.label,
         answer=answer,
         correct=None if item.label is None else item.match.right(answer, item.label),
@@ -190,16 +192,20 @@ def _row(
 
 def _failed(method: Method, item: Item, error: Exception, seconds: float, asked: bool = True) -> Row:
     """A row without an answer; ``asked=False``: its images could not be opened, so that no method had a chance."""
-    message = error.message if isinstance(error, LatentToolError) else str(error)
+    try:
+        message = error.message if isinstance(error, LatentToolError) else str(error)
+    except Exception:  # an error of a function of the user's, which need not have a text
+        message = "without a message"
     line = {} if item.line is None else {"line": item.line}
     return Row(
         id=item.id,
         method=method.name,
         type=item.type,
         question=item.question,
+        images=item.images,
         label=item.label,
         seconds=seconds,
-        error=Failure(type=type(error).__name__, message=message),
+        error=Failure(type=type(error).__name__, message=sound(message)),
         details=line if asked else {**line, "asked": False},
     )
 

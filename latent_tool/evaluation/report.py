@@ -1,4 +1,4 @@
-"""The reports of a run, in Markdown and as one self-contained page, both from ``summary.json`` alone.
+"""The reports of a run, in Markdown and as one self-contained page, both from ``summary.json`` and thumbnails.
 
 ``write_reports`` writes all three. ``page`` and ``figure_svg`` are there for other reports, too.
 """
@@ -8,11 +8,13 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latent_tool.errors import MissingExtraError
+from latent_tool.evaluation.thumbnails import read_thumbnails
 from latent_tool.files import write_whole
 
 if TYPE_CHECKING:
@@ -22,15 +24,20 @@ __all__ = ["figure_svg", "html_report", "markdown_report", "markdown_table", "pa
 
 Table = tuple[str, list[str], list[list[str]], str]
 _NONE = "-"
+_HERE = Path(__file__).parent
 _COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#7a5195", "#b8860b", "#4d4d4d", "#008b8b", "#ad1457")
 
 
 def write_reports(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Write ``summary.json``, ``report.md`` and ``report.html``, each whole or not at all."""
+    """Write ``summary.json``, ``report.md`` and ``report.html``, each whole or not at all.
+
+    The page shows the thumbnails that the folder has.
+    """
+    thumbnails = read_thumbnails(folder, [question["id"] for question in summary["wrong"]["shown"]])
     text = json.dumps(summary, indent=2, ensure_ascii=True, allow_nan=False) + "\n"
     write_whole(folder / "summary.json", text.encode())
     write_whole(folder / "report.md", markdown_report(summary).encode())
-    write_whole(folder / "report.html", html_report(summary).encode())
+    write_whole(folder / "report.html", html_report(summary, thumbnails).encode())
 
 
 # --- numbers and tables ------------------------------------------------------------------------------------------
@@ -217,9 +224,23 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)])
 
 
+def _markdown_wrong(wrong: Mapping[str, Any], most: int = 20) -> str:
+    """The wrong answers, surest first, one line for each."""
+    rows = []
+    for question in wrong["shown"][:most]:
+        answers = "; ".join(
+            f"{answer['method']}: {answer['error'] or answer['answer']} ({number(answer['confidence'], 4)})"
+            for answer in question["answers"]
+        )
+        rows.append([question["id"], ", ".join(question["images"]), question["question"], question["label"], answers])
+    return markdown_table(["item", "picture", "question", "right", "answers (confidence)"], rows)
+
+
 def markdown_report(summary: Mapping[str, Any]) -> str:
     """The report in Markdown."""
     parts = ["# Evaluation", "\n".join(_facts(summary))]
+    if summary["wrong"]["shown"]:
+        parts += ["## The surest wrong answers", _markdown_wrong(summary["wrong"])]
     for title, header, rows, note in tables(summary):
         parts += [f"## {title}", markdown_table(header, rows), *([note] if note else [])]
     return "\n\n".join(parts) + "\n"
@@ -227,47 +248,19 @@ def markdown_report(summary: Mapping[str, Any]) -> str:
 
 # --- HTML --------------------------------------------------------------------------------------------------------
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #1d2429; background: #fff; max-width: 75rem; margin: 2rem auto;
-       padding: 0 1rem; }
-h1, h2 { line-height: 1.2; } h2 { margin-top: 2.2rem; }
-.table { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #d6dce0; white-space: nowrap; }
-th:first-child, td:first-child, .words td { text-align: left; } .words td { white-space: normal; }
-p.note { color: #54616a; max-width: 60rem; }
-figure { margin: 1rem 0; } figure svg { max-width: 100%; height: auto; } figcaption { color: #54616a; }
-</style>
-</head>
-<body>
-<h1>{{ title }}</h1>
-{% for line in facts %}<p>{{ line }}</p>
-{% endfor %}
-{% for title, header, rows, note in tables %}
-<h2>{{ title }}</h2>
-<div class="table{{ ' words' if title == 'Errors' else '' }}"><table>
-<thead><tr>{% for cell in header %}<th scope="col">{{ cell }}</th>{% endfor %}</tr></thead>
-<tbody>{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</tbody></table></div>
-{% if note %}<p class="note">{{ emphasised(note) }}</p>{% endif %}
-{% endfor %}
-{% for title, svg, alt in figures %}
-<figure role="img" aria-label="{{ alt }}">{{ svg }}<figcaption>{{ title }}</figcaption></figure>
-{% endfor %}
-</body>
-</html>
-"""
 
+def page(
+    title: str,
+    facts: Sequence[str],
+    tables: Sequence[Table],
+    figures: Sequence[tuple[str, str, str]],
+    wrong: Mapping[str, Any] | None = None,
+) -> str:
+    """One page without scripts and without anything from elsewhere; its template is ``report.html``.
 
-def page(title: str, facts: Sequence[str], tables: Sequence[Table], figures: Sequence[tuple[str, str, str]]) -> str:
-    """One page without anything from elsewhere.
-
-    ``figures``: caption, SVG text and a description for those who cannot see it.
+    Args:
+        figures: caption, SVG text and a description for those who cannot see it.
+        wrong: the answers that are shown first, as ``_wrong_answers`` has them.
     """
     from jinja2 import Environment
     from markupsafe import Markup, escape
@@ -277,19 +270,50 @@ def page(title: str, facts: Sequence[str], tables: Sequence[Table], figures: Seq
         shown = re.sub(r"\*([^*]+)\*", r"<em>\1</em>", shown)
         return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", shown))
 
-    template = Environment(autoescape=True).from_string(_PAGE)
+    template = Environment(autoescape=True).from_string(_HERE.joinpath("report.html").read_text(encoding="utf-8"))
     return template.render(
         title=title,
         facts=facts,
         tables=tables,
         figures=[(caption, Markup(svg), alt) for caption, svg, alt in figures],
         emphasised=emphasised,
+        css=Markup(_HERE.joinpath("report.css").read_text(encoding="utf-8")),
+        wrong=wrong,
+        kinds=[] if wrong is None else wrong["kinds"],
     )
 
 
-def html_report(summary: Mapping[str, Any]) -> str:
-    """The report as one self-contained page. Raises ``MissingExtraError`` without matplotlib."""
-    return page("Evaluation", _facts(summary), tables(summary), _figures(summary))
+def html_report(summary: Mapping[str, Any], thumbnails: Mapping[str, str] | None = None) -> str:
+    """The report as one self-contained page, the wrong answers first.
+
+    ``thumbnails``: pictures as data URIs, by the id of their question. Raises ``MissingExtraError`` without matplotlib.
+    """
+    wrong = _wrong_answers(summary, thumbnails or {})
+    return page("Evaluation", _facts(summary), tables(summary), _figures(summary), wrong)
+
+
+def _wrong_answers(summary: Mapping[str, Any], thumbnails: Mapping[str, str]) -> dict[str, Any] | None:
+    """The wrong answers of a summary as the page shows them: numbers as text, kinds by their place from 1."""
+    listed = summary["wrong"]
+    if not listed["shown"]:
+        return None
+    counts = Counter(question["type"] or "no kind" for question in listed["shown"])
+    places = {kind: place for place, kind in enumerate(sorted(counts), start=1)}
+    shown = [
+        {
+            **question,
+            "kind": places[question["type"] or "no kind"],
+            "thumbnail": thumbnails.get(question["id"]),
+            "answers": [{**answer, "shown": number(answer["confidence"], 4)} for answer in question["answers"]],
+        }
+        for question in listed["shown"]
+    ]
+    few = f"; the {len(shown)} surest are shown" if len(shown) < listed["count"] else ""
+    note = (
+        f"Questions that some method answered wrongly, the surest wrong answer first: {listed['count']}{few}. The "
+        "confidence is the raw score that a method is gated on by default."
+    )
+    return {"shown": shown, "kinds": [(kind, counts[kind]) for kind in places], "note": note}
 
 
 def figure_svg(draw: Callable[[Axes], None], width: float = 7.0, height: float = 3.6) -> str:

@@ -123,8 +123,11 @@ def evaluate(
         if report:
             from latent_tool.evaluation.report import write_reports
             from latent_tool.evaluation.summary import summarise
+            from latent_tool.evaluation.thumbnails import make_thumbnails
 
-            write_reports(folder, summarise(run))
+            summary = summarise(run)
+            make_thumbnails(folder, items, [question["id"] for question in summary["wrong"]["shown"]])
+            write_reports(folder, summary)
     return run
 
 

@@ -49,6 +49,7 @@ class Row(Part):
     method: str
     type: str | None = None
     question: str
+    images: tuple[str, ...] = Field((), description="What the pictures are called in the data.")
     label: str | None = None
     answer: str | None = None
     correct: bool | None = Field(None, description="None: no label, or no answer.")

@@ -20,7 +20,7 @@ from latent_tool.errors import MissingExtraError
 from latent_tool.evaluation.runs import Row, Run
 from latent_tool.scores import COMPARED
 
-__all__ = ["TARGET_ERROR", "fused_score", "summarise"]
+__all__ = ["GATED", "TARGET_ERROR", "confidence_of", "fused_score", "summarise"]
 
 TARGET_ERROR = 0.05
 # Fewer labelled answers, or fewer wrong or right ones, and a fused score is not tried.
@@ -28,6 +28,9 @@ FUSED_ITEMS, FUSED_CLASS = 100, 20
 # Fewer wrong (or right) answers, and the interval of an AUROC is marked as rough.
 FEW = 30
 _CURVE = 60
+# What a method's confidence is: the first of these scores that it has.
+GATED = ("pooled_probability", "answer_probability", "agreement")
+WRONG_SHOWN = 100  # wrong answers in the reports, at most
 
 
 def summarise(run: Run) -> dict[str, Any]:
@@ -47,6 +50,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "methods": {name: _method(run, name, base) for name in run.methods if run.of(name)},
         "pairs": _pairs(run),
         "scores": {name: score.meaning for name, score in COMPARED.items()},
+        "wrong": _wrong(run),
         "errors": _errors(run),
     }
 
@@ -62,6 +66,58 @@ def _errors(run: Run) -> list[dict[str, Any]]:
         for row in run.rows
         if row.error is not None
     ]
+
+
+def _wrong(run: Run) -> dict[str, Any]:
+    """The questions that some method answered wrongly: the surest wrong answer first, and what all methods said."""
+    by_item: dict[str, list[Row]] = {}
+    for row in run.rows:
+        if row.usable:
+            by_item.setdefault(row.id, []).append(row)
+    found = []
+    for name, rows in by_item.items():
+        wrong = [row for row in rows if row.correct is False]
+        if wrong:
+            sure = max((confidence_of(row)[0] or 0.0 for row in wrong), default=0.0)
+            found.append((sure, name, rows))
+    found.sort(key=lambda entry: -entry[0])
+    return {"count": len(found), "shown": [_shown(rows) for _, _, rows in found[:WRONG_SHOWN]]}
+
+
+def _shown(rows: Sequence[Row]) -> dict[str, Any]:
+    """One question with every method's answer."""
+    first = rows[0]
+    answers = []
+    for row in rows:
+        confidence, source = confidence_of(row)
+        error = None if row.error is None else f"{row.error.type}: {row.error.message}"
+        answers.append(
+            {
+                "method": row.method,
+                "answer": row.answer,
+                "correct": row.correct,
+                "confidence": confidence,
+                "source": source,
+                "error": error,
+            }
+        )
+    return {
+        "id": first.id,
+        "line": first.details.get("line"),
+        "type": first.type,
+        "images": list(first.images),
+        "question": first.question,
+        "label": first.label,
+        "answers": answers,
+    }
+
+
+def confidence_of(row: Row) -> tuple[float | None, str | None]:
+    """The score that an answer is gated on, and its name: the first of ``GATED`` that it has."""
+    for name in GATED:
+        if (value := row.scores.get(name)) is not None:
+            return value, name
+    return None, None
 
 
 def _method(run: Run, name: str, base: str | None) -> dict[str, Any]:

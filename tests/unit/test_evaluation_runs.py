@@ -23,6 +23,7 @@ from latent_tool.evaluation import Item, Match, Run, evaluate, load_dataset, loa
 from latent_tool.evaluation.answers import answer_scores
 from latent_tool.evaluation.report import html_report, markdown_report, tables
 from latent_tool.evaluation.summary import fused_score, summarise
+from latent_tool.evaluation.thumbnails import read_thumbnails
 from latent_tool.evaluation.workers import BatchRows, Task, Worker
 from latent_tool.schema import Grounding, TokenDependency
 from latent_tool.scores import score_of
@@ -213,6 +214,30 @@ def test_the_same_call_again_answers_nothing_again(whole: Run, tmp_path: Path) -
     assert (whole.path / "items.jsonl").read_bytes() == before
     assert plain(again) == plain(whole)
     assert told == [(28, 28)]
+
+
+FULL_DISK = """
+import resource, sys
+from latent_tool.errors import SettingsError
+from latent_tool.evaluation.journal import Journal
+from pathlib import Path
+path = Path(sys.argv[1])
+journal = Journal(path)
+journal.append([{"id": "a"}])
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    journal.append([{"id": "x" * 10000}])
+except SettingsError as error:
+    print("typed:", error)
+assert [line for line in Journal(path).lines] == [b'{"id": "a"}']
+"""
+
+
+def test_a_full_disk_is_a_typed_error_and_spoils_nothing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path / "items.jsonl")], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0 and "cannot be written" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("share", [0.21, 0.83])
@@ -478,11 +503,37 @@ def test_reports_come_from_the_summary_alone(whole: Run) -> None:
     assert summary == json.loads(json.dumps(summarise(whole)))
     assert (whole.path / "report.md").read_text() == markdown_report(summary)
     page = (whole.path / "report.html").read_text()
-    assert page == html_report(summary)
-    assert "<svg" in page and "<script" not in page and "src=" not in page
+    wrong = [question["id"] for question in summary["wrong"]["shown"]]
+    assert page == html_report(summary, read_thumbnails(whole.path, wrong))
+    assert "<svg" in page and "<script" not in page
+    assert all(part.startswith("data:image/jpeg;base64,") for part in page.split('src="')[1:])
+    assert page.count("<img") == len(wrong) and page.count("src=") == len(wrong)
     assert not [part for part in page.split('href="')[1:] if not part.startswith("#")]
     for name in METHODS:
         assert name in page
+
+
+def test_the_report_shows_its_errors_first(engine: Engine, tmp_path: Path) -> None:
+    """Pictures, questions, labels and every method's answer; the surest wrong answer first; kinds to choose from."""
+    items = [
+        replace(item, label="nothing" if place % 2 else item.label, type=f"kind {place % 3}")
+        for place, item in enumerate(load_dataset("scenes:held_out:7000000-7000003"))
+    ]
+    items[3] = replace(items[3], loader=lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+    run = evaluate(engine, items, ["greedy", "search:iterations=1"], tmp_path, visual=False)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    shown = summary["wrong"]["shown"]
+    assert items[1].id in [question["id"] for question in shown] and items[3].id not in [one["id"] for one in shown]
+    surest = [max(answer["confidence"] for answer in one["answers"] if answer["correct"] is False) for one in shown]
+    assert surest == sorted(surest, reverse=True)
+    page = (tmp_path / "report.html").read_text()
+    assert page.index("Wrong answers") < page.index("Methods")
+    for question in shown:
+        assert [answer["method"] for answer in question["answers"]] == list(run.methods)
+        assert question["images"][0].startswith("scenes:held_out:") and question["images"][0] in page
+    assert page.count("<img") == len(shown) and page.count("data-kind=") >= len(shown)
+    assert {row.images for row in run.rows} == {item.images for item in items}
+    assert json.loads((tmp_path / "items.jsonl").read_text().splitlines()[0])["images"] == list(items[0].images)
 
 
 def test_names_of_users_are_shown_as_text(engine: Engine, tmp_path: Path) -> None:
