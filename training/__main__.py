@@ -88,8 +88,8 @@ def _measure(out: Path, recipe: Recipe) -> int:
     metrics = {"seed": recipe.seed} | _measurer(recipe)(out)
     with suppress(SettingsError):
         old = _read(out)
-        if old["sha256"] == metrics["sha256"]:  # of the same weights: their seed and their second run stay
-            metrics |= {key: old[key] for key in ("seed", "second_run") if key in old}
+        if old["sha256"] == metrics["sha256"]:  # of the same weights: their seed, stages and second run stay
+            metrics |= {key: old[key] for key in ("seed", "stages", "second_run") if key in old}
     _write(out, metrics, recipe)
     return 0
 
@@ -105,7 +105,8 @@ def _run(out: Path, run: Path | None, recipe: Recipe, resume: bool, force: bool,
     candidate = run / "candidate"
     with checkpoint.replacing(candidate) as folder:
         checkpoint.export(model, checkpoint.build_processor(recipe), folder)
-        metrics = _measurer(recipe)(folder) | {"seed": recipe.seed}
+        made = [stage for stage in stages.STAGES if getattr(recipe, f"{stage}_steps")]
+        metrics = _measurer(recipe)(folder) | {"seed": recipe.seed, "stages": made}
         _write(folder, metrics, recipe)
     if (out / METRICS).exists() and not force:
         old = _read(out)

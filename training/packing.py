@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerFast
 from latent_tool.scenes import CHARACTERS, COLORS, SHAPES, Box, Question
 from training.checkpoint import ASSISTANT, END, END_THINK, PAD, SYSTEM, SYSTEM_PROMPTS, THINK
 from training.labels import IGNORE, cells_of, dense_labels
-from training.looking import UNANSWERABLE, looking_sample
+from training.looking import looking_sample
 from training.settings import CELLS, IMAGE_SIZE, Recipe
 from training.wording import reword
 from training.world import Sample, sample
@@ -129,9 +129,8 @@ class Packer:
             self._reason(result, self.encode(question.reasoning), rng, own_tokens)
         answer = self.encode(question.answer.lower())
         scale = 0.35 if question.type == "describe" else 1.0
-        for index, token in enumerate(answer):
-            # the first token decides whether one can tell; the others follow
-            result.expect(token, 0.25 if index and question.type == UNANSWERABLE else scale)
+        for token in answer:
+            result.expect(token, scale)
             result.add(token)
         result.expect(END, 0.4 * scale)
         return result

@@ -35,10 +35,10 @@ class Recipe:
     language_matrix_rate: float = 0.0068
     language_rate: float = 0.55  # scales the AdamW rates
 
-    looking_steps: int = 400  # decoder and projector alone: the vision tower stays as it is
-    looking_decay: int = 200  # the last so many steps, in which the rates fall to zero
+    looking_steps: int = 800  # decoder and projector alone: the vision tower stays as it is
+    looking_decay: int = 600  # the last so many steps, in which the rates fall to zero
     looking_batch: int = 24  # pictures per step, of all processes together
-    looking_matrix_rate: float = 0.0025
+    looking_matrix_rate: float = 0.002
     looking_rate: float = 0.2  # scales the AdamW rates
     looking_rows: int = 2  # longer rows waste less on padding
     looking_row_length: int = 80
@@ -47,7 +47,7 @@ class Recipe:
     looking_ordinary_beside_share: float = 0.38  # of those with windows: scenes at their own size
     looking_stranger_share: float = 0.12  # pictures that no question of this world fits; the rest are canvases
     looking_unanswerable_share: float = 0.35  # other pictures with one or two questions that have no answer
-    looking_slow_share: float = 0.5  # how many of up to three further questions of slow types are asked
+    looking_slow_share: float = 0.7  # how many of up to three further questions of slow types are asked
 
     late_from: int = 500  # language step from which printed characters, the slowest to learn, weigh more
     late_text_share: float = 0.15  # further pictures of text

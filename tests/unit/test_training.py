@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -570,6 +571,38 @@ def test_quick_recipe_beats_the_question_only_baseline(tmp_path: Path) -> None:
 # --- measurements ----------------------------------------------------------------------------------------------
 
 
+def test_a_window_is_asked_about_as_a_further_picture(shipped: evaluate.Answerer) -> None:
+    (canvas,) = evaluate.canvas_items(1, 3.0, first_seed=2_000_000)
+    (near,) = evaluate.canvas_items(1, 3.0, first_seed=2_000_000, shown="scene")
+    (other,) = evaluate.canvas_items(1, 3.0, first_seed=2_000_000, shown="elsewhere")
+    assert canvas.text == near.text == other.text
+    assert [len(item.pictures) for item in (canvas, near, other)] == [1, 2, 2]
+    scene = generate(2_000_000, "canvas", scale=3)
+    assert near.pictures[1].size == tuple(round(scene.window[k + 2] - scene.window[k]) for k in (0, 1))
+    assert not set(near.windows) & set(other.windows)
+    assert shipped.prompt(near).startswith("<|user|><image><image>")
+    together = shipped.replies([canvas, near, other])
+    for item, reply in zip((canvas, near, other), together, strict=True):
+        alone = shipped.replies([item])[0]
+        assert alone.answer == reply.answer
+        assert alone.probability == pytest.approx(reply.probability, abs=1e-3)
+
+
+def test_what_cannot_be_told_has_no_other_answer() -> None:
+    for kind in evaluate.STRANGE:
+        items = evaluate.strange_items(kind, 24)
+        assert {item.answer for item in items} == {looking.CANNOT_TELL}
+        assert len({item.image.tobytes() for item in items}) > 3
+    for item in evaluate.absent_items(20):
+        assert item.answer == looking.CANNOT_TELL
+
+
+def test_who_abstains_has_no_confidence() -> None:
+    assert evaluate.Reply("red", "", 0.9).confidence == 0.9
+    silent = evaluate.Reply(looking.CANNOT_TELL, "", 0.9)
+    assert silent.abstains and silent.confidence == 0
+
+
 def test_an_auroc_of_right_answers_only_is_null() -> None:
     item = evaluate.Item(Image.new("RGB", (9, 9)), "color", "what color is it?", "red")
     replies = [evaluate.Reply("red", "", 0.9), evaluate.Reply("red", "", 0.8)]
@@ -622,6 +655,35 @@ def test_card_says_when_a_target_is_missed() -> None:
     metrics = json.loads((EMBEDDED / "metrics.json").read_text())
     metrics["sets"]["held_out"]["direct"]["accuracy"] = metrics["sets"]["held_out"]["reasoned"]["accuracy"] = 0.5
     assert "| held-out scenes: at least 0.95 | 0.500 (direct) | **no** |" in card.render(metrics, settings.FULL)
+
+
+def _looked() -> dict[str, Any]:
+    """Measurements of a checkpoint of three stages."""
+    metrics: dict[str, Any] = json.loads((EMBEDDED / "metrics.json").read_text())
+    row = {"accuracy": 0.4, "cannot_tell": 0.3, "auroc": 0.8, "calibration_error": 0.05, "mean_confidence": 0.4}
+    window = row | {"accuracy": 0.9}
+    canvas = {"questions": 9, "alone": row, "with_window": window, "with_other_window": row}
+    told = {"questions": 9, "direct": 0.99, "reasoned": 0.97}
+    answered = {name: {"questions": 9, "direct": 0.001, "reasoned": 0.03} for name in metrics["sets"]}
+    return metrics | {
+        "stages": list(stages.STAGES),
+        "canvases": {"1": canvas, "2": canvas, "4": canvas},
+        "cannot_tell": {"photographs": told, "noise": told | {"direct": 0.5}},
+        "false_cannot_tell": answered,
+    }
+
+
+def test_card_tells_what_the_third_stage_made() -> None:
+    text = card.render(_looked(), settings.FULL)
+    assert "3. **Looking**" in text and "says that it cannot tell (see below)" in text
+    assert "| 2 | 9 | 0.400 | 0.900 | 0.400 | 0.300 / 0.300 | 0.050 / 0.050 |" in text
+    assert "| noise | 9 | no | 0.500 / 0.970 |" in text
+    assert "| canvases of 2 sides and more: the window gains at least 20 points | +50.0 at 2 | yes |" in text
+    assert "| cannot tell where there is no answer: at least 0.95 | noise 0.500 | **no** |" in text
+    assert "| cannot tell on held-out scenes: at most 0.02 | 0.030 | **no** |" in text
+    of_two = {key: value for key, value in _looked().items() if key not in ("stages", "canvases")}
+    text = card.render(of_two, settings.FULL)
+    assert "Looking" not in text and "canvases of 2 sides" not in text and "unsure rather than silent" in text
 
 
 def test_card_compares_with_a_second_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
