@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_core.messages import ToolMessage
@@ -15,18 +16,19 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.runnables.config import run_in_executor
 from pydantic import ValidationError
 
-from latent_tool.errors import InputError, MissingExtraError, SettingsError
+from latent_tool.errors import CancelledError, InputError, LatentToolError, MissingExtraError, SettingsError
 from latent_tool.langchain.attachments import is_left_out
 from latent_tool.langchain.image_tool import describe
 from latent_tool.langchain.messages import conversation, request_from_messages
 from latent_tool.langchain.reasoner import LatentReasoner
 from latent_tool.langchain.router import ConfidenceRouter
-from latent_tool.langchain.runnable import Handover, hand_over
+from latent_tool.langchain.runnable import Handover, hand_over, refuse_tools
 from latent_tool.schema import ReasoningRequest, ReasoningResult, RouteStep
-from latent_tool.settings import BudgetLevel, ImagePolicy
+from latent_tool.settings import Budget, BudgetLevel, ImagePolicy
 
 try:
     from langchain.agents.middleware import AgentMiddleware
+    from langgraph.errors import GraphBubbleUp
     from langgraph.prebuilt.tool_node import ToolCallRequest
     from langgraph.types import Command
 except ImportError as error:
@@ -35,6 +37,7 @@ except ImportError as error:
 __all__ = ["ConfidenceMiddleware", "confidence_edge", "reasoning_node"]
 
 Reply = ToolMessage | Command[Any]
+Answer = Reply | ReasoningResult | Exception
 
 
 def reasoning_node(
@@ -59,9 +62,10 @@ def reasoning_node(
         key: where the result goes; ``confidence_edge`` reads it.
         image_policy: which images may be opened, whatever the reasoner's own policy: by default no files and no URLs.
 
-    Asking raises the errors of ``latent_tool.errors``.
+    Raises ``SettingsError`` for a tool in the reasoner's place. Asking raises the errors of ``latent_tool.errors``.
     """
-    asked = reasoner or LatentReasoner()
+    asked = LatentReasoner() if reasoner is None else reasoner
+    refuse_tools(asked)
     policy = image_policy or ImagePolicy.untrusted()
 
     def handed_over(state: Any) -> Handover:
@@ -94,7 +98,7 @@ def confidence_edge(
         graph.add_conditional_edges("look", confidence_edge("report", "ask_a_person", threshold=0.8))
 
     Args:
-        accept: node for a result whose confidence reaches the threshold.
+        accept: node for a result whose confidence reaches the threshold, unless the reasoner itself abstained.
         otherwise: node for any other result, one without a confidence included.
         threshold: in [0, 1]; ``None``: what the reasoner or router has decided (``result.accepted``).
         key: where the state holds the result, as ``ReasoningResult`` or as its fields.
@@ -110,7 +114,7 @@ def confidence_edge(
                 f"The state holds no result under {key!r}.",
                 "Let a node put a reasoner's result there, or name the key.",
             )
-        sure = result.accepted if threshold is None else _reaches(result, threshold)
+        sure = result.accepted if threshold is None else _reaches(result, threshold) and result.accepted is not False
         if sure is None:
             raise InputError(
                 "Nothing has decided whether the result is accepted.",
@@ -127,8 +131,11 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
         create_agent(model, tools=[LatentReasoningTool()], middleware=[ConfidenceMiddleware(threshold=0.8)])
 
     The tool is called as the agent asked; while its confidence is below the threshold it is called again with each of
-    ``budgets``, then ``fallback`` is asked. The most confident answer (or the fallback's) becomes the ToolMessage, and
-    is marked when it is still not reliable; the artifact's ``route`` tells what was tried. Errors are passed on.
+    ``budgets`` that has not been spent yet, then ``fallback`` is asked. The most confident answer (or the fallback's)
+    becomes the ToolMessage, and is marked when it is still not reliable; the artifact's ``route`` tells what was tried.
+    An error of the agent's own call is passed on; whatever fails later is told in the route and destroys no answer.
+
+    The stricter of ``threshold`` and of the tool's own threshold decides.
 
     Args:
         threshold: confidence an answer must reach, in [0, 1].
@@ -137,7 +144,8 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
         tool: name of the tool that is gated; other tools are left alone.
         image_policy: which images may be opened for the fallback.
 
-    Raises ``SettingsError`` for a threshold out of range.
+    Raises ``SettingsError`` for a threshold out of range, a budget that is no level, or a fallback that cannot be a
+    rung.
     """
 
     def __init__(
@@ -152,28 +160,33 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
         super().__init__()
         _require_share(threshold)
         self.threshold = threshold
-        self.budgets = tuple(budgets)
+        self.budgets: tuple[BudgetLevel, ...] = (budgets,) if isinstance(budgets, str) else tuple(budgets)
+        for level in self.budgets:
+            Budget.level(level)
         self.fallback = None if fallback is None else ConfidenceRouter(rungs=[fallback], thresholds=threshold)
         self.tool = tool
-        self.image_policy = image_policy or ImagePolicy.untrusted()
+        self.image_policy = ImagePolicy.untrusted() if image_policy is None else image_policy
 
     def wrap_tool_call(self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Reply]) -> Reply:
         """Call the tool, and again if that is needed."""
         if request.tool_call["name"] != self.tool:
             return handler(request)
         calls = self._calls(request)
-        reply: Reply | ReasoningResult | None = None
+        reply: Answer | None = None
         while True:
             try:
                 step = calls.send(reply)
             except StopIteration as end:
                 final: Reply = end.value
                 return final
-            if isinstance(step, ReasoningRequest):
-                assert self.fallback is not None
-                reply = self.fallback.invoke(hand_over(self.fallback, step, self.image_policy).request)
-            else:
-                reply = handler(step)
+            try:
+                if isinstance(step, ReasoningRequest):
+                    assert self.fallback is not None
+                    reply = self.fallback.invoke(hand_over(self.fallback, step, self.image_policy).request)
+                else:
+                    reply = handler(step)
+            except Exception as error:
+                reply = _survivable(error)
 
     async def awrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[Reply]]
@@ -182,48 +195,63 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
         if request.tool_call["name"] != self.tool:
             return await handler(request)
         calls = self._calls(request)
-        reply: Reply | ReasoningResult | None = None
+        reply: Answer | None = None
         while True:
             try:
                 step = calls.send(reply)
             except StopIteration as end:
                 final: Reply = end.value
                 return final
-            if isinstance(step, ReasoningRequest):
-                assert self.fallback is not None
-                reply = await self.fallback.ainvoke(hand_over(self.fallback, step, self.image_policy).request)
-            else:
-                reply = await handler(step)
+            try:
+                if isinstance(step, ReasoningRequest):
+                    assert self.fallback is not None
+                    reply = await self.fallback.ainvoke(hand_over(self.fallback, step, self.image_policy).request)
+                else:
+                    reply = await handler(step)
+            except Exception as error:
+                reply = _survivable(error)
 
-    def _calls(
-        self, request: ToolCallRequest
-    ) -> Generator[ToolCallRequest | ReasoningRequest, Reply | ReasoningResult | None, Reply]:
+    def _calls(self, request: ToolCallRequest) -> Generator[ToolCallRequest | ReasoningRequest, Answer | None, Reply]:
         """Whom to ask next, given the reply of the one before; returns what the agent gets to see."""
-        route: list[RouteStep] = []
-        best: tuple[ToolMessage, ReasoningResult] | None = None
         call = request.tool_call
-        for level in (None, *self.budgets):
-            asked = request
-            if level is not None:
-                asked = request.override(tool_call={**call, "args": {**call["args"], "budget": level}})
+        first = yield request
+        if isinstance(first, Exception):
+            raise first
+        assert first is not None and not isinstance(first, ReasoningResult)
+        result = _parse(first.artifact) if isinstance(first, ToolMessage) and first.status != "error" else None
+        if result is None or not isinstance(first, ToolMessage):
+            return first
+        tried = _Tried(first, result, [call["args"].get("budget")], [result.budget])
+        tried.route.append(self._step(0, "the agent's own budget", result))
+        for level in self.budgets:
+            if self._accepts(result):
+                break
+            if tried.has_spent(level):
+                continue
+            asked = request.override(tool_call={**call, "args": {**call["args"], "budget": level}})
             reply = yield asked
-            assert not isinstance(reply, ReasoningResult) and reply is not None
-            result = _parse(reply.artifact) if isinstance(reply, ToolMessage) else None
-            if result is None or not isinstance(reply, ToolMessage):
-                return reply if best is None else self._reply(*best, route)
-            route.append(self._step(len(route), level or "the agent's own budget", result))
-            if best is None or (result.confidence or 0) > (best[1].confidence or 0):
-                best = reply, result
-            if _reaches(result, self.threshold):
-                return self._reply(*best, route)
-        assert best is not None
-        if self.fallback is not None:
-            answer = yield self._question(request)
-            assert isinstance(answer, ReasoningResult)
-            route += [step.model_copy(update={"rung": len(route)}) for step in answer.route]
-            if answer.accepted:
-                return self._reply(best[0], answer, route)
-        return self._reply(*best, route)
+            found = _parse(reply.artifact) if isinstance(reply, ToolMessage) and reply.status != "error" else None
+            tried.levels.append(level)
+            if found is None or not isinstance(reply, ToolMessage):
+                tried.route.append(_failed(len(tried.route), level, reply))
+                continue
+            result = found
+            tried.budgets.append(result.budget)
+            tried.route.append(self._step(len(tried.route), level, result))
+            if (result.confidence or 0) > (tried.best.confidence or 0):
+                tried.message, tried.best = reply, result
+        if self.fallback is not None and not self._accepts(result):
+            try:
+                answer = yield self._question(request)
+            except InputError as error:  # the agent's arguments name no image that can be found again
+                answer = error
+            if isinstance(answer, ReasoningResult):
+                tried.route += [step.model_copy(update={"rung": len(tried.route)}) for step in answer.route]
+                if answer.accepted:
+                    return self._reply(tried, answer, accepted=True)
+            else:
+                tried.route.append(_failed(len(tried.route), self.fallback.rungs[0].get_name(), answer))
+        return self._reply(tried, tried.best, accepted=self._accepts(tried.best))
 
     def _question(self, request: ToolCallRequest) -> ReasoningRequest:
         """The tool call as a request; its images are those that the tool has answered about."""
@@ -233,35 +261,78 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
         chosen = conversation(messages, without=self.tool).choose(named)
         return ReasoningRequest(images=list(chosen.references), question=arguments["question"])
 
+    def _at(self, result: ReasoningResult) -> float:
+        """The threshold for a result: this one, or the stricter one that it was already held to."""
+        own = result.min_confidence if result.accepted is False else None
+        return self.threshold if own is None else max(self.threshold, own)
+
+    def _accepts(self, result: ReasoningResult) -> bool:
+        return _reaches(result, self.threshold) and result.accepted is not False
+
     def _step(self, number: int, name: str, result: ReasoningResult) -> RouteStep:
-        sure = _reaches(result, self.threshold)
+        sure, at = self._accepts(result), self._at(result)
+        reason = f"the confidence {'reaches' if sure else 'is below'} {at:g}"
         return RouteStep(
             rung=number,
             name=name,
             decision="accepted" if sure else "unsure",
-            reason=f"the confidence {'reaches' if sure else 'is below'} {self.threshold:g}",
+            reason=reason if result.confidence is not None else "the answer has no confidence to compare",
             answer=result.answer,
             confidence=result.confidence,
             confidence_source=result.confidence_source,
-            threshold=self.threshold,
+            threshold=at,
         )
 
-    def _reply(self, message: ToolMessage, result: ReasoningResult, route: list[RouteStep]) -> ToolMessage:
+    def _reply(self, tried: _Tried, result: ReasoningResult, *, accepted: bool) -> ToolMessage:
         """The tool's message with what was decided; pictures in it stay."""
-        sure = result.confidence is None or result.confidence >= self.threshold
-        asked = _parse(message.artifact)
+        asked = _parse(tried.message.artifact)
         decided = {
-            "accepted": sure,
-            "abstained": not sure,
-            "min_confidence": self.threshold,
-            "route": route,
+            "accepted": accepted,
+            "abstained": not accepted,
+            "min_confidence": self._at(result),
+            "route": tried.route,
             "image_numbers": asked.image_numbers if asked is not None else [],
         }
         result = result.model_copy(update=decided)
-        content: Any = describe(result)
-        if isinstance(message.content, list):
-            content = [{"type": "text", "text": content}, *message.content[1:]]
-        return message.model_copy(update={"content": content, "artifact": result.model_dump(mode="json")})
+        content: Any = describe(result, spent=tried.has_spent("thorough"))
+        if isinstance(tried.message.content, list):
+            content = [{"type": "text", "text": content}, *tried.message.content[1:]]
+        return tried.message.model_copy(update={"content": content, "artifact": result.model_dump(mode="json")})
+
+
+@dataclass
+class _Tried:
+    """What was asked so far: the best message with its result, the levels and budgets spent, and the route."""
+
+    message: ToolMessage
+    best: ReasoningResult
+    levels: list[str | None]
+    budgets: list[Budget | None]
+    route: list[RouteStep] = field(default_factory=list)
+
+    def has_spent(self, level: BudgetLevel) -> bool:
+        """Whether asking with this level would repeat a search that was made."""
+        spent = [budget for budget in self.budgets if budget is not None]
+        return level in self.levels or any(budget.replaced_by(level) == budget for budget in spent)
+
+
+def _survivable(error: Exception) -> Exception:
+    """The error, unless it asks the graph or the caller to stop."""
+    if isinstance(error, GraphBubbleUp | CancelledError):
+        raise error
+    return error
+
+
+def _failed(number: int, name: str, reply: Any) -> RouteStep:
+    """The step of somebody who gave no answer, and why."""
+    reason = "it gave no result"
+    if isinstance(reply, Exception):
+        reason = type(reply).__name__
+        if isinstance(reply, LatentToolError):  # what others' errors say may hold addresses and keys
+            reason += f": {reply}"
+    elif isinstance(reply, ToolMessage) and reply.status == "error":
+        reason = f"the tool answered with an error: {reply.text}"
+    return RouteStep(rung=number, name=name, decision="failed", reason=reason)
 
 
 def _read(state: Any, key: str) -> Any:
@@ -282,5 +353,7 @@ def _reaches(result: ReasoningResult, threshold: float) -> bool:
 
 
 def _require_share(threshold: float | None) -> None:
-    if threshold is not None and not 0 <= threshold <= 1:
+    if threshold is None:
+        return
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
         raise SettingsError(f"The threshold {threshold!r} is no share.", "Give a number from 0 to 1.")

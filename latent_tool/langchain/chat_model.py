@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from importlib import resources
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from langchain_core.callbacks import (
     AsyncCallbackManager,
@@ -39,9 +39,10 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator
 from latent_tool.errors import AnswerMismatchError, SettingsError, UnsupportedError
 from latent_tool.images.load import is_whole, load_images
 from latent_tool.images.picture import Picture
+from latent_tool.langchain.call import OPTIONS_KEY, CallOptions
 from latent_tool.langchain.messages import conversation, request_from_messages, transcript
-from latent_tool.langchain.reasoner import OPTIONS_KEY, CallOptions, LatentReasoner
-from latent_tool.langchain.runnable import with_images
+from latent_tool.langchain.reasoner import LatentReasoner
+from latent_tool.langchain.runnable import BindsOptions, with_bound_options, with_images
 from latent_tool.langchain.structured import StructuredAnswer, StructuredOutput
 from latent_tool.schema import GeneratedToken, ImageReference, ReasoningRequest, ReasoningResult
 from latent_tool.settings import ImagePolicy, settings_error
@@ -49,7 +50,7 @@ from latent_tool.settings import ImagePolicy, settings_error
 __all__ = ["ChatLatentReasoner"]
 
 
-class ChatLatentReasoner(BaseChatModel):
+class ChatLatentReasoner(BindsOptions, BaseChatModel):
     """A chat model that answers questions about the images in the conversation.
 
     The last human message is the question; it is about the images of the newest message that shows any, or about
@@ -112,11 +113,23 @@ class ChatLatentReasoner(BaseChatModel):
         except ValidationError as error:
             raise settings_error(type(self), error) from None
 
+    def _with_options(self, options: CallOptions) -> Self:
+        return self.model_copy(update={"reasoner": with_bound_options(self.reasoner, options)})
+
     # ------------------------------------------------------------------ what LangChain asks of a chat model
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
         return True
+
+    @classmethod
+    def get_lc_namespace(cls) -> list[str]:
+        return ["latent_tool", "chat_model"]
+
+    def bind(self, **kwargs: Any) -> Any:
+        """Bind keyword arguments of a call; budget, seed and threshold become the reasoner's own."""
+        options = {name: kwargs.pop(name) for name in ("budget", "seed", "min_confidence") if name in kwargs}
+        return BaseChatModel.bind(with_bound_options(self, CallOptions(**options)), **kwargs)
 
     @property
     def lc_attributes(self) -> dict[str, Any]:

@@ -17,14 +17,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol, Self, runtime_checkable
 
+from langchain_core.runnables import ensure_config
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, create_model, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from latent_tool.errors import DeadlineError, ImageNotAllowedError, ImageNotFoundError, InputError
 from latent_tool.images.picture import open_pictures
 from latent_tool.langchain.attachments import Chosen, Conversation, is_left_out
-from latent_tool.langchain.reasoner import OPTIONS_KEY, CallOptions, LatentReasoner
-from latent_tool.langchain.runnable import Handover, hand_over
+from latent_tool.langchain.call import OPTIONS_KEY, CallOptions
+from latent_tool.langchain.reasoner import LatentReasoner
+from latent_tool.langchain.runnable import Handover, hand_over, refuse_tools
 from latent_tool.schema import MAX_TEXT, ReasoningRequest, ReasoningResult, ReasoningStep
 from latent_tool.settings import BudgetLevel, ImagePolicy, Settings, explain_validation
 from latent_tool.views.overlay import overlay_png
@@ -259,6 +261,12 @@ class ImageTool(Settings):
         """The arguments, described as this tool takes them; ``named``: no conversation can be seen."""
         return fitted(NamedImageArguments if named else ToolArguments, self.image_policy, self.allow_overlay)
 
+    @field_validator("reasoner")
+    @classmethod
+    def _no_tool(cls, value: Any) -> Any:
+        refuse_tools(value)
+        return value
+
     def ask(
         self,
         arguments: ToolArguments | Mapping[str, Any],
@@ -277,7 +285,7 @@ class ImageTool(Settings):
         asked = self._asked(arguments)
         chosen = Conversation.of(shown).choose(asked.image)
         with _hint_at_the_conversation(chosen, shown):
-            question = self._hand_over(asked, chosen)
+            question = self._hand_over(asked, chosen, config)
             result = self.reasoner.invoke(question.request, config)
         return self._reply(result, chosen, question, asked.overlay)
 
@@ -292,7 +300,7 @@ class ImageTool(Settings):
         asked = self._asked(arguments)
         chosen = Conversation.of(shown).choose(asked.image)
         with _hint_at_the_conversation(chosen, shown):
-            question = await asyncio.to_thread(self._hand_over, asked, chosen)
+            question = await asyncio.to_thread(self._hand_over, asked, chosen, config)
             result = await self.reasoner.ainvoke(question.request, config)
         return await asyncio.to_thread(self._reply, result, chosen, question, asked.overlay)
 
@@ -304,7 +312,7 @@ class ImageTool(Settings):
         chosen = Conversation.of(shown).choose(asked.image)
         # A caller that goes away between two steps must not wait for the garbage collector to stop the search.
         abandoned = threading.Event()
-        options = {"configurable": {OPTIONS_KEY: self._bound_options().but(cancelled=abandoned)}}
+        options = {"configurable": {OPTIONS_KEY: CallOptions(cancelled=abandoned)}}
         try:
             with _hint_at_the_conversation(chosen, shown):
                 question = await asyncio.to_thread(self._hand_over, asked, chosen)
@@ -316,17 +324,6 @@ class ImageTool(Settings):
         finally:
             abandoned.set()
 
-    def _bound_options(self) -> CallOptions:
-        """The options that were bound to the reasoner with ``with_config``: a call's own would replace them all."""
-        reasoner: Any = self.reasoner
-        while (bound := getattr(reasoner, "bound", None)) is not None:
-            config: Any = getattr(reasoner, "config", {})
-            options = CallOptions.of(config)
-            if options.model_fields_set:
-                return options
-            reasoner = bound
-        return CallOptions()
-
     def _asked(self, arguments: ToolArguments | Mapping[str, Any]) -> ToolArguments:
         """The arguments. Raises ``InputError`` when pictures are asked for where none are returned."""
         asked = ToolArguments.parse(arguments)
@@ -334,13 +331,14 @@ class ImageTool(Settings):
             raise InputError("Pictures are not returned here.", "Leave the argument 'overlay' out.")
         return asked
 
-    def _hand_over(self, asked: ToolArguments, chosen: Chosen) -> Handover:
+    def _hand_over(self, asked: ToolArguments, chosen: Chosen, config: Any = None) -> Handover:
         """The request about the images that were chosen, under this policy."""
+        named = CallOptions.of(ensure_config(config)).min_confidence  # the caller's word for this call counts
         request = ReasoningRequest(
             images=list(chosen.references),
             question=asked.question,
             budget=asked.budget,
-            min_confidence=self.min_confidence,
+            min_confidence=self.min_confidence if named is None else None,
         )
         return hand_over(self.reasoner, request, self.image_policy)
 
@@ -376,8 +374,11 @@ def explain_arguments(error: ValidationError, arguments: type[ToolArguments] = T
     )
 
 
-def describe(result: ReasoningResult) -> str:
-    """Answer, confidence in words and as a number, where the evidence is, and what may be relied on."""
+def describe(result: ReasoningResult, *, spent: bool | None = None) -> str:
+    """Answer, confidence in words and as a number, where the evidence is, and what may be relied on.
+
+    ``spent``: whether the most thorough search was made already; ``None``: what the result's budget says.
+    """
     lines = [f"Answer: {result.answer or '(none)'}"]
     if result.confidence is None:
         lines.append("Confidence: not measured.")
@@ -389,12 +390,15 @@ def describe(result: ReasoningResult) -> str:
         lines.append(f"Asked about: image{'s' if len(result.image_numbers) > 1 else ''} {numbers} of the conversation.")
     lines.append(_evidence(result))
     if result.accepted is False:
+        if spent is None:
+            spent = result.budget is not None and result.budget.replaced_by("thorough") == result.budget
+        again = "" if spent else "again with budget='thorough' or "
         below = (
             f"below the threshold of {result.min_confidence:.2f}" if result.min_confidence is not None else "too low"
         )
         lines.append(
-            f"NOT RELIABLE: the confidence is {below}. Do not state this answer as a fact. Ask again with "
-            "budget='thorough' or a simpler question, check with another source, or say that you are not sure."
+            f"NOT RELIABLE: the confidence is {below}. Do not state this answer as a fact. Ask "
+            f"{again}a simpler question, check with another source, or say that you are not sure."
         )
     lines += [f"Note: {warning}" for warning in result.warnings]
     return "\n".join(lines)

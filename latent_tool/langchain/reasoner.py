@@ -12,42 +12,33 @@ is asked.
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import aclosing, suppress
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, cast
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from langchain_core.callbacks import (
-    AsyncCallbackManagerForChainRun,
-    CallbackManagerForChainRun,
-    adispatch_custom_event,
-    dispatch_custom_event,
-)
-from langchain_core.runnables import RunnableConfig, ensure_config
+from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ContextThreadPoolExecutor, run_in_executor
-from langchain_core.runnables.utils import ConfigurableFieldSpec
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic.json_schema import SkipJsonSchema
 
 from latent_tool.calibration.calibration import Calibration
 from latent_tool.calibration.configuration import configuration, is_folder
-from latent_tool.errors import CalibrationError, CalibrationMismatchError, CancelledError, SettingsError
-from latent_tool.langchain.messages import as_request, shown_input
-from latent_tool.langchain.runnable import RequestRunnable
+from latent_tool.errors import CalibrationError, CalibrationMismatchError, CancelledError
+from latent_tool.langchain.call import OPTIONS_KEY, CallOptions, Threshold, first_given, stricter
+from latent_tool.langchain.messages import as_request
+from latent_tool.langchain.progress import announce, announce_async
+from latent_tool.langchain.runnable import Item, Question, RequestRunnable
 from latent_tool.schema import MeasuredConfidence, ReasoningResult, ReasoningStep
 from latent_tool.scores import RESULT_SCORES
 from latent_tool.settings import (
     PREFIX_CACHE_BYTES,
     Budget,
-    BudgetLevel,
     GenerationSettings,
     ImagePolicy,
     NoiseSettings,
     SearchSettings,
-    Settings,
     settings_error,
 )
 
@@ -56,57 +47,11 @@ if TYPE_CHECKING:
 
 __all__ = ["OPTIONS_KEY", "CallOptions", "LatentReasoner"]
 
-OPTIONS_KEY = "latent_reasoner"
-
 # Questions opened and handed to the engine together when the caller sets no max_concurrency.
 _BATCH_SIZE = 16
 
 T = TypeVar("T")
 Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Threshold = float | Literal["calibrated"] | None
-
-
-class CallOptions(Settings):
-    """What one call may change: the content of ``config["configurable"]["latent_reasoner"]``.
-
-    A field of the request itself wins over these, and these win over the reasoner's own.
-    """
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
-    budget: Budget | BudgetLevel | None = Field(
-        None,
-        description="A Budget, its fields, or quick, standard or thorough, beside which the reasoner's own deadline, "
-        "max_candidates and max_new_tokens hold.",
-    )
-    seed: int | None = Field(None, ge=0, lt=2**63, description="Seed of the search.")
-    min_confidence: Unit | Literal["calibrated"] | None = Field(
-        None, description="Abstain below this confidence, or below the calibration's own threshold."
-    )
-    cancelled: SkipJsonSchema[threading.Event | None] = Field(
-        None, description="Set it from another thread to stop the call within one step of the search."
-    )
-
-    @field_validator("budget", mode="before")
-    @classmethod
-    def _coerce_budget(cls, value: Any) -> Budget | str | None:
-        budget = None if value is None else Budget.coerce(value)
-        return value if isinstance(value, str) else budget
-
-    @classmethod
-    def of(cls, config: RunnableConfig) -> CallOptions:
-        """The options of a call. Raises ``SettingsError``; other keys of ``configurable`` are not looked at."""
-        options = (config.get("configurable") or {}).get(OPTIONS_KEY)
-        if options is None:
-            return cls()
-        if isinstance(options, cls):
-            return options
-        if isinstance(options, Mapping):
-            return cls(**options)
-        raise SettingsError(
-            f"config['configurable'][{OPTIONS_KEY!r}] is {type(options).__name__}, not a dict.",
-            f"Known fields: {', '.join(cls.model_fields)}.",
-        )
 
 
 class _Abort(threading.Event):
@@ -265,11 +210,20 @@ class LatentReasoner(RequestRunnable):
         """The same reasoner with another budget: a ``Budget``, its fields, or the name of a level."""
         return type(self)(**{**dict(self), "budget": budget})
 
+    def _with_options(self, options: CallOptions) -> Self:
+        calibrated = 1.0
+        if self.calibration is not None and self.calibration.threshold is not None:
+            calibrated = self.calibration.threshold.probability
+        changes = {
+            "budget": self.budget.replaced_by(options.budget),
+            "seed": first_given(options.seed, self.seed),
+            "min_confidence": stricter(self.min_confidence, options.min_confidence, calibrated),
+        }
+        return type(self)(**{**dict(self), **changes})
+
     # ------------------------------------------------------------------ what LangChain asks of a Runnable
 
-    @classmethod
-    def is_lc_serializable(cls) -> bool:
-        return True
+    _saved_as: ClassVar[tuple[str, ...]] = ("latent_tool", "reasoner")
 
     @property
     def lc_secrets(self) -> dict[str, str]:
@@ -286,119 +240,6 @@ class LatentReasoner(RequestRunnable):
             name: value.model_dump(mode="json", exclude_defaults=True) if isinstance(value, BaseModel) else value
             for name, value in values.items()
         }
-
-    @property
-    def config_specs(self) -> list[ConfigurableFieldSpec]:
-        return [
-            ConfigurableFieldSpec(
-                id=OPTIONS_KEY,
-                annotation=CallOptions | None,
-                name="Options of a call",
-                description="Budget, seed, threshold and stop event of one call of a LatentReasoner.",
-                is_shared=True,
-            )
-        ]
-
-    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> ReasoningResult:
-        """Answer one question in the calling thread."""
-        call = _Call()
-
-        def answer(value: Any, run_manager: CallbackManagerForChainRun, config: RunnableConfig) -> ReasoningResult:
-            return self._answer(input, config, call)
-
-        return self._call_with_config(answer, shown_input(input), config, **kwargs)
-
-    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> ReasoningResult:
-        """Answer one question, together with others asked meanwhile; cancelling the task takes it out at once."""
-        call = _Call()
-
-        async def answer(
-            value: Any, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
-        ) -> ReasoningResult:
-            return await self._answer_scheduled(input, config, call)
-
-        return await self._acall_with_config(answer, shown_input(input), config, **kwargs)
-
-    def stream(  # type: ignore[override]  # steps come before the result, which is what the type parameter names
-        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
-    ) -> Iterator[ReasoningStep | ReasoningResult]:
-        """Yield every step of the search, then the result. Closing the iterator stops the search."""
-        call = _Call()
-
-        def steps(
-            values: Iterator[Any], run_manager: CallbackManagerForChainRun, config: RunnableConfig
-        ) -> Iterator[Any]:
-            yield from self._steps(input, config, call)
-
-        yield from self._transform_stream_with_config(iter([shown_input(input)]), steps, config, **kwargs)
-
-    async def astream(  # type: ignore[override]
-        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
-    ) -> AsyncIterator[ReasoningStep | ReasoningResult]:
-        """``stream``, together with other questions asked meanwhile. Closing the iterator takes this one out."""
-        call = _Call()
-
-        async def steps(
-            values: AsyncIterator[Any], run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
-        ) -> AsyncIterator[Any]:
-            async with aclosing(self._scheduled(input, config, call)) as running:
-                async for step in running:
-                    yield step
-
-        async def only() -> AsyncIterator[Any]:
-            yield shown_input(input)
-
-        async for step in self._atransform_stream_with_config(only(), steps, config, **kwargs):
-            yield step
-
-    def batch(
-        self,
-        inputs: list[Any],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> list[ReasoningResult]:
-        """Answer several questions together, at most ``max_concurrency`` at a time; each as if it were asked alone."""
-        call = _Call()
-
-        def answer(
-            values: list[Any], run_manager: list[CallbackManagerForChainRun], config: list[RunnableConfig]
-        ) -> list[Exception | ReasoningResult]:
-            return self._answer_many(inputs, config, call)
-
-        return self._batch_with_config(
-            answer, shown_input(inputs), config, return_exceptions=return_exceptions, **kwargs
-        )
-
-    async def abatch(
-        self,
-        inputs: list[Any],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> list[ReasoningResult]:
-        """``batch``, together with other questions asked meanwhile."""
-        call = _Call()
-
-        async def answer(
-            values: list[Any], run_manager: list[AsyncCallbackManagerForChainRun], config: list[RunnableConfig]
-        ) -> list[Exception | ReasoningResult]:
-            gate = asyncio.Semaphore(config[0].get("max_concurrency") or _BATCH_SIZE)
-
-            async def one(value: Any, own: RunnableConfig) -> Exception | ReasoningResult:
-                async with gate:
-                    try:
-                        return await self._answer_scheduled(value, own, call)
-                    except Exception as error:
-                        return error
-
-            return await asyncio.gather(*map(one, inputs, config))
-
-        return await self._abatch_with_config(
-            answer, shown_input(inputs), config, return_exceptions=return_exceptions, **kwargs
-        )
 
     # ------------------------------------------------------------------ calibration
 
@@ -455,16 +296,16 @@ class LatentReasoner(RequestRunnable):
             )
         )
 
-    def _job(self, value: Any, config: RunnableConfig, call: _Call) -> tuple[Engine, Job, Threshold]:
+    def _job(self, question: Question) -> tuple[Engine, Job, Threshold]:
         """The engine, what it is asked and from when on to accept: request, options of the call, own fields."""
         from latent_tool.images.picture import open_pictures
 
-        request, options = as_request(value), CallOptions.of(config)
+        request, options, call = as_request(question.value), question.options(), question.call
         cancelled = _Abort(call.cancelled, options.cancelled)
         if cancelled.is_set():
             raise CancelledError("The question was cancelled.")
         budget = self.budget.replaced_by(options.budget).replaced_by(request.budget)
-        wanted: Threshold = _first_given(request.min_confidence, options.min_confidence, self.min_confidence)
+        wanted: Threshold = first_given(request.min_confidence, options.min_confidence, self.min_confidence)
         if wanted == "calibrated":
             self._require_threshold()
         if self.calibration is not None:
@@ -487,7 +328,7 @@ class LatentReasoner(RequestRunnable):
             generation=self.generation,
             images_first=self.images_first,
             budget=budget,
-            seed=_first_given(request.seed, options.seed, self.seed),
+            seed=first_given(request.seed, options.seed, self.seed),
             confidence=self.confidence,
             min_confidence=None if isinstance(wanted, str) or self.calibration is not None else wanted,
             attention=self.attention,
@@ -511,9 +352,12 @@ class LatentReasoner(RequestRunnable):
             return self.grounding
         return NoiseSettings() if self.grounding else None
 
-    def _steps(self, value: Any, config: RunnableConfig, call: _Call) -> Iterator[ReasoningStep | ReasoningResult]:
+    def _begin(self) -> _Call:
+        return _Call()
+
+    def _items(self, question: Question) -> Iterator[Item]:
         """Every step of one question, then its result; steps also go out as events."""
-        engine, job, wanted = self._job(value, config, call)
+        engine, job, wanted = self._job(question)
         run = engine.run(job)
         while True:
             try:
@@ -522,18 +366,12 @@ class LatentReasoner(RequestRunnable):
                 outcome: Outcome = end.value
                 yield self._result(engine, outcome, wanted)
                 return
-            announce(step, config)
+            announce(step, question.config)
             yield step
 
-    def _answer(self, value: Any, config: RunnableConfig, call: _Call) -> ReasoningResult:
-        *_, result = self._steps(value, config, call)
-        return cast(ReasoningResult, result)
-
-    async def _scheduled(
-        self, value: Any, config: RunnableConfig, call: _Call
-    ) -> AsyncGenerator[ReasoningStep | ReasoningResult]:
-        """``_steps`` of a question that rides with others."""
-        engine, job, wanted = await call.in_thread(config, self._job, value, config, call)
+    async def _aitems(self, question: Question) -> AsyncGenerator[Item, None]:
+        """``_items`` of a question that rides with others."""
+        engine, job, wanted = await question.call.in_thread(question.config, self._job, question)
         from latent_tool.engine.scheduler import get_scheduler
 
         loop = asyncio.get_running_loop()
@@ -547,42 +385,44 @@ class LatentReasoner(RequestRunnable):
         future.add_done_callback(tell)
         try:
             while isinstance(item := await news.get(), ReasoningStep):
-                await announce_async(item, config)
+                await announce_async(item, question.config)
                 yield item
             outcome = item.result()
         finally:
             future.cancel()
-        yield await run_in_executor(config, self._result, engine, outcome, wanted)
+        yield await run_in_executor(question.config, self._result, engine, outcome, wanted)
 
-    async def _answer_scheduled(self, value: Any, config: RunnableConfig, call: _Call) -> ReasoningResult:
-        async with aclosing(self._scheduled(value, config, call)) as running:
-            async for each in running:
-                last = each
-        return cast(ReasoningResult, last)
+    async def _aanswer_all(self, questions: Sequence[Question]) -> list[Exception | ReasoningResult]:
+        """Results and errors in the order of the questions, which ride with others."""
+        gate = asyncio.Semaphore(questions[0].config.get("max_concurrency") or _BATCH_SIZE)
 
-    def _answer_many(
-        self, values: Sequence[Any], configs: Sequence[RunnableConfig], call: _Call
-    ) -> list[Exception | ReasoningResult]:
+        async def one(question: Question) -> Exception | ReasoningResult:
+            async with gate:
+                try:
+                    return await self._aanswer(question)
+                except Exception as error:
+                    return error
+
+        return await asyncio.gather(*map(one, questions))
+
+    def _answer_all(self, questions: Sequence[Question]) -> list[Exception | ReasoningResult]:
         """Results and errors in the order of the questions; images are opened one group at a time, in threads."""
-        size = configs[0].get("max_concurrency") or _BATCH_SIZE
+        size = questions[0].config.get("max_concurrency") or _BATCH_SIZE
         answers: list[Exception | ReasoningResult] = []
-        for begin in range(0, len(values), size):
-            group = range(begin, min(begin + size, len(values)))
-            answers += self._answer_group([values[i] for i in group], [configs[i] for i in group], call)
+        for begin in range(0, len(questions), size):
+            answers += self._answer_group(questions[begin : begin + size])
         return answers
 
-    def _answer_group(
-        self, values: Sequence[Any], configs: Sequence[RunnableConfig], call: _Call
-    ) -> list[Exception | ReasoningResult]:
-        def prepare(value: Any, config: RunnableConfig) -> Exception | tuple[Engine, Job, Threshold]:
+    def _answer_group(self, questions: Sequence[Question]) -> list[Exception | ReasoningResult]:
+        def prepare(question: Question) -> Exception | tuple[Engine, Job, Threshold]:
             try:
-                return self._job(value, config, call)
+                return self._job(question)
             except Exception as error:
                 return error
 
         # One deadline runs for all: an image that is slow to come must not keep the others waiting.
-        with ContextThreadPoolExecutor(min(len(values), _BATCH_SIZE)) as pool:
-            prepared = list(pool.map(prepare, values, configs))
+        with ContextThreadPoolExecutor(min(len(questions), _BATCH_SIZE)) as pool:
+            prepared = list(pool.map(prepare, questions))
         ready = [each for each in prepared if not isinstance(each, Exception)]
         outcomes = iter(ready[0][0].answer_many([job for _, job, _ in ready]) if ready else ())
         answers: list[Exception | ReasoningResult] = []
@@ -594,39 +434,3 @@ class LatentReasoner(RequestRunnable):
             found = next(outcomes)
             answers.append(found if isinstance(found, Exception) else self._result(engine, found, wanted))
         return answers
-
-
-def _first_given(*values: Any) -> Any:
-    """The first value that is not ``None``, or ``None``."""
-    return next((value for value in values if value is not None), None)
-
-
-def announce(step: ReasoningStep, config: RunnableConfig) -> None:
-    """Send a step to the callbacks of the run and, inside a LangGraph run, to its stream writer."""
-    data = step.model_dump(mode="json")
-    dispatch_custom_event("latent_step", data, config=ensure_config(config))
-    _write_to_graph(data)
-
-
-async def announce_async(step: ReasoningStep, config: RunnableConfig) -> None:
-    """``announce`` inside an event loop."""
-    data = step.model_dump(mode="json")
-    await adispatch_custom_event("latent_step", data, config=ensure_config(config))
-    _write_to_graph(data)
-
-
-def _write_to_graph(data: dict[str, Any]) -> None:
-    writer = graph_writer()
-    if writer is not None:
-        writer({"latent_step": data})
-
-
-def graph_writer() -> Callable[[Any], None] | None:
-    """The stream writer of the LangGraph run this is called in."""
-    langgraph = sys.modules.get("langgraph.config")  # loaded whenever a graph is running
-    if langgraph is None:
-        return None
-    try:
-        return cast(Callable[[Any], None], langgraph.get_stream_writer())
-    except (RuntimeError, KeyError):  # not inside a graph
-        return None

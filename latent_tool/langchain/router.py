@@ -9,65 +9,81 @@ module knows Runnables and results, not how an answer is found.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from langchain_core.callbacks import (
-    AsyncCallbackManagerForChainRun,
-    BaseCallbackManager,
-    CallbackManagerForChainRun,
-)
-from langchain_core.language_models import BaseLanguageModel
-from langchain_core.messages import BaseMessage
-from langchain_core.prompts import BasePromptTemplate
+from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import RunnableBindingBase, coerce_to_runnable
-from langchain_core.runnables.config import patch_config, run_in_executor
+from langchain_core.runnables.config import run_in_executor
 from langchain_core.runnables.utils import ConfigurableFieldSpec, get_unique_config_specs
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, SkipValidation, ValidationError, field_validator, model_validator
 
 from latent_tool.errors import CancelledError, InputError, LatentToolError, ModelError, RungError
-from latent_tool.images.picture import Picture, open_pictures
-from latent_tool.langchain.messages import as_request, messages_from_request, shown_input
-from latent_tool.langchain.reasoner import OPTIONS_KEY, CallOptions, LatentReasoner
-from latent_tool.langchain.runnable import Handover, RequestRunnable, first_step, with_images
+from latent_tool.images.picture import Picture
+from latent_tool.langchain.call import (
+    OPTIONS_KEY,
+    CallOptions,
+    Settled,
+    Threshold,
+    first_given,
+    split_options,
+    stricter,
+)
+from latent_tool.langchain.messages import as_request
+from latent_tool.langchain.reasoner import LatentReasoner
+from latent_tool.langchain.rungs import Scorer, as_result, input_for, quiet, scored
+from latent_tool.langchain.runnable import (
+    Handover,
+    Item,
+    Question,
+    RequestRunnable,
+    first_step,
+    refuse_tools,
+    with_images,
+)
 from latent_tool.schema import ReasoningRequest, ReasoningResult, ReasoningStep, RouteStep
-from latent_tool.settings import ImagePolicy, settings_error
+from latent_tool.settings import Budget, BudgetLevel, ImagePolicy, settings_error
 
 __all__ = ["ConfidenceRouter"]
 
-Threshold = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | Literal["calibrated"]
+RungThreshold = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | Literal["calibrated"]
 Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass
-class _Question:
+class _Climber:
     """One question on its way up: what was tried, and what it ended with."""
 
     handover: Handover
     options: CallOptions
-    config: RunnableConfig
-    run_manager: CallbackManagerForChainRun | AsyncCallbackManagerForChainRun
+    question: Question
     route: list[RouteStep] = field(default_factory=list)
     best: ReasoningResult | None = None
     error: Exception | None = None
     end: ReasoningResult | Exception | None = None
+
+    @property
+    def named(self) -> Threshold:
+        """The threshold that the request or the call names, which stands for all of the router's."""
+        own: Threshold = self.handover.request.min_confidence
+        return self.options.min_confidence if own is None else own
 
     def request_for(self, rung: int) -> ReasoningRequest:
         """The request as a rung sees it: a budget of its own holds for the first rung alone, the others have theirs."""
         changes: dict[str, Any] = {"min_confidence": None}
         return self.handover.request.model_copy(update=changes if rung == 0 else {**changes, "budget": None})
 
-    def config_for(self, rung: int, calibrated: bool) -> RunnableConfig:
-        """The config of a rung: a child of this run, with the options of the call that concern it.
-
-        ``calibrated``: whether the rung is to judge its answer by its own calibration.
-        """
-        changes: dict[str, Any] = {"min_confidence": "calibrated" if calibrated else None}
-        options = self.options.but(**(changes if rung == 0 else {**changes, "budget": None}))
-        callbacks: BaseCallbackManager = self.run_manager.get_child(f"rung:{rung}")
-        return patch_config(self.config, callbacks=callbacks, configurable={OPTIONS_KEY: options})
+    def config_for(self, rung: int, threshold: Threshold) -> RunnableConfig:
+        """The config of a rung: a child of this run, with the options of the call that concern it."""
+        named = threshold if threshold == "calibrated" else self.named
+        options = {**self.options.given, "min_confidence": named, **({"budget": None} if rung else {})}
+        _, rest = split_options(self.question.config)
+        configurable = {**rest.get("configurable", {}), OPTIONS_KEY: Settled(**options)}
+        callbacks: BaseCallbackManager = self.question.run_manager.get_child(f"rung:{rung}")
+        return {**self.question.config, "callbacks": callbacks, "configurable": configurable}
 
 
 @dataclass
@@ -75,7 +91,7 @@ class _Turn:
     """The questions that one rung is asked together, and its answers in the same order."""
 
     rung: int
-    questions: list[_Question]
+    questions: list[_Climber]
     answers: list[Any] = field(default_factory=list)
 
 
@@ -85,14 +101,17 @@ class ConfidenceRouter(RequestRunnable):
         ConfidenceRouter(rungs=[reasoner, reasoner.with_budget("thorough"), chat_model], thresholds=0.8)
 
     A rung is a ``LatentReasoner``, a chat model (it is given messages with the images in them), a chain that begins
-    with a prompt (it is given the request's fields as a dict) or any other Runnable or function that takes a
-    ``ReasoningRequest``. It answers with a ``ReasoningResult``, a message or a text.
+    with a prompt (it is given the request's fields and the images as text: see docs/langchain.md) or any other Runnable
+    or function that takes a ``ReasoningRequest``. It answers with a ``ReasoningResult``, a message or a text. A tool is
+    refused: its errors come back as text.
 
-    An answer is accepted when its confidence, whatever its source, reaches the rung's threshold. An answer without a
-    confidence, such as a chat model's, cannot be compared and is accepted unless it is empty. With the threshold
-    ``"calibrated"`` the calibration of the rung's own reasoner decides, and a confidence that is not calibrated is not
-    accepted. When no rung is left the result is that of the most confident rung, with ``accepted=False`` and
-    ``abstained=True``. ``result.route`` tells what was tried, why it was not accepted, and what it cost.
+    An answer is accepted when its confidence, whatever its source, reaches the rung's threshold and the rung itself did
+    not abstain. A message with log-probabilities has the probability of its text as its confidence; ``scorers`` give
+    others one. An answer without a confidence cannot be compared: by default it is accepted unless it is empty, and
+    route and warnings say that the threshold was not applied. With the threshold ``"calibrated"`` the calibration of
+    the rung's own reasoner decides, and a confidence that is not calibrated is not accepted. When no rung is left the
+    result is that of the most confident rung, with ``accepted=False`` and ``abstained=True``. ``result.route`` tells
+    what was tried, why it was not accepted, and what it cost.
 
     A request's own ``min_confidence`` stands for all thresholds; its ``budget`` holds for the first rung. The same goes
     for the options of a call (see ``LatentReasoner``). The caller's request is never changed. ``batch`` asks a rung all
@@ -107,12 +126,25 @@ class ConfidenceRouter(RequestRunnable):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     rungs: list[Runnable[Any, Any]] = Field(min_length=1, description="Who is asked, in this order.")
-    thresholds: Threshold | list[Threshold | None] = Field(
+    thresholds: RungThreshold | list[RungThreshold | None] | None = Field(
         0.8,
         description="Confidence an answer must reach, one for all rungs or one for each; None accepts any, "
         "'calibrated' is the threshold of the rung's own calibration.",
     )
     costs: list[Cost] | None = Field(None, description="Cost of asking each rung, in units of your own; None: 1 each.")
+    scorers: list[SkipValidation[Scorer | None]] | None = Field(
+        None,
+        exclude=True,
+        description="For each rung, what gives the confidence of an answer that has none: a function of the request "
+        "and the result that returns a number from 0 to 1, or None; 'logprobs' or None: the reply's log-probabilities.",
+    )
+    unscored: Literal["accept", "unsure"] = Field(
+        "accept", description="An answer without any confidence, where there is a threshold: accept it, or go on."
+    )
+    first_budget: Budget | BudgetLevel | None = Field(
+        None, description="Budget of the first rung, as a request may name one; None: the rung's own."
+    )
+    seed: int | None = Field(None, ge=0, lt=2**63, description="Seed for all rungs; None: their own.")
     max_cost: Cost | None = Field(None, description="A rung that would take a question beyond this is skipped.")
     max_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         None, description="No rung is begun this many seconds after the call."
@@ -142,13 +174,23 @@ class ConfidenceRouter(RequestRunnable):
         if not isinstance(value, Sequence) or isinstance(value, str):
             raise ValueError("must be a list of Runnables")
         try:
-            return [coerce_to_runnable(rung) for rung in value]
+            rungs = [coerce_to_runnable(rung) for rung in value]
         except TypeError:
             raise ValueError("every rung must be a Runnable or a function") from None
+        for rung in rungs:
+            refuse_tools(rung)
+        return [quiet(rung) for rung in rungs]
+
+    @field_validator("scorers")
+    @classmethod
+    def _callable_scorers(cls, value: list[Any] | None) -> list[Any] | None:
+        if value is not None and not all(each in (None, "logprobs") or callable(each) for each in value):
+            raise ValueError("every scorer must be a function, 'logprobs' or None")
+        return value
 
     @model_validator(mode="after")
     def _one_for_every_rung(self) -> Self:
-        for name in ("thresholds", "costs"):
+        for name in ("thresholds", "costs", "scorers"):
             value = getattr(self, name)
             if isinstance(value, list) and len(value) != len(self.rungs):
                 raise ValueError(f"there are {len(self.rungs)} rungs but {len(value)} {name}")
@@ -163,122 +205,81 @@ class ConfidenceRouter(RequestRunnable):
 
     # ------------------------------------------------------------------ what LangChain asks of a Runnable
 
-    @classmethod
-    def is_lc_serializable(cls) -> bool:
-        return True
+    _saved_as: ClassVar[tuple[str, ...]] = ("latent_tool", "router")
 
     @property
     def lc_attributes(self) -> dict[str, Any]:
-        return {"image_policy": self.image_policy.model_dump(mode="json")}
+        attributes: dict[str, Any] = {"image_policy": self.image_policy.model_dump(mode="json")}
+        if isinstance(self.first_budget, Budget):
+            attributes["first_budget"] = self.first_budget.model_dump(mode="json", exclude_defaults=True)
+        return attributes
 
     @property
     def config_specs(self) -> list[ConfigurableFieldSpec]:
-        return get_unique_config_specs(spec for rung in self.rungs for spec in rung.config_specs)
-
-    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> ReasoningResult:
-        """Route one question."""
-
-        def route(value: Any, run_manager: CallbackManagerForChainRun, config: RunnableConfig) -> ReasoningResult:
-            question = _question(input, config, run_manager)
-            for _ in self._drive([question]):
-                pass
-            return _ended(question)
-
-        return self._call_with_config(route, shown_input(input), config, **kwargs)
-
-    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> ReasoningResult:
-        """``invoke`` through the rungs' async methods."""
-
-        async def route(
-            value: Any, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
-        ) -> ReasoningResult:
-            question = _question(input, config, run_manager)
-            async for _ in self._adrive([question]):
-                pass
-            return _ended(question)
-
-        return await self._acall_with_config(route, shown_input(input), config, **kwargs)
-
-    def batch(
-        self,
-        inputs: list[Any],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> list[ReasoningResult]:
-        """Route several questions; every rung is asked those that are still open, together."""
-
-        def route(
-            values: list[Any], run_manager: list[CallbackManagerForChainRun], config: list[RunnableConfig]
-        ) -> list[Exception | ReasoningResult]:
-            questions = [_try_question(*each) for each in zip(inputs, config, run_manager, strict=True)]
-            for _ in self._drive([each for each in questions if isinstance(each, _Question)]):
-                pass
-            return [_end_of(each) for each in questions]
-
-        return self._batch_with_config(
-            route, shown_input(inputs), config, return_exceptions=return_exceptions, **kwargs
+        return get_unique_config_specs(
+            [*super().config_specs, *(spec for rung in self.rungs for spec in rung.config_specs)]
         )
 
-    async def abatch(
-        self,
-        inputs: list[Any],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> list[ReasoningResult]:
-        """``batch`` through the rungs' async methods."""
+    def _with_options(self, options: CallOptions) -> Self:
+        thresholds = self.thresholds
+        if options.min_confidence is not None:
+            own = thresholds if isinstance(thresholds, list) else [thresholds] * len(self.rungs)
+            thresholds = [stricter(each, options.min_confidence) for each in own]
+        changes = {
+            "thresholds": thresholds,
+            "first_budget": _replaced(self.first_budget, options.budget),
+            "seed": first_given(options.seed, self.seed),
+        }
+        return type(self)(**{**dict(self), **changes})
 
-        async def route(
-            values: list[Any], run_manager: list[AsyncCallbackManagerForChainRun], config: list[RunnableConfig]
-        ) -> list[Exception | ReasoningResult]:
-            questions = [_try_question(*each) for each in zip(inputs, config, run_manager, strict=True)]
-            async for _ in self._adrive([each for each in questions if isinstance(each, _Question)]):
-                pass
-            return [_end_of(each) for each in questions]
+    def _begin(self) -> None:
+        """Nothing is kept of a call."""
 
-        return await self._abatch_with_config(
-            route, shown_input(inputs), config, return_exceptions=return_exceptions, **kwargs
-        )
+    def _items(self, question: Question) -> Iterator[Item]:
+        """The result alone or, with ``stream_steps``, the steps of every rung before it."""
+        climber = self._climber(question)
+        yield from self._drive([climber], question.streaming and self.stream_steps)
+        yield _ended(climber)
 
-    def stream(  # type: ignore[override]  # steps come before the result, which is what the type parameter names
-        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
-    ) -> Iterator[ReasoningStep | ReasoningResult]:
-        """Yield the final result alone or, with ``stream_steps``, the steps of every rung before it."""
-
-        def route(
-            values: Iterator[Any], run_manager: CallbackManagerForChainRun, config: RunnableConfig
-        ) -> Iterator[Any]:
-            question = _question(input, config, run_manager)
-            yield from self._drive([question], self.stream_steps)
-            yield _ended(question)
-
-        yield from self._transform_stream_with_config(iter([shown_input(input)]), route, config, **kwargs)
-
-    async def astream(  # type: ignore[override]
-        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
-    ) -> AsyncIterator[ReasoningStep | ReasoningResult]:
-        """``stream`` through the rungs' async methods."""
-
-        async def route(
-            values: AsyncIterator[Any], run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
-        ) -> AsyncIterator[Any]:
-            question = _question(input, config, run_manager)
-            async for step in self._adrive([question], self.stream_steps):
+    async def _aitems(self, question: Question) -> AsyncGenerator[Item, None]:
+        climber = self._climber(question)
+        async with aclosing(self._adrive([climber], question.streaming and self.stream_steps)) as steps:
+            async for step in steps:
                 yield step
-            yield _ended(question)
+        yield _ended(climber)
 
-        async def only() -> AsyncIterator[Any]:
-            yield shown_input(input)
+    def _answer_all(self, questions: Sequence[Question]) -> list[Exception | ReasoningResult]:
+        """Every rung is asked the questions that are still open, together."""
+        climbers = [self._try_climber(question) for question in questions]
+        for _ in self._drive([each for each in climbers if isinstance(each, _Climber)]):
+            pass
+        return [_end_of(each) for each in climbers]
 
-        async for step in self._atransform_stream_with_config(only(), route, config, **kwargs):
-            yield step
+    async def _aanswer_all(self, questions: Sequence[Question]) -> list[Exception | ReasoningResult]:
+        climbers = [self._try_climber(question) for question in questions]
+        async for _ in self._adrive([each for each in climbers if isinstance(each, _Climber)]):
+            pass
+        return [_end_of(each) for each in climbers]
+
+    def _climber(self, question: Question) -> _Climber:
+        request, options = as_request(question.value), question.options()
+        pictures = [each if isinstance(each, Picture) else Picture(each) for each in request.image_references]
+        if request.budget is None and options.budget is None and self.first_budget is not None:
+            options = options.but(budget=self.first_budget)
+        elif isinstance(options.budget, str) and isinstance(self.first_budget, Budget):
+            options = options.but(budget=self.first_budget.replaced_by(options.budget))
+        options = options.but(seed=first_given(options.seed, self.seed))
+        return _Climber(Handover(with_images(request, [*pictures]), tuple(pictures)), options, question)
+
+    def _try_climber(self, question: Question) -> _Climber | Exception:
+        try:
+            return self._climber(question)
+        except LatentToolError as error:
+            return error
 
     # ------------------------------------------------------------------ asking
 
-    def _drive(self, questions: list[_Question], steps: bool = False) -> Iterator[ReasoningStep]:
+    def _drive(self, questions: list[_Climber], steps: bool = False) -> Iterator[ReasoningStep]:
         """Ask the rungs until every question has its end, yielding the steps of single questions if wanted."""
         for turn in self._climb(questions):
             rung = self.rungs[turn.rung]
@@ -297,11 +298,11 @@ class ConfidenceRouter(RequestRunnable):
             elif inputs:
                 turn.answers = rung.batch(inputs, configs, return_exceptions=True)
 
-    async def _adrive(self, questions: list[_Question], steps: bool = False) -> AsyncIterator[ReasoningStep]:
+    async def _adrive(self, questions: list[_Climber], steps: bool = False) -> AsyncGenerator[ReasoningStep, None]:
         """``_drive`` through the rungs' async methods."""
         for turn in self._climb(questions):
             rung = self.rungs[turn.rung]
-            inputs = await run_in_executor(turn.questions[0].config, self._inputs, turn)
+            inputs = await run_in_executor(turn.questions[0].question.config, self._inputs, turn)
             configs = self._configs(turn)
             if len(inputs) == 1:
                 try:
@@ -318,39 +319,24 @@ class ConfidenceRouter(RequestRunnable):
                 turn.answers = await rung.abatch(inputs, configs, return_exceptions=True)
 
     def _configs(self, turn: _Turn) -> list[RunnableConfig]:
-        return [each.config_for(turn.rung, self._threshold(each, turn.rung) == "calibrated") for each in turn.questions]
+        return [each.config_for(turn.rung, self._threshold(each, turn.rung)) for each in turn.questions]
 
     def _inputs(self, turn: _Turn) -> list[Any]:
         """What the rung is given; a question whose images cannot be opened ends here and leaves the turn."""
-        first = first_step(self.rungs[turn.rung])
         inputs: list[Any] = []
-        for question in list(turn.questions):
-            request = question.request_for(turn.rung)
+        for climber in list(turn.questions):
             try:
-                if isinstance(first, RequestRunnable):
-                    inputs.append(request)
-                elif isinstance(first, BaseLanguageModel):
-                    opened = open_pictures(request.image_references, self.image_policy)
-                    inputs.append(messages_from_request(request, [each.image for each in opened]))
-                else:
-                    request = self._for_strangers(request)
-                    inputs.append(dict(request) if isinstance(first, BasePromptTemplate) else request)
+                inputs.append(input_for(self.rungs[turn.rung], climber.request_for(turn.rung), self.image_policy))
             except LatentToolError as error:
-                question.end = error
-                turn.questions.remove(question)
+                turn.questions.remove(climber)
+                self._judge(climber, turn.rung, error, 0.0)
+                if isinstance(error, InputError):
+                    climber.end = error
         return inputs
-
-    def _for_strangers(self, request: ReasoningRequest) -> ReasoningRequest:
-        """The request for a rung that knows no policies: the caller's references, or pictures where a policy holds."""
-        if not any(isinstance(each, Picture) and each.policy for each in request.image_references):
-            images = [each.reference if isinstance(each, Picture) else each for each in request.image_references]
-        else:
-            images = [each.image for each in open_pictures(request.image_references, self.image_policy)]
-        return with_images(request, images)
 
     # ------------------------------------------------------------------ deciding
 
-    def _climb(self, questions: list[_Question]) -> Iterator[_Turn]:
+    def _climb(self, questions: list[_Climber]) -> Iterator[_Turn]:
         """One turn after another, to be answered before the next is taken; then every question has its end."""
         began = time.monotonic()
         for rung in range(len(self.rungs)):
@@ -366,7 +352,7 @@ class ConfidenceRouter(RequestRunnable):
             if question.end is None:
                 question.end = self._abstained(question)
 
-    def _skip(self, question: _Question, rung: int, late: bool) -> bool:
+    def _skip(self, question: _Climber, rung: int, late: bool) -> bool:
         """Whether the rung would be more than the question may cost; says so in the route."""
         spent = sum(step.cost for step in question.route)
         if late:
@@ -378,13 +364,14 @@ class ConfidenceRouter(RequestRunnable):
         question.route.append(RouteStep(rung=rung, name=self.rungs[rung].get_name(), decision="skipped", reason=reason))
         return True
 
-    def _judge(self, question: _Question, rung: int, answer: Any, seconds: float) -> None:
+    def _judge(self, question: _Climber, rung: int, answer: Any, seconds: float) -> None:
         """Accept an answer, or write down why not."""
         name, threshold = self.rungs[rung].get_name(), self._threshold(question, rung)
         tried: dict[str, Any] = {"rung": rung, "name": name, "cost": self._cost(rung), "seconds": seconds}
-        result = answer if isinstance(answer, Exception) else _as_result(answer, rung, name)
+        result = answer if isinstance(answer, Exception) else as_result(answer, rung, name)
         if isinstance(result, ReasoningResult):
-            result = question.handover.with_warnings(result)
+            scorer = None if self.scorers is None else self.scorers[rung]
+            result = scored(question.handover.with_warnings(result), answer, question.request_for(rung), scorer)
         if isinstance(result, Exception):
             question.error = _typed(result, rung, name)
             if self.on_error == "raise" or _is_the_callers(result):
@@ -394,8 +381,13 @@ class ConfidenceRouter(RequestRunnable):
                 reason += f": {result}"
             question.route.append(RouteStep(**tried, decision="failed", reason=reason))
             return
-        accepted, reason = _decide(result, threshold)
-        at = result.min_confidence if threshold == "calibrated" else threshold
+        accepted, reason = _decide(result, threshold, self.unscored == "accept")
+        at: Any = result.min_confidence
+        if threshold != "calibrated" and result.confidence is not None:
+            at = stricter(threshold, at if result.accepted is False else None)
+        if accepted and result.confidence is None and threshold is not None and not result.accepted:
+            unscored = f"The answer of rung {rung} ({name}) has no confidence: its threshold was not applied."
+            result = result.model_copy(update={"warnings": [*result.warnings, unscored]})
         question.route.append(
             RouteStep(
                 **tried,
@@ -413,7 +405,7 @@ class ConfidenceRouter(RequestRunnable):
         elif question.best is None or (result.confidence or 0) > (question.best.confidence or 0):
             question.best = result.model_copy(update={"min_confidence": at})
 
-    def _abstained(self, question: _Question) -> ReasoningResult | Exception:
+    def _abstained(self, question: _Climber) -> ReasoningResult | Exception:
         """The end of a question that no rung answered well enough: its error if none answered at all."""
         best = question.best
         if best is None and question.error is not None:
@@ -425,46 +417,23 @@ class ConfidenceRouter(RequestRunnable):
             decided["answer"] = self.abstain
         return best.model_copy(update=decided)
 
-    def _threshold(self, question: _Question, rung: int) -> float | Literal["calibrated"] | None:
-        for own in (question.handover.request.min_confidence, question.options.min_confidence):
-            if own is not None:
-                return own
+    def _threshold(self, question: _Climber, rung: int) -> Threshold:
+        if question.named is not None:
+            return question.named
         return self.thresholds[rung] if isinstance(self.thresholds, list) else self.thresholds
 
     def _cost(self, rung: int) -> float:
         return 1.0 if self.costs is None else self.costs[rung]
 
 
-def _question(
-    value: Any,
-    config: RunnableConfig,
-    run_manager: CallbackManagerForChainRun | AsyncCallbackManagerForChainRun,
-) -> _Question:
-    request = as_request(value)
-    pictures = [each if isinstance(each, Picture) else Picture(each) for each in request.image_references]
-    handover = Handover(with_images(request, [*pictures]), tuple(pictures))
-    return _Question(handover, CallOptions.of(config), config, run_manager)
-
-
-def _try_question(
-    value: Any,
-    config: RunnableConfig,
-    run_manager: CallbackManagerForChainRun | AsyncCallbackManagerForChainRun,
-) -> _Question | Exception:
-    try:
-        return _question(value, config, run_manager)
-    except LatentToolError as error:
-        return error
-
-
-def _end_of(question: _Question | Exception) -> ReasoningResult | Exception:
+def _end_of(question: _Climber | Exception) -> ReasoningResult | Exception:
     if isinstance(question, Exception):
         return question
     assert question.end is not None
     return question.end
 
 
-def _ended(question: _Question) -> ReasoningResult:
+def _ended(question: _Climber) -> ReasoningResult:
     end = _end_of(question)
     if isinstance(end, Exception):
         raise end
@@ -477,40 +446,20 @@ def _streams_steps(rung: Runnable[Any, Any]) -> bool:
     )
 
 
-def _as_result(answer: Any, rung: int, name: str) -> ReasoningResult | Exception:
-    """A rung's answer as a result; a chat model's reply has no confidence unless its metadata holds one."""
-    if isinstance(answer, ReasoningResult):
-        return answer
-    if isinstance(answer, BaseMessage):
-        metadata = answer.response_metadata
-        own = metadata.get("model_provider") == "latent_tool"
-        scored = own and metadata.get("confidence") is not None
-        return ReasoningResult(
-            answer=answer.text.strip(),
-            raw_text=answer.text,
-            confidence=metadata["confidence"] if scored else None,
-            confidence_source=metadata["confidence_source"] if scored else "unscored",
-            **{name: metadata.get(name) if own else None for name in ("accepted", "abstained", "min_confidence")},
-            model=metadata.get("model_name") or name,
-        )
-    if isinstance(answer, str):
-        return ReasoningResult(
-            answer=answer.strip(), raw_text=answer, confidence=None, confidence_source="unscored", model=name
-        )
-    return RungError(
-        f"Rung {rung} ({name}) answered with {type(answer).__name__}.",
-        "A rung must answer with a ReasoningResult, a message or a text; put a parser behind it.",
-    )
-
-
-def _decide(result: ReasoningResult, threshold: float | Literal["calibrated"] | None) -> tuple[bool, str]:
+def _decide(result: ReasoningResult, threshold: Threshold, accepts_unscored: bool) -> tuple[bool, str]:
     """Whether a result is accepted, and why, in words."""
     if not result.answer.strip():
         return False, "the answer is empty"
     if result.confidence is None:
-        if result.abstained:
+        if result.abstained or result.accepted is False:
             return False, "the rung abstained"
-        return True, "the answer has no confidence to compare"
+        if threshold is None or result.accepted:
+            return True, "the answer has no confidence to compare"
+        applied = f"the threshold {threshold if isinstance(threshold, str) else format(threshold, 'g')} was not applied"
+        return accepts_unscored, f"the answer has no confidence to compare: it was not scored, and {applied}"
+    if (result.abstained or result.accepted is False) and threshold != "calibrated":
+        own = "" if result.min_confidence is None else f": the confidence {result.confidence:.3f} is below its own "
+        return False, "the rung abstained" + (own and f"{own}{result.min_confidence:g}")
     if threshold is None:
         return True, "any confidence is accepted here"
     if threshold == "calibrated":
@@ -541,3 +490,8 @@ def _typed(error: Exception, rung: int, name: str) -> Exception:
     )
     wrapped.__cause__ = error
     return wrapped
+
+
+def _replaced(own: Budget | BudgetLevel | None, wanted: Budget | BudgetLevel | None) -> Budget | BudgetLevel | None:
+    """The budget after another was asked for: a level keeps the limits of a budget."""
+    return own.replaced_by(wanted) if isinstance(own, Budget) else first_given(wanted, own)

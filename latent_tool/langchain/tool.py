@@ -7,14 +7,15 @@ module knows what LangChain's agents hand to tools; what the tool says and does 
 from __future__ import annotations
 
 import base64
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool, InjectedToolArg, ToolException
-from pydantic import Field, ValidationError, create_model
+from pydantic import Field, ValidationError, create_model, field_validator
 
 from latent_tool.langchain.attachments import Conversation
+from latent_tool.langchain.call import CallOptions
 from latent_tool.langchain.image_tool import (
     ALLOW_OVERLAY,
     DESCRIPTION,
@@ -27,7 +28,9 @@ from latent_tool.langchain.image_tool import (
     explain_arguments,
 )
 from latent_tool.langchain.messages import conversation
+from latent_tool.langchain.progress import TOOL_CALL_ID
 from latent_tool.langchain.reasoner import LatentReasoner
+from latent_tool.langchain.runnable import BindsOptions, refuse_tools, with_bound_options
 from latent_tool.redact import redact
 from latent_tool.schema import ReasoningRequest, ReasoningResult
 from latent_tool.settings import BudgetLevel, ImagePolicy, settings_error
@@ -46,7 +49,7 @@ class LatentReasoningInput(ToolArguments):
     state: Annotated[Any, InjectedState()] = Field(None, description="The agent's state.")
 
 
-class LatentReasoningTool(BaseTool):
+class LatentReasoningTool(BindsOptions, BaseTool):
     """A tool with which an agent asks about an image and learns how sure the answer is.
 
     The images in the agent's messages are numbered, and ``image="2"`` asks about the second; without ``image`` the
@@ -88,6 +91,27 @@ class LatentReasoningTool(BaseTool):
         if self.args_schema is not LatentReasoningInput:
             return super().tool_call_schema
         return create_model(self.name, __base__=self._tool().arguments(), __doc__=self.description)
+
+    @field_validator("reasoner")
+    @classmethod
+    def _no_tool(cls, value: Any) -> Any:
+        refuse_tools(value)
+        return value
+
+    def _with_options(self, options: CallOptions) -> Self:
+        own, named = self.min_confidence, options.min_confidence
+        if own is not None and isinstance(named, float):
+            own, options = max(own, named), options.but(min_confidence=None)
+        reasoner = with_bound_options(self.reasoner, options)
+        return self.model_copy(update={"reasoner": reasoner, "min_confidence": own})
+
+    def run(self, *args: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """Run the tool; steps of the search say which of the agent's calls they belong to."""
+        return super().run(*args, config=_marked(config, kwargs.get("tool_call_id")), **kwargs)
+
+    async def arun(self, *args: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """``run`` without blocking the event loop."""
+        return await super().arun(*args, config=_marked(config, kwargs.get("tool_call_id")), **kwargs)
 
     def _filter_injected_args(self, tool_input: dict[str, Any]) -> dict[str, Any]:
         """What a run of the tool records of its arguments: not the agent's state, and no image bytes or credentials."""
@@ -148,3 +172,10 @@ def _parts(reply: ToolReply) -> tuple[str | list[dict[str, Any]], dict[str, Any]
         for each in reply.pictures
     ]
     return [{"type": "text", "text": reply.text}, *pictures], reply.data
+
+
+def _marked(config: RunnableConfig | None, call_id: str | None) -> RunnableConfig | None:
+    """The config with the id of the tool call in its metadata, which every run below inherits."""
+    if call_id is None:
+        return config
+    return {**(config or {}), "metadata": {**((config or {}).get("metadata") or {}), TOOL_CALL_ID: call_id}}
