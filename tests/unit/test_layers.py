@@ -29,7 +29,8 @@ LAYERS = [
     {"latent_tool.views"},
     {"latent_tool.langchain"},
     # Documented addresses of what lives in a room above.
-    {f"latent_tool.{name}" for name in ("messages", "overlay", "report", "scheduler", "tool_spec")},
+    {f"latent_tool.{name}" for name in ("messages", "overlay", "report", "scheduler", "tool_spec")}
+    | {f"latent_tool.{name}" for name in ("chat_model", "reasoner", "remote", "router", "tool")},
     {"latent_tool"},
     {"latent_tool.evaluation"},
     {"latent_tool.integrations"},
