@@ -41,6 +41,10 @@ def evaluate(
             "the data may say otherwise.",
         ),
     ] = None,
+    synonyms: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Words that mean the same, a group a line: square = rectangle."),
+    ] = None,
     question: Annotated[str | None, typer.Option(help="Asked where a row has no question of its own.")] = None,
     model: Annotated[
         str, typer.Option(help="Checkpoint directory or hub id; the model that ships with the package by default.")
@@ -94,6 +98,7 @@ def evaluate(
     items = load_dataset(
         data,
         match=match,
+        synonyms=synonyms,
         question=question,
         keep_going=keep_going,
         unlabelled=unlabelled,

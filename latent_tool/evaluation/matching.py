@@ -23,6 +23,7 @@ from latent_tool.evaluation.normalising import (
     plain,
     split_letter,
 )
+from latent_tool.evaluation.synonyms import Synonyms, without_synonyms
 
 __all__ = ["Match", "normalise", "number_in", "options_in", "split_letter"]
 
@@ -42,6 +43,7 @@ class Match:
         tolerance: largest difference that is right (numeric).
         relative: the tolerance is a share of the label instead.
         function: ``"module:function"``, called with answer and label, returning a bool (custom).
+        synonyms: words that mean the same (exact and choice), see ``load_synonyms``.
     """
 
     kind: Literal["exact", "choice", "numeric", "custom"] = "exact"
@@ -49,6 +51,7 @@ class Match:
     tolerance: float = 0.0
     relative: bool = False
     function: str | None = None
+    synonyms: Synonyms = ()
 
     @classmethod
     def parse(cls, text: str, options: tuple[str, ...] = (), *, custom: bool = True) -> Match:
@@ -86,7 +89,7 @@ class Match:
 
     def problem(self, label: str) -> str | None:
         """Why no answer could ever match a label, or ``None``."""
-        if not label.strip():
+        if not plain(label):
             return "the label is empty"
         if self.kind == "numeric" and number_in(bare(label)) is None:
             return f"the label {_short(label)} is not one number"
@@ -122,11 +125,11 @@ class Match:
             letter, text = split_letter(label)
             chosen_letter, chosen_text = split_letter(answer)
             if not chosen_letter:
-                return bool(text) and normalise(chosen_text) == normalise(text)
+                return bool(text) and self._plain(chosen_text) == self._plain(text)
             if not text or not chosen_text:
                 return chosen_letter == letter and not (chosen_text and _SECOND.fullmatch(chosen_text))
-            return chosen_letter == letter and normalise(chosen_text) == normalise(text)
-        return plain(answer) == plain(label)
+            return chosen_letter == letter and self._plain(chosen_text) == self._plain(text)
+        return self._plain(answer) == self._plain(label)
 
     def canonical(self, answer: str) -> str:
         """The answer as votes are counted: answers that match the same labels have the same canonical form.
@@ -138,20 +141,23 @@ class Match:
             letter, text = split_letter(answer)
             return f"option {chosen}" if chosen is not None else letter or normalise(text)
         number = number_in(bare(answer)) if self.kind == "numeric" else None
-        return plain(answer) if number is None else repr(number + 0.0)  # and -0.0 is 0.0
+        return self._plain(answer) if number is None else repr(number + 0.0)  # and -0.0 is 0.0
 
     @cached_property
     def _texts(self) -> dict[str, int | None]:
         """Place of every option by its normalised text; ``None`` where several have the same."""
         places: dict[str, int | None] = {}
         for place, option in enumerate(option_texts(self.options)):
-            text = plain(option)
+            text = self._plain(option)
             places[text] = None if text in places else place
         return places
 
+    def _plain(self, text: str) -> str:
+        return without_synonyms(plain(text), self.synonyms)
+
     def _candidates(self, text: str) -> set[int]:
         """The options that a text may name: that which has this text, and that whose letter it is."""
-        stripped, (letter, rest) = plain(text), split_letter(text)
+        stripped, (letter, rest) = self._plain(text), split_letter(text)
         places = {self._texts.get(stripped)}
         if letter is not None:
             place = ord(letter) - ord("A")
@@ -161,7 +167,7 @@ class Match:
 
     def _is_text(self, text: str, place: int) -> bool:
         option = option_texts(self.options)[place]
-        return normalise(text) in (normalise(option), plain(option))
+        return self._plain(text) == self._plain(option) or normalise(text) == normalise(option)
 
     def chosen(self, text: str) -> int | None:
         """Which option a text names, by its text or its letter; ``None`` if none, or if it may be two."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cProfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from latent_tool.errors import SettingsError
 from latent_tool.evaluation.matching import Match, normalise, number_in, options_in, split_letter
+from latent_tool.evaluation.synonyms import load_synonyms
 
 
 def even_length(answer: str, label: str) -> bool:
@@ -315,3 +317,29 @@ def test_work_grows_no_faster_than_the_text(unit: str) -> None:
         return sum(entry.callcount for entry in profile.getstats())
 
     assert calls(unit * 4000) < 3 * calls(unit * 2000) + 1000
+
+
+def test_synonyms_are_the_users_own(tmp_path: Path) -> None:
+    file = tmp_path / "synonyms.txt"
+    file.write_text("# naming\nsquare = Rectangle\nteal = blue = navy blue\n\n")
+    synonyms = load_synonyms(file)
+    exact = Match(synonyms=synonyms)
+    assert exact.right("rectangle", "square") and exact.right("a navy blue square", "a teal rectangle")
+    assert exact.canonical("Square.") == exact.canonical("rectangle")
+    assert not exact.right("rectangles", "square") and not exact.right("not square", "rectangle")
+    assert not Match().right("rectangle", "square")
+    choice = Match("choice", ("square", "circle"), synonyms=synonyms)
+    assert choice.right("rectangle", "A") and choice.right("A. rectangle", "square") and not choice.right("blue", "A")
+    both = Match("choice", ("square", "rectangle"), synonyms=synonyms)
+    assert both.problem("square") is not None and both.problem("A") is None and not both.right("rectangle", "A")
+    for wrong in ("square", "a = ", "a = b\nb = c"):
+        file.write_text(wrong)
+        with pytest.raises(SettingsError):
+            load_synonyms(file)
+    with pytest.raises(SettingsError, match="cannot be read"):
+        load_synonyms(tmp_path / "none.txt")
+
+
+def test_a_label_of_nothing_that_is_seen_is_empty() -> None:
+    for label in ("", "  ", "\u200b", "<answer></answer>"):
+        assert Match().problem(label) == "the label is empty"

@@ -74,6 +74,7 @@ def dataset_fingerprint(items: Sequence[Item]) -> str:
     whole = hashlib.sha256()
     for item in items:
         facts = [item.id, item.question, item.label, item.type, str(item.match), item.match.options, item.problem]
+        facts += [item.match.synonyms] if item.match.synonyms else []
         whole.update(json.dumps([*facts, item.content], ensure_ascii=True).encode() + b"\n")
     return whole.hexdigest()
 

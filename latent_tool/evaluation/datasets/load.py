@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from latent_tool.errors import DatasetError
@@ -9,6 +10,7 @@ from latent_tool.evaluation.datasets.items import Item, sample
 from latent_tool.evaluation.datasets.packaged import easy_vqa, scenes
 from latent_tool.evaluation.datasets.rows import Reader
 from latent_tool.evaluation.matching import Match
+from latent_tool.evaluation.synonyms import Synonyms, load_synonyms
 from latent_tool.files import expanded
 from latent_tool.settings import ImagePolicy
 
@@ -19,6 +21,7 @@ def load_dataset(
     spec: str | Path,
     *,
     match: str | None = None,
+    synonyms: str | Path | None = None,
     question: str | None = None,
     policy: ImagePolicy | None = None,
     keep_going: bool = False,
@@ -35,6 +38,7 @@ def load_dataset(
         match: rule for rows that name none (``Match.parse``). By default multiple choice where a row or its question
             lists options that the label is one of, or where the label is a marked letter; numeric for numbers in JSON
             and in DMLR files; else exact. Rows may name exact, choice and numeric, never a function.
+        synonyms: file of words that mean the same in exact and choice matching, such as ``square = rectangle``.
         question: asked where a row has none.
         policy: which images may be opened; by default any readable file.
         keep_going: rows that cannot be used become items with a ``problem`` instead of an error.
@@ -55,6 +59,9 @@ def load_dataset(
         items = reader.read(expanded(text))
     if not items:
         raise DatasetError(f"The data set {text!r} has no questions.", "Check the file, or the range of scenes.")
+    if synonyms is not None:
+        alike = load_synonyms(synonyms)
+        items = [_with_synonyms(item, alike) for item in items]
     problems = tuple(_named(item) for item in items if item.problem)
     if problems and not keep_going:
         shown = "; ".join(problems[:5]) + ("; ..." if len(problems) > 5 else "")
@@ -64,6 +71,13 @@ def load_dataset(
             problems,
         )
     return items if limit is None else sample(items, limit, seed)
+
+
+def _with_synonyms(item: Item, synonyms: Synonyms) -> Item:
+    """An item whose rule knows synonyms; it has a problem where they make its label name no option, or two."""
+    match = replace(item.match, synonyms=synonyms)
+    problem = item.problem or (None if item.label is None else match.problem(item.label))
+    return replace(item, match=match, problem=problem)
 
 
 def _named(item: Item) -> str:
