@@ -5,17 +5,18 @@ This module knows nothing of torch, of models or of LangChain; tensors stay in t
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator
-from importlib import import_module
 from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationError, WithJsonSchema, model_validator
 
 from latent_tool.errors import InputError
-from latent_tool.redact import redact
 from latent_tool.settings import Budget, NoiseSettings, SearchSettings, explain_validation
+from latent_tool.words import confidence_text, plain_text, redact
 
 __all__ = [
+    "CONFIDENCE_SOURCES",
     "MAX_TEXT",
     "CellAttention",
     "ControlAnswer",
@@ -40,6 +41,15 @@ MAX_TEXT = 100_000
 Box = tuple[float, float, float, float]
 MeasuredConfidence = Literal["pooled_probability", "answer_probability", "reward"]
 ConfidenceSource = Literal["calibrated", "pooled_probability", "answer_probability", "reward", "unscored"]
+CONFIDENCE_SOURCES = {
+    "calibrated": "probability of being right, fitted on held-out questions",
+    "pooled_probability": "joint probability of the answer's tokens, pooled over the model with and without latents",
+    "answer_probability": "joint probability of the answer's tokens",
+    "reward": "reward of the search, rescaled to 0 to 1",
+    "unscored": "this answer was not scored",
+}
+_UNSURE = 0.5  # below, the model holds its own answer for more likely wrong than right
+
 StopReason = Literal["iterations", "max_candidates", "deadline", "target_reward", "patience", "no_latents"]
 FinishReason = Literal["stop", "length", "deadline"]
 
@@ -272,6 +282,13 @@ class RouteStep(Plain):
     seconds: float = Field(0.0, ge=0, description="Seconds the rung took; in a batch, for all its questions together.")
 
 
+class _Count(int):
+    """How many entries a list has, where its entries would fill the screen."""
+
+    def __repr__(self) -> str:
+        return f"<{int(self)}>"
+
+
 class ReasoningResult(Plain):
     """Answer, confidence, and what they rest on."""
 
@@ -310,13 +327,37 @@ class ReasoningResult(Plain):
     route: list[RouteStep] = Field([], description="The rungs a router tried, in order; the last one decided.")
     warnings: list[str] = []
 
-    def _repr_html_(self) -> str:
-        """What a notebook shows: answer, confidence, number of patches; ``latent_tool.overlay.show`` has the picture.
+    @property
+    def unsure(self) -> bool:
+        """Whether the answer should not be relied on: it was not accepted, or is more likely wrong than right."""
+        likely = self.confidence_source in ("calibrated", "pooled_probability", "answer_probability")
+        if self.accepted is not None or not likely or self.confidence is None:
+            return self.accepted is False
+        return self.confidence < _UNSURE
 
-        ``report`` knows this module, not the other way round: it is looked up when a notebook asks.
-        """
-        summary: str = import_module("latent_tool.views.report").summary_html(self)
-        return summary
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        yield "answer", plain_text(self.answer, limit=60)
+        yield "confidence", self.confidence if self.confidence is None else round(self.confidence, 4)
+        yield "confidence_source", self.confidence_source
+        if self.accepted is not None:
+            yield "accepted", self.accepted
+        yield "patches", _Count(len(self.patches))
+        if self.warnings:
+            yield "warnings", _Count(len(self.warnings))
+        yield "model", plain_text(self.model, limit=40)
+
+    def _repr_html_(self) -> str:
+        """Show answer, confidence and number of patches in a notebook; ``latent_tool.overlay.show`` has the picture."""
+        confidence = "not scored" if self.confidence is None else confidence_text(self.confidence)
+        verdict = {None: "", True: ", accepted", False: ", abstained"}[self.accepted]
+        rows = [
+            ("answer", f"<b>{html.escape(plain_text(self.answer)) or '(empty)'}</b>"),
+            ("confidence", f"{confidence}{verdict} <small>({CONFIDENCE_SOURCES[self.confidence_source]})</small>"),
+            ("patches", str(len(self.patches))),
+            *(("warning", html.escape(plain_text(warning))) for warning in self.warnings[:10]),
+        ]
+        cells = "".join(f'<tr><th scope="row">{name}</th><td>{value}</td></tr>' for name, value in rows)
+        return f"<table>{cells}</table>"
 
 
 class InjectedCell(Plain):

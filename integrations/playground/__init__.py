@@ -25,7 +25,7 @@ from latent_tool.langchain.reasoner import LatentReasoner
 from latent_tool.scenes import SEEDS_PER_SPLIT, generate
 from latent_tool.schema import ReasoningResult
 from latent_tool.settings import Budget, ImagePolicy, explain_validation
-from latent_tool.views.overlay import HEAT_OPACITY, HEAT_STOPS
+from latent_tool.views.heat import HEAT_OPACITY, HEAT_STOPS
 from latent_tool.views.report import SHARED_STYLE, report_html
 
 # Without Starlette the import of the service above has failed with an error that names the extra.

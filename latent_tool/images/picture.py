@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from latent_tool.images.load import LoadedImage, load_image, load_images, portable_image
-from latent_tool.redact import shown_image
+from latent_tool.words import shown_image
 
 if TYPE_CHECKING:
     from latent_tool.settings import ImagePolicy

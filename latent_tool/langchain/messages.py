@@ -24,8 +24,8 @@ from langchain_core.prompt_values import PromptValue
 
 from latent_tool.errors import InputError, QuestionError
 from latent_tool.langchain.attachments import Conversation, Part, Unreadable, read_blocks
-from latent_tool.redact import redact
 from latent_tool.schema import ReasoningRequest
+from latent_tool.words import redact
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latent_tool.views.overlay import confidence_text, upright_image
+from latent_tool.views.pictures import upright_image
+from latent_tool.words import confidence_text, model_note, visible_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,12 +26,12 @@ __all__ = ["can_draw", "plain", "print_result", "tiny_picture", "what_to_do"]
 COLUMNS, ROWS = 40, 14  # characters of the tiny picture at most
 DIMMED = 0.75  # share of grey over what is not evidence
 GREY = (104, 104, 104)
-UNSURE = 0.5  # below, the model holds its own answer for more likely wrong than right
 
 
 def plain(text: str) -> str:
-    """Text without control characters, which a terminal would obey."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in text).strip()
+    """Put text on one line, with a mark for every character that a terminal would obey."""
+    shown = visible_text(text, limit=len(text))
+    return shown.replace("\n", " ").replace("\t", " ").strip()
 
 
 def can_draw(console: Console) -> bool:
@@ -87,15 +88,16 @@ def tiny_picture(
 
 
 def what_to_do(result: ReasoningResult) -> str | None:
-    """What to do about an answer that should not be relied on; ``None`` when there is nothing to say."""
+    """Say what to do about an answer that should not be relied on; ``None`` when there is nothing to say."""
+    if not result.unsure:
+        return None
     remedy = "Allow more work (--budget thorough), use a larger model (--model), or ask someone."
+    if note := model_note(result.model):
+        remedy = f"The embedded model is {note}. Or allow more work (--budget thorough), or ask someone."
     if result.accepted is False:
         short = "not known" if result.min_confidence is None else f"below {result.min_confidence:g}"
         return f"The confidence is {short}: do not rely on this answer. {remedy}"
-    likely = result.confidence_source in ("calibrated", "pooled_probability", "answer_probability")
-    if result.accepted is None and likely and result.confidence is not None and result.confidence < UNSURE:
-        return f"By its own measure the model is more likely wrong than right. {remedy}"
-    return None
+    return f"By its own measure the model is more likely wrong than right. {remedy}"
 
 
 def print_result(
@@ -145,6 +147,8 @@ def print_result(
             f"{result.usage.candidates} candidates, {result.usage.decoder_calls} decoder calls, {seconds:.2f} s "
             f"({result.stop_reason})",
         )
+    if (note := model_note(result.model)) and not result.unsure:
+        facts.add_row("model", f"{result.model}: {note}")
     for path in written:
         facts.add_row("written", Text(plain(str(path))))
     console.print(facts)

@@ -35,7 +35,7 @@ from latent_tool import Budget, LatentReasoner, ReasoningResult
 from latent_tool.errors import InputError, MissingExtraError
 from latent_tool.integrations.playground import create_playground
 from latent_tool.schema import InjectedCell, ReasoningStep
-from latent_tool.views.overlay import HEAT_OPACITY, HEAT_STOPS
+from latent_tool.views.heat import HEAT_OPACITY, HEAT_STOPS
 
 SHAPES = Path(__file__).parents[2] / "examples" / "images" / "shapes.png"
 

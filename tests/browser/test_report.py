@@ -29,7 +29,8 @@ from latent_tool.schema import (
 )
 from latent_tool.settings import Budget, NoiseSettings, SearchSettings
 from latent_tool.views import report as module
-from latent_tool.views.overlay import HEAT_OPACITY, HEAT_STOPS, layout_of
+from latent_tool.views.heat import HEAT_OPACITY, HEAT_STOPS
+from latent_tool.views.layout import layout_of
 from latent_tool.views.report import report_html, summary_html, write_report
 
 
@@ -522,6 +523,31 @@ def test_the_summary_for_notebooks_is_short_and_escaped() -> None:
     hostile = Page(summary_html(hostile_result()))
     assert {tag for tag, _ in hostile.elements} == {"table", "tr", "th", "td", "b", "small"}
     assert "not scored" in summary_html(unscored())
+
+
+def test_the_embedded_model_says_once_what_it_is() -> None:
+    for result, tag in ((a_result(), "main"), (a_result(accepted=False, abstained=True), "header")):
+        page = Page(report_html(result, scene(), question=QUESTION))
+        note = "a small model of synthetic scenes; name a real one with --model"
+        assert page.all_text.count(note) == 1 and note in page.text(tag)
+    assert "synthetic" not in report_html(a_result(model="someone/something"), scene(), question=QUESTION)
+
+
+@pytest.mark.parametrize("large", [1e308, -1e308, 1e101, float("inf"), float("nan"), 5e-324])
+def test_rewards_that_no_chart_can_show(large: float) -> None:
+    rows = a_result().trace
+    for changed in ({"reward": large}, {"best_reward": large}, {"reward": -large, "best_reward": large}):
+        for trace in ([row.model_copy(update=changed) for row in rows], [rows[0], rows[1].model_copy(update=changed)]):
+            page = report_html(a_result(trace=trace), scene(), question=QUESTION)
+            assert "inf," not in page and "nan," not in page
+
+
+def test_images_are_what_a_question_takes(tmp_path: Path) -> None:
+    path = tmp_path / "scene.png"
+    scene().save(path)
+    expected = report_html(a_result(), scene(), question=QUESTION)
+    for reference in (path, str(path), path.read_bytes(), [path], (str(path),)):
+        assert report_html(a_result(), reference, question=QUESTION) == expected
 
 
 def test_a_notebook_shows_the_summary() -> None:

@@ -7,6 +7,7 @@ import io
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from latent_tool.errors import InputError
+from latent_tool import words
+from latent_tool.errors import ImageNotAllowedError, InputError
+from latent_tool.images.picture import Picture
 from latent_tool.schema import CellAttention, Patch, ReasoningResult
+from latent_tool.views import heat as colours
+from latent_tool.views import layout as places
 from latent_tool.views import overlay as module
 from latent_tool.views.overlay import overlay, overlay_data_uri, overlay_png, overlays, show
 
@@ -67,7 +72,7 @@ def pixels(picture: Image.Image) -> np.ndarray:
 
 def part(picture: Image.Image, box: Box, size: tuple[int, int] = (60, 60)) -> np.ndarray:
     """The pixels of the overlay that show ``box`` of the original image."""
-    cells = module.layout_of(size).cells(box)
+    cells = places.layout_of(size).cells(box)
     assert cells is not None
     left, top, right, bottom = cells
     return pixels(picture)[top:bottom, left:right]
@@ -83,7 +88,7 @@ def veiled(colour: tuple[int, int, int], share: float = module.VEIL) -> tuple[fl
 
 def around(picture: Image.Image, box: Box, distance: int, size: tuple[int, int] = (60, 60)) -> list[np.ndarray]:
     """Pixels right outside a box: left, right, below (a label may stand above), half way along each edge."""
-    cells = module.layout_of(size).cells(box)
+    cells = places.layout_of(size).cells(box)
     assert cells is not None
     left, top, right, bottom = cells
     grid, x, y = pixels(picture), (left + right) // 2, (top + bottom) // 2
@@ -98,13 +103,13 @@ def test_the_box_of_a_known_object_is_marked_and_its_inside_is_as_it_was() -> No
     inside = part(picture, cell(1, 1))
     assert (inside == BLUE).all()
     assert all(near(pixel, module.AMBER) for pixel in around(picture, cell(1, 1), 1))
-    assert all(near(pixel, module.BLACK) for pixel in around(picture, cell(1, 1), 1 + module.layout_of((60, 60)).line))
+    assert all(near(pixel, module.BLACK) for pixel in around(picture, cell(1, 1), 1 + places.layout_of((60, 60)).line))
 
 
 @pytest.mark.parametrize("ground", [(0, 0, 0), (255, 255, 255), module.AMBER])
 def test_the_outline_is_seen_on_any_ground(ground: tuple[int, int, int]) -> None:
     picture = overlay(result_with([cell(2, 2)]), Image.new("RGB", (60, 60), ground))
-    line = module.layout_of((60, 60)).line
+    line = places.layout_of((60, 60)).line
     tones: list[Any] = [around(picture, cell(2, 2), 1)[0], around(picture, cell(2, 2), 1 + line)[0], veiled(ground)]
     luminance = [np.dot(tone, (0.299, 0.587, 0.114)) for tone in tones]
     assert max(luminance) - min(luminance) > 100
@@ -157,16 +162,16 @@ def test_cells_whose_edges_were_computed_apart_still_meet() -> None:
 
 
 def test_corners_that_touch_do_not_merge() -> None:
-    layout = module.layout_of((60, 60))
+    layout = places.layout_of((60, 60))
     placed = [(i + 1, layout.cells(box)) for i, box in enumerate([cell(0, 0), cell(1, 1), cell(2, 1)])]
-    assert [[rank for rank, _ in region] for region in module._regions(placed)] == [[1], [2, 3]]  # type: ignore[arg-type]
+    assert [[rank for rank, _ in region] for region in places._regions(placed)] == [[1], [2, 3]]  # type: ignore[arg-type]
 
 
 def test_a_region_joined_only_by_its_last_patch_is_one() -> None:
-    layout = module.layout_of((60, 60))
+    layout = places.layout_of((60, 60))
     order = [cell(0, 0), cell(4, 0), cell(1, 0), cell(3, 0), cell(2, 0)]
     placed = [(i + 1, layout.cells(box)) for i, box in enumerate(order)]
-    assert [[rank for rank, _ in region] for region in module._regions(placed)] == [[1, 2, 3, 4, 5]]  # type: ignore[arg-type]
+    assert [[rank for rank, _ in region] for region in places._regions(placed)] == [[1, 2, 3, 4, 5]]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +185,7 @@ def test_a_region_joined_only_by_its_last_patch_is_one() -> None:
     ],
 )
 def test_ranks_are_written_short(ranks: list[int], text: str) -> None:
-    assert module._rank_text(ranks) == text
+    assert places._rank_text(ranks) == text
 
 
 def amber_on(grid: np.ndarray) -> np.ndarray:
@@ -193,7 +198,7 @@ def test_labels_stand_outside_of_the_evidence(cells: list[tuple[int, int]]) -> N
     result = result_with([cell(*at) for at in cells])
     picture = overlay(result, scene(), caption=False)
     assert not any(amber_on(part(picture, cell(*at))).any() for at in cells)
-    layout = module.layout_of((60, 60))
+    layout = places.layout_of((60, 60))
     region = cells[0] if len(cells) == 1 else None
     side = (12 if region else 60) * layout.width // 60 + 2 * layout.line
     outline = side**2 - (side - 2 * layout.line) ** 2
@@ -204,11 +209,11 @@ def test_labels_stand_outside_of_the_evidence(cells: list[tuple[int, int]]) -> N
 @pytest.mark.parametrize("cells", [3, 8, 20])
 def test_labels_cover_neither_patches_nor_each_other(cells: int, share: float) -> None:
     size = 12 * cells, 12 * cells
-    layout = module.layout_of(size)
+    layout = places.layout_of(size)
     chosen = np.argwhere(np.random.default_rng(0).random((cells, cells)) < share)
     placed = [(i + 1, layout.cells(cell(int(c), int(r)))) for i, (r, c) in enumerate(chosen)]
     kept = [(rank, at) for rank, at in placed if at is not None]
-    labels = module.labels_of(layout, kept)
+    labels = places.labels_of(layout, kept)
     assert labels
     taken = [at for _, at in kept]
     for label in labels:
@@ -231,7 +236,7 @@ def test_a_checkerboard_of_patches_keeps_its_insides() -> None:
 def test_heat_map_of_the_attention_leaves_the_rest_alone() -> None:
     picture = overlay(result_with([cell(0, 0), cell(2, 0)], attention=[0.05, 0.01]), scene(), heatmap=True)
     assert (part(picture, cell(4, 4)) == RED).all()
-    top = [c + module.HEAT_OPACITY[1] * (h - c) for c, h in zip(PAPER, module.HEAT_STOPS[-1], strict=True)]
+    top = [c + colours.HEAT_OPACITY[1] * (h - c) for c, h in zip(PAPER, colours.HEAT_STOPS[-1], strict=True)]
     assert near(part(picture, cell(0, 0)), tuple(top))
     assert not near(part(picture, cell(2, 0)), PAPER)
     assert all(near(pixel, module.AMBER) for pixel in around(picture, cell(0, 0), 1))
@@ -239,8 +244,8 @@ def test_heat_map_of_the_attention_leaves_the_rest_alone() -> None:
 
 def heated(colour: tuple[int, int, int], weight: float) -> tuple[float, ...]:
     """What is seen of a colour under a share of the largest weight that is one of the heat map's own colours."""
-    low, high = module.HEAT_OPACITY
-    heat = module.HEAT_STOPS[round(weight * (len(module.HEAT_STOPS) - 1))]
+    low, high = colours.HEAT_OPACITY
+    heat = colours.HEAT_STOPS[round(weight * (len(colours.HEAT_STOPS) - 1))]
     return tuple(c + (low + (high - low) * weight) * (h - c) for c, h in zip(colour, heat, strict=True))
 
 
@@ -288,7 +293,7 @@ def test_heat_maps_of_small_and_huge_images(size: tuple[int, int]) -> None:
     image = Image.new("RGB", size, PAPER)
     result = measured(attended([whole, *tiles, None], [0.1, 0.4, 0.2, 0.3, 0.0]), sizes=[size])
     picture = overlay(result, image, heatmap=True, caption=False)
-    layout = module.layout_of(size)
+    layout = places.layout_of(size)
     assert near(part(picture, (wide, high, *whole[2:]), size)[1:, 1:], heated(PAPER, 1.0))
     assert near(part(picture, (0.0, 0.0, wide, high), size)[:-1, :-1], heated(PAPER, 0.5))
     assert near(part(picture, (wide, 0.0, whole[2], high), size)[:-1, 1:], heated(PAPER, 0.25))
@@ -301,7 +306,7 @@ def test_the_layer_of_thousands_of_cells_is_a_small_png() -> None:
     grid = [(27.0 * c, 27.0 * r, 27.0 * c + 27, 27.0 * r + 27) for r in range(54) for c in range(54)]
     weights = np.random.default_rng(0).random(len(grid)).tolist()
     stream = io.BytesIO()
-    module.heat_layer(module.layout_of((1458, 1458), 900), list(zip(grid, weights, strict=True)), 1.0).save(
+    module.heat_layer(places.layout_of((1458, 1458), 900), list(zip(grid, weights, strict=True)), 1.0).save(
         stream, "PNG"
     )
     assert stream.tell() < 60_000
@@ -365,7 +370,7 @@ def test_small_is_scaled_up_by_a_whole_factor_and_huge_down(size: tuple[int, int
     box = size[0] * 0.25, size[1] * 0.25, size[0] * 0.75, size[1] * 0.75
     image = Image.new("RGB", size, PAPER)
     picture = overlay(result_with([box], size=size), image, caption=False)
-    layout = module.layout_of(size)
+    layout = places.layout_of(size)
     assert (layout.width, layout.height) == shown
     assert picture.size == layout.canvas
     assert near(part(picture, box, size), PAPER)
@@ -392,7 +397,7 @@ crossing = st.tuples(st.floats(-400, 0), st.floats(-400, 0), st.floats(0.5, 700)
 )
 def test_any_box_is_cut_at_the_picture(size: tuple[int, int], boxes: list[Box]) -> None:
     """Outside of the picture there is nothing but the frame's own colours, however wrong the boxes are."""
-    layout = module.layout_of(size)
+    layout = places.layout_of(size)
     for box in boxes:
         cells = layout.cells(box)
         if cells is not None:
@@ -448,11 +453,29 @@ def test_another_image_is_refused() -> None:
     with pytest.raises(InputError, match="50 x 60") as caught:
         overlay(result_with([cell(1, 1)]), scene().resize((50, 60)))
     assert "not resized" in caught.value.hint
-    with pytest.raises(InputError, match="not a PIL image"):
-        overlay(result_with([]), "picture.png")  # type: ignore[arg-type]
+    for nothing in ("no-such-picture.png", None, 7, ["a"]):
+        with pytest.raises(InputError):
+            overlay(result_with([]), nothing)
     for index in (-1, 1):
         with pytest.raises(InputError, match="no image"):
             overlay(result_with([]), scene(), index=index)
+
+
+def test_an_image_is_what_a_question_takes(tmp_path: Path) -> None:
+    """Everything that ``invoke`` takes; a URL is refused as it is there."""
+    path = tmp_path / "scene.png"
+    scene().save(path)
+    data = path.read_bytes()
+    uri = "data:image/png;base64," + base64.b64encode(data).decode()
+    block = {"type": "image_url", "image_url": {"url": uri}}
+    result = result_with([cell(1, 1)])
+    expected = overlay(result, scene()).tobytes()
+    for reference in (path, str(path), data, uri, block, Picture(path)):
+        assert overlay(result, reference).tobytes() == expected
+        assert overlay_data_uri(result, reference) == overlay_data_uri(result, scene())
+        assert [each.tobytes() for each in overlays(result, [reference])] == [expected]
+    with pytest.raises(ImageNotAllowedError):
+        overlay(result, "http://127.0.0.1:9/scene.png")
 
 
 def test_several_images_each_show_their_own_patches() -> None:
@@ -512,12 +535,12 @@ def test_the_caption_says_what_is_not_drawn() -> None:
     ],
 )
 def test_a_confidence_is_never_rounded_up(value: float, text: str) -> None:
-    assert module.confidence_text(value) == text
+    assert words.confidence_text(value) == text
 
 
 def test_text_from_outside_loses_its_control_characters() -> None:
-    assert module.plain_text("a\x1b[31m\x00b\n\tc\u202ed\u200be\ud800") == "a[31mb cde"
-    assert module.plain_text("x" * 5000) == "x" * 999 + "…"
+    assert words.plain_text("a\x1b[31m\x00b\n\tc\u202ed\u200be\ud800") == "a[31mb cde"
+    assert words.plain_text("x" * 5000) == "x" * 999 + "…"
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,16 @@ def test_what_to_do_when_the_answer_is_unsure() -> None:
         assert "--budget thorough" in text and "--model" in text
 
 
+def test_the_embedded_model_says_once_what_it_is() -> None:
+    unsure = a_result(accepted=False, abstained=True)
+    advice = what_to_do(unsure) or ""
+    assert "small model of synthetic scenes; name a real one with --model. Or allow more work" in advice
+    assert "synthetic" not in printed(console(), unsure)
+    assert printed(console(), a_result()).count("a small model of synthetic scenes; name a real one with --model") == 1
+    other = a_result(model="Qwen/Qwen3-VL-8B-Instruct")
+    assert "synthetic" not in printed(console(), other) + (what_to_do(other) or "")
+
+
 def test_a_real_terminal_gets_the_picture_and_no_color_is_respected(tmp_path: Path) -> None:
     """The command on a pseudo-terminal of its own."""
     scene().resize((120, 120)).save(tmp_path / "scene.png")

@@ -10,7 +10,7 @@ import pytest
 
 import latent_tool
 from latent_tool.errors import InputError, SettingsError
-from latent_tool.schema import MAX_TEXT, ReasoningRequest, ReasoningResult
+from latent_tool.schema import MAX_TEXT, Patch, ReasoningRequest, ReasoningResult
 from latent_tool.settings import Budget, ImagePolicy, NoiseSettings, SearchSettings
 
 GOLDEN = Path(__file__).parents[1] / "support" / "result_schema.json"
@@ -132,3 +132,21 @@ def test_public_names() -> None:
         assert getattr(latent_tool, name).__name__ == name
     with pytest.raises(AttributeError):
         _ = latent_tool.no_such_name
+
+
+@pytest.mark.parametrize("count", [0, 1, 500])
+def test_a_result_in_a_console_takes_a_line_or_two(count: int) -> None:
+    patch = Patch(rank=0, image=0, cell=0, box=(0, 0, 1, 1), attention=0.1, gain=0.1, latent=0)
+    result = ReasoningResult(
+        answer="b\x1b[2Jlue\n" + "x" * 5000,
+        raw_text="y" * 5000,
+        confidence=0.93,
+        confidence_source="answer_probability",
+        patches=[patch] * count,
+        model="m" * 5000,
+        warnings=["w" * 5000] * count,
+    )
+    for text in (repr(result), str(result)):
+        assert len(text) < 240 and "confidence=0.93" in text and f"patches=<{count}>" in text
+        assert text.isprintable()
+    assert len(repr([result] * 3)) < 750

@@ -27,8 +27,8 @@ from latent_tool import ConfidenceRouter, ImagePolicy, LatentReasoner, LatentRea
 from latent_tool.errors import ImageError, InputError, LatentToolError
 from latent_tool.images.load import load_image
 from latent_tool.langchain.reasoner import CallOptions
-from latent_tool.redact import redact, shown_image
 from latent_tool.settings import Budget, SearchSettings
+from latent_tool.words import redact, shown_image
 
 MARKER = "MARKERMARKERMARKER"
 TEXT = base64.b64encode(MARKER.encode() * 3).decode()  # the marker at every place of a group of three

@@ -14,7 +14,9 @@ from latent_tool.engine.engine import Engine, Job
 from latent_tool.images.load import load_image
 from latent_tool.schema import CellAttention, Patch, ReasoningResult
 from latent_tool.settings import Budget, ImagePolicy
-from latent_tool.views.overlay import FRAME, HEAT_OPACITY, HEAT_STOPS, layout_of, overlay
+from latent_tool.views.heat import HEAT_OPACITY, HEAT_STOPS
+from latent_tool.views.layout import layout_of
+from latent_tool.views.overlay import FRAME, overlay
 
 SIZE = (170, 260)
 OBJECT = (60, 150, 100, 190)  # left, top, right, bottom in the upright photo; inside the central square
