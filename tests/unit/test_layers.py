@@ -28,6 +28,7 @@ LAYERS = [
     {"latent_tool.calibration"},
     {"latent_tool.views"},
     {"latent_tool.langchain"},
+    {"latent_tool.testing"},
     # Documented addresses of what lives in a room above.
     {f"latent_tool.{name}" for name in ("messages", "overlay", "report", "scheduler", "tool_spec")}
     | {f"latent_tool.{name}" for name in ("chat_model", "reasoner", "remote", "router", "tool")},
@@ -44,7 +45,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 ONLY_IN = {
     "transformers": {"latent_tool.models", "training", "benchmarks"},
     "torch": {"latent_tool.method", "latent_tool.models", "latent_tool.engine", "training", "benchmarks"},
-    "langchain_core": {"latent_tool.langchain", "latent_tool.integrations", "benchmarks"},
+    "langchain_core": {"latent_tool.langchain", "latent_tool.testing", "latent_tool.integrations", "benchmarks"},
 }
 DOTTED = re.compile(r"(latent_tool|training)(\.[a-z_]+)+")
 
@@ -168,3 +169,19 @@ def test_a_bare_import_loads_nothing_heavy() -> None:
     assert not loaded_by("import latent_tool.cli") & heavy
     assert not loaded_by("from latent_tool import Budget, ReasoningRequest") & heavy
     assert not loaded_by("from latent_tool import LatentReasoner; LatentReasoner()") & {"torch", "transformers"}
+
+
+TEST_ROOMS = ("unit", "models", "surfaces", "browser", "integrations")
+
+
+def test_tests_do_not_import_one_another() -> None:
+    """What tests share lives in tests/support, which imports none of them."""
+    tests = {path.stem for room in TEST_ROOMS for path in (ROOT / "tests" / room).rglob("*.py")} - {"__init__"}
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for room in (*TEST_ROOMS, "support")
+        for path in (ROOT / "tests" / room).rglob("*.py")
+        for name in imported(path)
+        if name.split(".")[-1] in tests and name.split(".")[0] in ("tests", *TEST_ROOMS, *tests)
+    ]
+    assert not wrong
