@@ -8,7 +8,7 @@ INTEGRATIONS := .venv-integrations
 # Threads that wait without spinning: on a busy machine, spinning makes small models twenty times slower.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help demo test test-integrations check bench calibration evaluation pictures embedded-model format clean
+.PHONY: help demo test test-fast test-integrations check bench calibration evaluation pictures embedded-model format clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -36,8 +36,11 @@ demo: $(VENV)/base  ## Ask the embedded model a question about a picture.
 	    apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null; \
 	else echo "Browser tests need /usr/bin/chromium: install Debian's chromium and chromium-driver." >&2; fi
 
-test: $(VENV)/dev /usr/bin/chromium  ## Run all tests.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+test: $(VENV)/dev /usr/bin/chromium  ## Run all tests, or those that ARGS names: make test ARGS="tests/unit -k layers".
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(VENV)/dev  ## Run the tests of single rooms, without a browser: a first check while you work.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -m "not slow and not browser" $(ARGS)
 
 # The frameworks have an environment of their own; there, a test that is skipped has failed.
 $(INTEGRATIONS)/ready: pyproject.toml constraints.txt

@@ -21,8 +21,8 @@ from latent_tool.evaluation.datasets.formats import ALIASES, csv_rows, json_rows
 from latent_tool.evaluation.datasets.items import Box, Item, broken_item, open_images, sound
 from latent_tool.evaluation.matching import Match
 from latent_tool.evaluation.normalising import is_letter, options_in, split_letter, unwrap
-from latent_tool.words import shown_image
 from latent_tool.settings import ImagePolicy
+from latent_tool.words import shown_image
 
 __all__ = ["Reader"]
 
