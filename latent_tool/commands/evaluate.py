@@ -187,10 +187,6 @@ def show_progress(quiet: bool) -> Iterator[Callable[[int, int, str], None] | Non
         yield tell
 
 
-# What a method's confidence is: the first of these that it has.
-_GATED = ("pooled_probability", "answer_probability")
-
-
 def _show(summary: dict[str, Any], folder: Path) -> None:
     """The table of methods, for people."""
     from rich.console import Console
@@ -198,6 +194,7 @@ def _show(summary: dict[str, Any], folder: Path) -> None:
     from rich.text import Text
 
     from latent_tool.evaluation.report import number, p_value, with_interval
+    from latent_tool.evaluation.summary import GATED
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("method", "n", "errors", "accuracy", "fixed / broken", "p", "AUROC", "candidates", "s"):
@@ -205,7 +202,7 @@ def _show(summary: dict[str, Any], folder: Path) -> None:
     for name, facts in summary["methods"].items():
         paired = facts["paired"]
         scores = facts["scores"]
-        confidence = next((scores[name] for name in _GATED if name in scores), None)
+        confidence = next((scores[name] for name in GATED if name in scores), None)
         table.add_row(
             Text(name),
             str(facts["labelled"]),

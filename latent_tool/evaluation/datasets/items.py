@@ -73,8 +73,9 @@ def dataset_fingerprint(items: Sequence[Item]) -> str:
     """SHA-256 of everything about the items that a result depends on, the content of the images included."""
     whole = hashlib.sha256()
     for item in items:
-        facts = [item.id, item.question, item.label, item.type, str(item.match), item.match.options, item.problem]
-        facts += [item.match.synonyms] if item.match.synonyms else []
+        match = item.match
+        facts: list[object] = [item.id, item.question, item.label, item.type, str(match), match.options, item.problem]
+        facts += [match.synonyms] if match.synonyms else []
         whole.update(json.dumps([*facts, item.content], ensure_ascii=True).encode() + b"\n")
     return whole.hexdigest()
 
