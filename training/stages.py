@@ -42,7 +42,7 @@ from training.world import assets, from_scene, tiny_scene
 STAGES = ("vision", "language", "looking")
 _VISION_NUMBERS = 500_000_000  # numbers of the training stream from which the warm-up draws
 NUMBERS_PER_SEED = 10_000_000  # more than all stages of a run draw, so that runs of other seeds share no picture
-_LOOKING_NUMBERS = 1_000_000  # from here on, of the numbers of its seed, the third stage draws
+LOOKING_NUMBERS = 1_000_000  # from here on, of the numbers of its seed, the third stage draws
 
 # glibc returns large tensors to the system after every operation unless told otherwise; this is a third of the time
 ALLOCATOR = {
@@ -441,7 +441,7 @@ class _Lessons(IterableDataset[Any]):
             else:
                 views = recipe.looking_windows[step % len(recipe.looking_windows)]
                 own = step // len(recipe.looking_windows) % recipe.own_tokens_every == 0
-                yield packer.looking_batch([_LOOKING_NUMBERS + start + k for k in range(size)], views, own)
+                yield packer.looking_batch([LOOKING_NUMBERS + start + k for k in range(size)], views, own)
 
 
 def _dense_batch(numbers: list[int], recipe: Recipe) -> tuple[Tensor, Tensor, Tensor]:

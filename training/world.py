@@ -176,6 +176,7 @@ def assets() -> Assets:
     return Assets(photographs(TRAINING_PHOTOGRAPHS), tuple(str(folder / name) for name in names))
 
 
+@lru_cache(maxsize=4)
 def photographs(names: tuple[str, ...]) -> tuple[Image.Image, ...]:
     """Samples of scikit-image by file name, as RGB images."""
     try:

@@ -505,7 +505,10 @@ def test_runs_of_other_seeds_begin_elsewhere_and_see_other_pictures(tmp_path: Pa
     assert max(settings.FULL.language_steps, settings.FULL.vision_steps) * 2 * 32 < stages.NUMBERS_PER_SEED
     one, other = (stages.Trainer(replace(_SMALL, seed=seed), tmp_path, 0, 1) for seed in (0, 1))
     assert not torch.equal(next(one.model.parameters()), next(other.model.parameters()))
-    for stage in (0, 1):
+    full = settings.FULL  # the third stage draws its own numbers, of the seed's own
+    assert full.language_steps * full.processes * full.language_batch < stages.LOOKING_NUMBERS
+    assert stages.LOOKING_NUMBERS + full.looking_steps * full.looking_batch < stages.NUMBERS_PER_SEED
+    for stage in (0, 1, 2):
         lessons = [
             stages._Lessons(replace(_SMALL, seed=seed), one.processor.tokenizer, stage, 0, 0, 1) for seed in (0, 1)
         ]
