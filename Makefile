@@ -8,7 +8,8 @@ INTEGRATIONS := .venv-integrations
 # Threads that wait without spinning: on a busy machine, spinning makes small models twenty times slower.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help demo test test-fast test-integrations check bench calibration evaluation pictures embedded-model format clean
+.PHONY: help demo test test-fast test-integrations test-newest check bench calibration evaluation pictures embedded-model \
+    format clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -69,6 +70,22 @@ $(MCP_CLIENTS:%=test-mcp-%): test-mcp-%: .venv-mcp-%/ready $(INTEGRATIONS)/ready
 	OMP_NUM_THREADS=1 LATENT_TOOL_COMMAND=$(CURDIR)/$(INTEGRATIONS)/bin/latent-tool \
 	    $(<D)/bin/python -m pytest -c tests/mcp_clients/pytest.ini tests/mcp_clients/test_$*.py
 
+# What a plain install brings today: nothing is pinned but torch, whose build for CPUs is the one the others have.
+NEWEST := .venv-newest
+
+$(NEWEST)/ready: pyproject.toml
+	@echo "Setting up $(NEWEST) (a few minutes the first time) ..."
+	@$(PYTHON) -m venv $(NEWEST)
+	@$(NEWEST)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	@$(NEWEST)/bin/pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+test-newest: $(NEWEST)/ready  ## Run fast tests and LangChain's standard suites with the newest versions of everything.
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest tests/surfaces/test_standard.py \
+	    tests/surfaces/test_structured_output.py tests/surfaces/test_langgraph.py tests/unit/test_attachments.py \
+	    tests/unit/test_schema.py tests/models/test_models_answers.py tests/models/test_models_prompts.py \
+	    tests/models/test_prefix_cache.py
+
 check: $(VENV)/dev  ## Lint, formatting and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -102,4 +119,4 @@ format: $(VENV)/dev  ## Fix what the linter can fix.
 	$(BIN)/ruff format .
 
 clean:  ## Remove the environment and everything generated.
-	rm -rf $(VENV) $(INTEGRATIONS) .venv-mcp-* build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(INTEGRATIONS) $(NEWEST) .venv-mcp-* build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -28,7 +28,7 @@ from latent_tool.langchain.call import OPTIONS_KEY, CallOptions
 from latent_tool.langchain.reasoner import LatentReasoner
 from latent_tool.langchain.runnable import Handover, hand_over, refuse_tools
 from latent_tool.schema import MAX_TEXT, ReasoningRequest, ReasoningResult, ReasoningStep
-from latent_tool.settings import BudgetLevel, ImagePolicy, Settings, explain_validation
+from latent_tool.settings import BudgetLevel, ImagePolicy, Settings, embedded_note, explain_validation
 from latent_tool.views.overlay import overlay_png
 
 __all__ = [
@@ -389,6 +389,8 @@ def describe(result: ReasoningResult, *, spent: bool | None = None) -> str:
         numbers = ", ".join(map(str, result.image_numbers))
         lines.append(f"Asked about: image{'s' if len(result.image_numbers) > 1 else ''} {numbers} of the conversation.")
     lines.append(_evidence(result))
+    note = embedded_note(result.model, "agent")
+    about = f"{note} " if note else ""
     if result.accepted is False:
         if spent is None:
             spent = result.budget is not None and result.budget.replaced_by("thorough") == result.budget
@@ -397,9 +399,11 @@ def describe(result: ReasoningResult, *, spent: bool | None = None) -> str:
             f"below the threshold of {result.min_confidence:.2f}" if result.min_confidence is not None else "too low"
         )
         lines.append(
-            f"NOT RELIABLE: the confidence is {below}. Do not state this answer as a fact. Ask "
+            f"NOT RELIABLE: the confidence is {below}. Do not state this answer as a fact. {about}Ask "
             f"{again}a simpler question, check with another source, or say that you are not sure."
         )
+    elif about:
+        lines.append(f"Note: {about.rstrip()}")
     lines += [f"Note: {warning}" for warning in result.warnings]
     return "\n".join(lines)
 

@@ -282,7 +282,11 @@ def test_cancelling_a_task_stops_its_search(reasoner: LatentReasoner, request_: 
             lambda config: asyncio.create_task(anext_until_end(long.astream(request_, config))),
         ):
             task = ask({"callbacks": [recorder]})
-            await searching.wait()
+            begun = asyncio.create_task(searching.wait())
+            await asyncio.wait((begun, task), return_when=asyncio.FIRST_COMPLETED)
+            if not begun.done():  # a search that failed never comes to its third step
+                begun.cancel()
+                pytest.fail(f"the search ended before it was cancelled: {await task!r}")
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task

@@ -64,11 +64,6 @@ class _Chat:
         return {"reasoner": small_reasoner(iterations=0), "image": _picture()}
 
     @property
-    def standard_chat_model_params(self) -> dict[str, Any]:
-        # Without temperature and max_retries: decoding follows the model's own settings, and nothing is sent anywhere.
-        return {"max_tokens": 100, "timeout": 60, "stop": []}
-
-    @property
     def has_tool_calling(self) -> bool:
         return False
 

@@ -87,6 +87,21 @@ def test_below_the_threshold_it_says_so_and_what_to_do(picture: Image.Image) -> 
     assert message.artifact["accepted"] is False
 
 
+def test_the_embedded_model_says_what_it_is() -> None:
+    result = ReasoningResult(
+        answer="red", raw_text="red", confidence=0.4, confidence_source="reward", accepted=False, model="embedded"
+    )
+    advice = describe(result).partition("Do not state this answer as a fact. ")[2]
+    assert advice.startswith("The embedded model is a small model of synthetic scenes; ")
+    assert describe(result).count("synthetic scenes") == 1
+    sure = result.model_copy(update={"accepted": True})
+    assert describe(sure).endswith(
+        "Note: The embedded model is a small model of synthetic scenes; for other pictures "
+        "the developer should name a real one."
+    )
+    assert "synthetic" not in describe(result.model_copy(update={"model": "Qwen/Qwen2.5-VL-7B-Instruct"}))
+
+
 def test_an_image_that_the_model_s_processor_refuses_is_for_the_agent_to_mend() -> None:
     """Too thin for the family's processors: the agent reads what to do about it, and its run goes on."""
     reasoner = LatentReasoner(model=str(checkpoint("qwen2_5_vl")), budget=Budget(iterations=0, max_new_tokens=1))
