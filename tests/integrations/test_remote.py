@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -413,3 +413,71 @@ def _uri(image: Image.Image) -> str:
     from latent_tool.images.load import portable_image
 
     return portable_image(image, ImagePolicy.local())[0]
+
+
+# ---------------------------------------------------------------------- a service that means harm
+
+
+def drip(stream: bool, stop: threading.Event) -> Reply:
+    """A reply that never ends and never pauses long."""
+
+    def send(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        if stream:
+            handler.wfile.write(b"Content-Type: application/json\r\nContent-Length: 100000\r\n\r\n")
+        with suppress(OSError):
+            while not stop.wait(0.05):
+                handler.wfile.write(b" " if stream else b"x: y\r\n")
+                handler.wfile.flush()
+
+    return send
+
+
+@pytest.mark.parametrize("body", [False, True])
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+@pytest.mark.parametrize("limits", [{"timeout_s": 3}, {"budget": {"deadline_s": 2}, "timeout_s": 600}])
+def test_time_limits_hold_against_a_reply_that_drips(way: str, body: bool, limits: dict[str, Any]) -> None:
+    stop = threading.Event()
+    with scripted(drip(body, stop)) as (url, _):
+        try:
+            with pytest.raises(DeadlineError):
+                ask(url, way, **limits)
+        finally:
+            stop.set()
+
+
+DEEP = b"[" * 200_000
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"error": "x"}',
+        b'{"error": ["x"]}',
+        b'{"error": {"type": ["x"], "message": {"a": 1}}}',
+        b'{"error": {"type": "LatentToolError.__init__", "message": "no"}}',
+        b'{"step": {"phase": "prefill", "trace": 7}}',
+        b'{"result": ' + DEEP + b"}",
+        b'{"result": {"answer": ' + DEEP,
+        b"\xff\xfe",
+        b"",
+        b"1" * 5000,
+    ],
+)
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_is_no_reply_is_a_service_error(line: bytes, whole: bool) -> None:
+    request = {"image": b"any bytes", "question": CIRCLE}
+    with scripted(reply(200, line + b"\n", "application/x-ndjson")) as (url, _):
+        reasoner = RemoteReasoner(url, retries=0)
+        with pytest.raises(ServiceError):
+            reasoner.invoke(request) if whole else list(reasoner.stream(request))
+
+
+@pytest.mark.parametrize("wanted", ["²", "-1", "1e9", "9" * 500, "Wed, 21 Oct 2026 07:28:00 GMT", "nan"])
+def test_an_odd_retry_after_is_passed_over(wanted: str) -> None:
+    def full(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.1 503 Full\r\nContent-Length: 0\r\nRetry-After: " + wanted.encode() + b"\r\n\r\n")
+
+    with scripted(full, GOOD) as (url, asked):
+        assert ask(url, "invoke").answer == "red"
+    assert len(asked) == 2

@@ -158,3 +158,83 @@ def test_errors_and_other_tools_pass_through(picture: Image.Image) -> None:
     messages = agent.invoke({"messages": [shows(picture)]})["messages"]
     noon, failed = (each for each in messages if isinstance(each, ToolMessage))
     assert noon.content == "noon" and failed.status == "error" and failed.artifact is None
+
+
+# ---------------------------------------------------------------------- what fails destroys no answer
+
+
+def broken(request: Any) -> Any:
+    raise ZeroDivisionError("secret address")
+
+
+@pytest.mark.parametrize("run_async", [False, True])
+@pytest.mark.parametrize("fallback", [broken, scripted(AIMessage("", response_metadata={"finish_reason": "error"}))])
+def test_a_fallback_that_fails_leaves_the_tools_answer(picture: Image.Image, fallback: Any, run_async: bool) -> None:
+    message = agent_reply(ConfidenceMiddleware(threshold=1.0, budgets=(), fallback=fallback), picture, run_async)
+    assert (message.artifact["answer"], message.artifact["accepted"]) == ("red", False)
+    assert "NOT RELIABLE" in message.content and "secret" not in str(message.artifact)
+    first, failed = message.artifact["route"]
+    assert (first["decision"], failed["decision"]) == ("unsure", "failed") and "RungError" in failed["reason"]
+
+
+def test_a_picture_that_only_the_tool_may_open_leaves_the_tools_answer(picture: Image.Image, tmp_path: Path) -> None:
+    picture.save(tmp_path / "a.png")
+    tool = LatentReasoningTool(
+        reasoner=small_reasoner(iterations=0), image_policy=ImagePolicy.untrusted(folders=(tmp_path,))
+    )
+    model = scripted(calls({"question": CIRCLE, "image": str(tmp_path / "a.png")}), AIMessage("Done."))
+    middleware = ConfidenceMiddleware(threshold=1.0, budgets=(), fallback=scripted(AIMessage("crimson")))
+    agent = create_agent(model, tools=[tool], middleware=[middleware])
+    (message,) = (
+        each for each in agent.invoke({"messages": [("human", "Look.")]})["messages"] if isinstance(each, ToolMessage)
+    )
+    assert message.artifact["answer"] == "red" and message.artifact["accepted"] is False
+    assert "ImageNotAllowedError" in message.artifact["route"][-1]["reason"]
+
+
+def test_wrong_middleware_is_refused_when_it_is_made() -> None:
+    for wrong in (
+        {"budgets": ("turbo",)},
+        {"budgets": "turbo"},
+        {"budgets": (3,)},
+        {"budgets": ("quick", None)},
+        {"threshold": "0.8"},
+        {"threshold": True},
+        {"fallback": 7},
+    ):
+        with pytest.raises(SettingsError):
+            ConfidenceMiddleware(**wrong)
+    assert ConfidenceMiddleware(budgets="quick").budgets == ("quick",)
+
+
+def test_no_search_is_repeated(picture: Image.Image) -> None:
+    tool = LatentReasoningTool(reasoner=small_reasoner(budget={"iterations": 0, "max_candidates": 12}))
+    model = scripted(calls({"question": CIRCLE, "budget": "thorough"}), AIMessage("Done."))
+    agent = create_agent(model, tools=[tool], middleware=[ConfidenceMiddleware(threshold=1.0)])
+    (message,) = (
+        each for each in agent.invoke({"messages": [shows(picture)]})["messages"] if isinstance(each, ToolMessage)
+    )
+    assert len(message.artifact["route"]) == 1
+    assert "NOT RELIABLE" in message.content and "thorough" not in message.content
+
+
+def test_the_stricter_of_two_thresholds_decides(picture: Image.Image) -> None:
+    tool = LatentReasoningTool(reasoner=small_reasoner(iterations=0), min_confidence=1.0)
+    agent = create_agent(
+        scripted(calls({"question": CIRCLE}), AIMessage("Done.")),
+        tools=[tool],
+        middleware=[ConfidenceMiddleware(threshold=0.1, budgets=())],
+    )
+    (message,) = (
+        each for each in agent.invoke({"messages": [shows(picture)]})["messages"] if isinstance(each, ToolMessage)
+    )
+    assert (message.artifact["accepted"], message.artifact["min_confidence"]) == (False, 1.0)
+    assert confidence_edge("go", "stop", threshold=0.5)({"result": scored(0.9, accepted=False)}) == "stop"
+
+
+def test_steps_of_two_calls_can_be_told_apart(picture: Image.Image) -> None:
+    tool = LatentReasoningTool(reasoner=small_reasoner(iterations=0))
+    model = scripted(calls({"question": CIRCLE}, {"question": "what color is the square?"}), AIMessage("Done."))
+    steps = list(create_agent(model, tools=[tool]).stream({"messages": [shows(picture)]}, stream_mode="custom"))
+    assert {each["tool_call_id"] for each in steps} == {"0", "1"}
+    assert len({(each["tool_call_id"], each["run_id"]) for each in steps}) == 2
