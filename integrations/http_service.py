@@ -14,57 +14,55 @@ stops its search. The same app runs under uvicorn (``latent-tool serve``) and in
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any, Literal, TypeVar
-from urllib.parse import urlsplit
 
 from langchain_core.runnables import Runnable
 from pydantic import BaseModel, Field, SecretStr
 
-from latent_tool.errors import (
-    AccessError,
-    CancelledError,
-    DeadlineError,
-    ImageTooLargeError,
-    InputError,
-    LatentToolError,
-    MissingExtraError,
-    OverloadedError,
-    SettingsError,
+from latent_tool.errors import InputError, LatentToolError, MissingExtraError, SettingsError
+from latent_tool.integrations.http_gate import (
+    JSON_KEY,
+    LOOPBACK,
+    PROBLEM_JSON,
+    STOPPING,
+    ClientGoneError,
+    Gate,
+    GateLimits,
+    GateMiddleware,
+    Problem,
+    problem_of,
+    response_of,
 )
 from latent_tool.langchain.reasoner import LatentReasoner
 from latent_tool.langchain.runnable import Handover, hand_over
 from latent_tool.schema import ReasoningRequest, ReasoningResult, ReasoningStep
-from latent_tool.settings import Budget, ImagePolicy, Positive, Settings
+from latent_tool.settings import Budget, ImagePolicy
 
 try:
     from fastapi import FastAPI, Form, Request, UploadFile
     from fastapi.exceptions import RequestValidationError
     from fastapi.openapi.utils import get_openapi
-    from fastapi.responses import JSONResponse, Response, StreamingResponse
+    from fastapi.responses import Response, StreamingResponse
+    from fastapi.routing import APIRoute
     from starlette.exceptions import HTTPException
     from starlette.routing import BaseRoute
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import Receive, Scope, Send
 except ImportError as error:
     raise MissingExtraError("The HTTP service", "serve") from error
 
 __all__ = ["LOOPBACK", "Asker", "Problem", "ServiceLimits", "create_app"]
 
-LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-PROBLEM_JSON = "application/problem+json"
 LINES = "application/x-ndjson"
-
-_log = logging.getLogger(__name__)
+ERRORS_TOLD = 5  # of all that is wrong with a request
 
 T = TypeVar("T")
 Asker = Callable[[Runnable[Any, ReasoningResult], ReasoningRequest], Awaitable[ReasoningResult]]
 
 
-class ServiceLimits(Settings):
+class ServiceLimits(GateLimits):
     """What one client, and all of them together, may ask of the service."""
 
     budget: Budget = Field(
@@ -72,23 +70,6 @@ class ServiceLimits(Settings):
         description="Ceilings: a request that asks for more is refused; a limit it leaves open is this one.",
     )
     max_images: int = Field(8, ge=1, description="Images of a request at most.")
-    max_body_bytes: int = Field(32_000_000, ge=1, description="Bytes of a request's body at most.")
-    max_held_bytes: int = Field(512_000_000, ge=1, description="Bytes of the bodies of all requests in hand at most.")
-    max_requests: int = Field(
-        64, ge=1, description="Requests in hand at most, those that wait included; more are refused at once (503)."
-    )
-    body_s: Positive = Field(20.0, description="Seconds in which a request's body must have arrived.")
-    retry_after_s: int = Field(1, ge=1, description="Seconds after which a refused client is told to try again.")
-
-
-class Problem(BaseModel):
-    """What is wrong, and what to do about it."""
-
-    type: str = Field(description="Name of the error's class in latent_tool.errors, or InternalError.")
-    status: int = Field(description="The HTTP status.")
-    message: str = Field(description="What is wrong, in one sentence.")
-    hint: str = Field("", description="What to do about it; may be empty.")
-    retryable: bool = Field(False, description="Whether the same request may succeed later.")
 
 
 class Health(BaseModel):
@@ -138,7 +119,8 @@ def create_app(
     secret = token.get_secret_value() if isinstance(token, SecretStr) else token
     if secret is not None and not secret.strip():
         raise SettingsError("The token is empty.", "Give a long random text, or none to let everyone in.")
-    desk = _Desk(reasoner, policy, limits, ask)
+    gate = Gate(limits, secret, hosts, open_paths=("/health",))
+    desk = _Desk(reasoner, policy, limits, ask, gate)
     app = FastAPI(
         title="latent_tool",
         description="Answers questions about images, with a confidence to gate on.",
@@ -146,12 +128,13 @@ def create_app(
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
     )
-    gate = _Gate(limits, secret, hosts)
-    app.add_middleware(_GateMiddleware, gate=gate)
+    app.state.gate = gate
+    app.router.route_class = _Route
+    app.add_middleware(GateMiddleware, gate=gate)
 
     @app.get("/health", summary="Whether the service works", responses=_problems(400, 403))
     async def health() -> Health:
-        return Health(version=app.version, active=gate.active, capacity=limits.max_requests)
+        return Health(version=app.version, active=gate.active, capacity=gate.places)
 
     @app.post("/v1/ask", summary="Ask one question", responses=_problems(*_ASKING), openapi_extra=_EXAMPLE)
     async def ask_json(question: ReasoningRequest, http: Request) -> ReasoningResult:
@@ -190,11 +173,30 @@ def create_app(
     app.add_exception_handler(LatentToolError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_exception_handler(_ClientGoneError, _on_gone)
+    app.add_exception_handler(ClientGoneError, _on_gone)
     app.add_exception_handler(Exception, _on_bug)
     app.router.routes.extend(extra_routes)
     app.openapi = lambda: _openapi(app, secret is not None)  # type: ignore[method-assign]
     return app
+
+
+class _Request(Request):
+    """A request whose JSON the gate has read already."""
+
+    async def json(self) -> Any:
+        if JSON_KEY not in self.scope:
+            raise json.JSONDecodeError("not JSON", "", 0)
+        return self.scope[JSON_KEY]
+
+
+class _Route(APIRoute):
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def with_json(http: Request) -> Response:
+            return await handle(_Request(http.scope, http.receive))
+
+        return with_json
 
 
 # ---------------------------------------------------------------------- answering
@@ -209,8 +211,10 @@ class _Desk:
         policy: ImagePolicy,
         limits: ServiceLimits,
         ask: Asker | None,
+        gate: Gate,
     ) -> None:
         self.limits = limits
+        self.closing = gate.closing
         self.ask = ask or (lambda reasoner, request: reasoner.ainvoke(request))
         self.policy = policy
         self.budget: Budget | None = None
@@ -244,7 +248,7 @@ class _Desk:
         except BaseException:
             producer.cancel()
             raise
-        return _LinesResponse(_lines(first, items), producer)
+        return _LinesResponse(_lines(first, items, self.closing), producer)
 
     async def _prepare(self, request: ReasoningRequest, http: Request) -> Handover:
         """The request within the limits, its images under the policy of the service."""
@@ -281,10 +285,6 @@ def _within(budget: Budget, ceiling: Budget) -> Budget:
     return budget.but(**changes) if changes else budget
 
 
-class _ClientGoneError(Exception):
-    """Nobody waits for the answer any more."""
-
-
 async def _while_connected(http: Request, work: Awaitable[T]) -> T:
     """What ``work`` gives; when the client goes away first, the work is cancelled."""
     working = asyncio.ensure_future(work)
@@ -292,7 +292,7 @@ async def _while_connected(http: Request, work: Awaitable[T]) -> T:
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise _ClientGoneError
+            raise ClientGoneError
         return working.result()
     finally:
         for task in (working, leaving):
@@ -306,16 +306,28 @@ async def _disconnected(http: Request) -> None:
 
 
 async def _lines(
-    first: ReasoningStep | ReasoningResult, items: asyncio.Queue[ReasoningStep | ReasoningResult | Exception]
+    first: ReasoningStep | ReasoningResult,
+    items: asyncio.Queue[ReasoningStep | ReasoningResult | Exception],
+    closing: asyncio.Event,
 ) -> AsyncIterator[str]:
     item: ReasoningStep | ReasoningResult | Exception = first
-    while isinstance(item, ReasoningStep):
-        yield _line("step", item)
-        item = await items.get()
+    stopped = asyncio.create_task(closing.wait())
+    try:
+        while isinstance(item, ReasoningStep):
+            yield _line("step", item)
+            following = asyncio.create_task(items.get())
+            await asyncio.wait({following, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not following.done():
+                following.cancel()
+                item = STOPPING
+            else:
+                item = following.result()
+    finally:
+        stopped.cancel()
     if isinstance(item, ReasoningResult):
         yield _line("result", item)
     else:
-        yield _line("error", _problem(item))
+        yield _line("error", problem_of(item))
 
 
 def _line(name: str, value: BaseModel) -> str:
@@ -339,64 +351,36 @@ class _LinesResponse(StreamingResponse):
 # ---------------------------------------------------------------------- errors as problems
 
 _ASKING = (400, 401, 403, 408, 413, 422, 500, 503, 504)
-_STATUS: dict[type[LatentToolError], int] = {
-    AccessError: 401,
-    ImageTooLargeError: 413,
-    InputError: 422,
-    OverloadedError: 503,
-    CancelledError: 503,
-    DeadlineError: 504,
-}
-
-
-def _status(error: Exception) -> int:
-    return next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
-
-
-def _problem(error: Exception, status: int | None = None) -> Problem:
-    if not isinstance(error, LatentToolError):
-        _log.error("A question failed", exc_info=error)
-        return Problem(type="InternalError", status=500, message="The service failed.", hint="See its log.")
-    return Problem(
-        type=type(error).__name__,
-        status=_status(error) if status is None else status,
-        message=error.message,
-        hint=error.hint,
-        retryable=error.retryable,
-    )
-
-
-def _response(problem: Problem, headers: dict[str, str] | None = None) -> Response:
-    return JSONResponse(
-        problem.model_dump(), status_code=problem.status, headers=headers or {}, media_type=PROBLEM_JSON
-    )
 
 
 async def _on_error(http: Request, error: Exception) -> Response:
-    problem = _problem(error)
-    return _response(problem, {"Retry-After": "1"} if problem.retryable and problem.status == 503 else None)
+    problem = problem_of(error)
+    return response_of(problem, {"Retry-After": "1"} if problem.retryable and problem.status == 503 else None)
 
 
 async def _on_invalid(http: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     found = error.errors()
     if any(each["type"] == "json_invalid" for each in found):
-        return _response(_problem(InputError("The body is not JSON.", "Send one JSON object."), 400))
+        return response_of(problem_of(InputError("The body is not JSON.", "Send one JSON object."), 400))
     parts = [
-        f"{'.'.join(str(part) for part in each['loc'][1:]) or 'body'}: {each['msg'].removeprefix('Value error, ')}"
-        for each in found
+        f"{'.'.join(str(part)[:60] for part in each['loc'][1:9]) or 'body'}: "
+        f"{each['msg'].removeprefix('Value error, ')[:200]}"
+        for each in found[:ERRORS_TOLD]
     ]
+    if len(found) > ERRORS_TOLD:
+        parts.append(f"and {len(found) - ERRORS_TOLD} more")
     hint = "See /openapi.json for its fields."
     if any(each["loc"] == ("body",) for each in found) and "json" not in http.headers.get("content-type", ""):
         hint = "Send one JSON object, with the header Content-Type: application/json."
     wrong = InputError(f"The request is not valid: {'; '.join(parts)}.", hint)
-    return _response(_problem(wrong))
+    return response_of(problem_of(wrong))
 
 
 async def _on_http_error(http: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     wrong = InputError(str(error.detail).rstrip(".") + ".", "See /openapi.json for what there is.")
-    return _response(_problem(wrong, error.status_code), dict(error.headers or {}))
+    return response_of(problem_of(wrong, error.status_code), dict(error.headers or {}))
 
 
 async def _on_gone(http: Request, error: Exception) -> Response:
@@ -404,136 +388,7 @@ async def _on_gone(http: Request, error: Exception) -> Response:
 
 
 async def _on_bug(http: Request, error: Exception) -> Response:
-    return _response(_problem(error))
-
-
-# ---------------------------------------------------------------------- the gate
-
-
-class _RefusedError(Exception):
-    def __init__(self, error: LatentToolError, status: int | None = None, **headers: str) -> None:
-        self.response = _response(_problem(error, status), {key.replace("_", "-"): headers[key] for key in headers})
-
-
-class _Gate:
-    """Who may come in, how many at a time, and with how much."""
-
-    def __init__(self, limits: ServiceLimits, token: str | None, hosts: Sequence[str] | None) -> None:
-        self.limits = limits
-        self.token = None if token is None else token.encode()
-        self.hosts = None if hosts is None or token is not None else {host.lower() for host in hosts}
-        self.active = 0
-        self.held = 0  # bytes of bodies
-
-    def check(self, scope: Scope) -> None:
-        """Raise unless the caller may come in."""
-        headers = {name.lower(): value for name, value in scope["headers"]}
-        if self.hosts is not None:
-            host = headers.get(b"host", b"").decode("latin-1").lower()
-            if _without_port(host) not in self.hosts:
-                raise _RefusedError(
-                    InputError("This service is not known by that host name.", "Call it by a name it was started for."),
-                    400,
-                )
-            origin = headers.get(b"origin")
-            if origin is not None and urlsplit(origin.decode("latin-1")).netloc.lower() != host:
-                raise _RefusedError(InputError("Other web pages may not use this service.", "Give it a token."), 403)
-        if self.token is not None and scope["path"] != "/health":
-            kind, _, given = headers.get(b"authorization", b"").partition(b" ")
-            if kind.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self.token):
-                raise _RefusedError(
-                    AccessError("The service wants a token.", "Send it as Authorization: Bearer <token>."),
-                    WWW_Authenticate="Bearer",
-                )
-
-    async def read(self, scope: Scope, receive: Receive, taken: list[int]) -> bytes:
-        """The whole body; ``taken[0]`` is how many bytes of it are counted in ``held``."""
-        declared = next((value for name, value in scope["headers"] if name.lower() == b"content-length"), b"0")
-        self._check_size(int(declared) if declared.isdigit() else 0)
-        pieces, more = [], True
-        try:
-            async with asyncio.timeout(self.limits.body_s):
-                while more:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise _ClientGoneError
-                    piece = message.get("body", b"")
-                    more = message.get("more_body", False)
-                    taken[0] += len(piece)
-                    self.held += len(piece)
-                    self._check_size(taken[0])
-                    if self.held > self.limits.max_held_bytes:
-                        raise self.busy()
-                    pieces.append(piece)
-        except TimeoutError:
-            raise _RefusedError(
-                DeadlineError(f"The request did not arrive within {self.limits.body_s:g} s.", "Send a smaller image."),
-                408,
-                Connection="close",
-            ) from None
-        return b"".join(pieces)
-
-    def _check_size(self, size: int) -> None:
-        if size > self.limits.max_body_bytes:
-            raise _RefusedError(
-                InputError(
-                    f"The request has more than {self.limits.max_body_bytes} bytes.",
-                    "Scale the image down or compress it, or raise max_body_bytes of the service.",
-                ),
-                413,
-                Connection="close",
-            )
-
-    def busy(self) -> _RefusedError:
-        return _RefusedError(
-            OverloadedError("The service has too many requests in hand.", "Try again a little later."),
-            Retry_After=str(self.limits.retry_after_s),
-        )
-
-
-def _without_port(host: str) -> str:
-    return host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]
-
-
-class _GateMiddleware:
-    """Lets a request in, reads its body within the limits, and counts it until its response has ended."""
-
-    def __init__(self, app: ASGIApp, gate: _Gate) -> None:
-        self.app = app
-        self.gate = gate
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        try:
-            self.gate.check(scope)
-            if scope["method"] in ("GET", "HEAD", "OPTIONS"):
-                await self.app(scope, receive, send)
-            else:
-                await self._admit(scope, receive, send)
-        except _RefusedError as refused:
-            await refused.response(scope, receive, send)
-        except _ClientGoneError:
-            pass
-
-    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
-        gate, taken = self.gate, [0]
-        if gate.active >= gate.limits.max_requests:
-            raise gate.busy()
-        gate.active += 1
-        try:
-            body = await gate.read(scope, receive, taken)
-            pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-            del body
-
-            async def replay() -> Message:
-                return pending.pop() if pending else await receive()
-
-            await self.app(scope, replay, send)
-        finally:
-            gate.active -= 1
-            gate.held -= taken[0]
+    return response_of(problem_of(error))
 
 
 # ---------------------------------------------------------------------- the description

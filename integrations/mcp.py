@@ -11,11 +11,9 @@ Files are opened inside the operator's folders only and, where the client declar
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import os
 import re
 import secrets
-import socket
 import sys
 from collections import OrderedDict
 from contextlib import aclosing
@@ -63,8 +61,11 @@ try:
         TextContent,
         ToolAnnotations,
     )
+    from sse_starlette.sse import AppStatus
 except ImportError as error:
     raise MissingExtraError("The MCP server", "mcp") from error
+
+from latent_tool.integrations.http_server import require_long  # isort: skip
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -76,7 +77,6 @@ PATH = "/mcp"
 SCHEME = "latent-tool://overlay/"
 
 _PICTURES_KEPT = 16
-_TOKEN_LENGTH = 16
 _INSTRUCTIONS = (
     "Ask about images with ask_about_image. Every answer has a confidence between 0 and 1; an answer that is marked as "
     "not reliable is no fact: ask again with budget='thorough', ask more simply, or say that you are not sure."
@@ -123,9 +123,9 @@ def image_server(tool: ImageTool | None = None, *, trust_roots: bool = False, to
         overlay: Annotated[bool, _argument("overlay")] = False,
     ) -> Annotated[CallToolResult, ReasoningResult]:
         arguments = NamedImageArguments(question=question, image=image, budget=budget, overlay=overlay)
-        folders = None if roots is None else _folders(roots)
-        bounded = asked.but(image_policy=_within(asked.image_policy, folders, trust_roots))
         try:
+            folders = None if roots is None else _folders(roots)
+            bounded = asked.but(image_policy=_within(asked.image_policy, folders, trust_roots))
             reply = await _follow(bounded, arguments, context)
         except ImageNotAllowedError as error:
             return _failure(error if _NOT_A_FILE.match(image) else ImageNotAllowedError(error.message, _WHERE))
@@ -185,66 +185,57 @@ def run_http(
             cannot be had.
         ModelError: the model cannot be used.
     """
-    import uvicorn
+    from latent_tool.integrations.http_server import bind, in_url, serve_app
 
     tool = tool or _default_tool()
     app = http_app(tool, host=host, token=token)
-    with _bound(host, port) as address:
+    with bind(host, port) as listener:
         if isinstance(tool.reasoner, LatentReasoner):
             tool.reasoner.engine()  # a model that does not load is told before anybody asks
-        print(f"Listening at http://{_in_url(host)}:{port}{PATH}", file=sys.stderr, flush=True)
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[address])
+        address = f"http://{in_url(host)}:{listener.getsockname()[1]}{PATH}"
+        print(f"Listening at {address}", file=sys.stderr, flush=True)
+        # Standing streams end when no call is in hand any more, not when the signal comes.
+        AppStatus.disable_automatic_graceful_drain()
+        serve_app(app, listener, gate=app.state.gate, at_end=_end_streams)
 
 
-def _bound(host: str, port: int) -> socket.socket:
-    """A socket with that address, which nobody can connect to yet. Raises ``SettingsError``."""
-    address = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    address.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        address.bind((host, port))
-    except OSError as error:
-        address.close()
-        raise SettingsError(
-            f"{host}, port {port}, cannot be listened at ({error.strerror}).", "Name another host or port."
-        ) from None
-    return address
-
-
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+def _end_streams() -> None:
+    AppStatus.should_exit = True
 
 
 def http_app(tool: ImageTool | None = None, *, host: str = "127.0.0.1", token: str | None = None) -> Starlette:
     """The server as an ASGI application for ``host``; ``run_http`` says the rest.
 
     A request may have three times the bytes an image may have, so that an image that is too large gets an error that
-    says so; beyond that the answer is status 413.
+    says so; beyond that the answer is status 413. The gate before it is that of the HTTP service (``http_gate``).
     """
-    if token is None and not _is_loopback(host):
+    from latent_tool.integrations.http_gate import Gate, GateLimits, GateMiddleware
+    from latent_tool.integrations.http_server import is_loopback
+
+    if token is None and not is_loopback(host):
         raise SettingsError(
             f"Without a token the server listens to this machine only, not on {host}.",
             "Set LATENT_TOOL_TOKEN or give --token-file; clients then send it as bearer token.",
         )
     tool = tool or _default_tool()
     names = {host, "127.0.0.1", "localhost", "[::1]"}
-    return image_server(tool, token=token).streamable_http_app(
+    server = image_server(tool, token=token)
+    max_body = 3 * tool.image_policy.max_bytes + 2**20
+    app = server.streamable_http_app(
         streamable_http_path=PATH,
         host=host,
-        max_request_body_size=3 * tool.image_policy.max_bytes + 2**20,
+        max_request_body_size=max_body,
         # A page in a browser on this machine must not reach the server under a name of its own.
         transport_security=TransportSecuritySettings(
-            enable_dns_rebinding_protection=_is_loopback(host),
+            enable_dns_rebinding_protection=is_loopback(host),
             allowed_hosts=[entry for name in names for entry in (name, f"{name}:*")],
             allowed_origins=[f"http://{name}:*" for name in names],
         ),
     )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
+    gate = Gate(GateLimits(max_body_bytes=max_body), token)
+    app.add_middleware(GateMiddleware, gate=gate)
+    app.state.gate = gate
+    return app
 
 
 # --- a call -----------------------------------------------------------------------------------------------------------
@@ -318,6 +309,8 @@ class _Pictures:
 
 # --- roots ------------------------------------------------------------------------------------------------------------
 
+MAX_ROOTS = 256
+MAX_PATH = 4096  # characters
 _NOT_A_FILE = re.compile(r"\s*(?:data|https?):", re.IGNORECASE)
 
 
@@ -330,13 +323,25 @@ def _client_roots(image: str, context: Context[Any, Any]) -> ListRoots | None:
 
 
 def _folders(roots: ListRootsResult) -> list[Path]:
-    """The folders among the client's roots."""
-    urls = [urlsplit(str(root.uri)) for root in roots.roots]
-    return [
-        Path(url2pathname(url.path))
-        for url in urls
-        if url.scheme == "file" and url.netloc.lower() in ("", "localhost") and url.path
-    ]
+    """The folders among the client's roots. Raises ``InputError`` for too many, or for one that cannot be a folder."""
+    if len(roots.roots) > MAX_ROOTS:
+        raise InputError(
+            f"The client declares {len(roots.roots)} roots; at most {MAX_ROOTS} are taken.",
+            "Declare the folders that hold the pictures, or one above them.",
+        )
+    folders = []
+    for root in roots.roots:
+        try:
+            url = urlsplit(str(root.uri))
+            if url.scheme != "file" or url.netloc.lower() not in ("", "localhost") or not url.path:
+                continue
+            path = url2pathname(url.path)
+            if "\0" in path or len(path) > MAX_PATH:
+                raise ValueError
+            folders.append(Path(os.path.realpath(path)))
+        except (ValueError, OSError):
+            raise InputError("A root of the client names no folder.", "Declare roots as file:///folder URLs.") from None
+    return list(dict.fromkeys(folders))
 
 
 def _within(policy: ImagePolicy, roots: list[Path] | None, trust_roots: bool) -> ImagePolicy:
@@ -344,12 +349,12 @@ def _within(policy: ImagePolicy, roots: list[Path] | None, trust_roots: bool) ->
     if roots is None:
         return policy
     ours = [Path(os.path.realpath(each)) for each in policy.folders]
-    theirs = [Path(os.path.realpath(each)) for each in roots]
     if policy.files == "any" or (policy.files == "none" and trust_roots):
-        allowed = theirs
+        allowed = roots
     else:
-        allowed = [root for root in theirs if any(root.is_relative_to(folder) for folder in ours)]
-        allowed += [folder for folder in ours if any(folder.is_relative_to(root) for root in theirs)]
+        operator, client = set(ours), set(roots)
+        allowed = [root for root in roots if not operator.isdisjoint((root, *root.parents))]
+        allowed += [folder for folder in ours if not client.isdisjoint((folder, *folder.parents))]
     return policy.but(files="folders" if allowed else "none", folders=tuple(dict.fromkeys(allowed)))
 
 
@@ -372,11 +377,7 @@ def _guard(token: str | None) -> dict[str, Any]:
     """What makes a server ask for the token."""
     if token is None:
         return {}
-    if len(token) < _TOKEN_LENGTH:
-        raise SettingsError(
-            f"The token is shorter than {_TOKEN_LENGTH} characters.",
-            "Make one with: python -c 'import secrets; print(secrets.token_urlsafe())'",
-        )
+    require_long(token)
     # The issuer is never asked: tokens are compared here.
     settings = AuthSettings(issuer_url="https://latent-tool.invalid", resource_server_url=None)
     return {"auth": settings, "token_verifier": _OneToken(token)}

@@ -4,13 +4,50 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from latent_tool.errors import SettingsError
 
-__all__ = ["expanded", "make_folder", "require_writable", "write_whole", "writing"]
+__all__ = ["expanded", "make_folder", "require_apart", "require_writable", "write_whole", "writing"]
+
+
+def require_apart(outputs: Sequence[tuple[str, Path]], inputs: Sequence[Path]) -> None:
+    """Refuse, before any work is done, an output that is one of the inputs, or two outputs that are one file.
+
+    Links of both kinds and other spellings of a path are seen through.
+
+    Args:
+        outputs: what is going to be written, each with the option that names it.
+        inputs: what is read; a name that is no file is ignored.
+
+    Raises ``SettingsError``.
+    """
+    read = {key: path for path in inputs for key in _identities(path)}
+    written: dict[object, tuple[str, Path]] = {}
+    for option, path in outputs:
+        for key in _identities(path):
+            if key in read:
+                raise SettingsError(
+                    f"{option} would write over {read[key].name!r}, which is read.", "Name another file."
+                )
+            if key in written:
+                raise SettingsError(
+                    f"{option} and {written[key][0]} would both write {path.name!r}.", "Name different files."
+                )
+        written.update(dict.fromkeys(_identities(path), (option, path)))
+
+
+def _identities(path: Path) -> list[object]:
+    """What two names of one file have in common: its place, or, with hard links, the file itself."""
+    keys: list[object] = []
+    with suppress(OSError, ValueError):  # it does not exist yet, or is no path
+        real = os.path.realpath(path)
+        keys.append(os.path.normcase(real))
+        status = os.stat(real)
+        keys.append((status.st_dev, status.st_ino))
+    return keys
 
 
 def require_writable(path: Path, suffix: str) -> None:

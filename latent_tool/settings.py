@@ -61,11 +61,13 @@ def explain_validation(error: ValidationError) -> str:
     """Say in one line what pydantic found wrong, field by field, without repeating the caller's values."""
     found: dict[str, list[str]] = {}
     for item in error.errors(include_url=False, include_context=False, include_input=False):
-        where = ".".join(str(part) for part in item["loc"] if not _UNION_TAG.match(str(part))) or "value"
-        found.setdefault(where, []).append(item["msg"].removeprefix("Value error, "))
-    return "; ".join(f"{where}: {' or '.join(messages)}" for where, messages in found.items())
+        where = ".".join(str(part)[:60] for part in item["loc"][:8] if not _UNION_TAG.match(str(part))) or "value"
+        found.setdefault(where, []).append(item["msg"].removeprefix("Value error, ")[:300])
+    told = [f"{where}: {' or '.join(messages[:8])}" for where, messages in list(found.items())[:_FIELDS_TOLD]]
+    return "; ".join([*told, f"and {len(found) - _FIELDS_TOLD} more"] if len(found) > _FIELDS_TOLD else told)
 
 
+_FIELDS_TOLD = 5  # of all that are wrong
 # What pydantic calls the alternatives of a union, where it says in which of them something is wrong.
 _UNION_TAG = re.compile(r"constrained-|literal\[|function-|float$|int$|str$|json-or-python\[")
 

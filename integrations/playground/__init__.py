@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from latent_tool.errors import InputError
 from latent_tool.images.load import load_image
+from latent_tool.integrations.http_gate import JSON_KEY
 from latent_tool.integrations.http_service import ServiceLimits, create_app
 from latent_tool.langchain.reasoner import LatentReasoner
 from latent_tool.scenes import SEEDS_PER_SPLIT, generate
@@ -54,7 +55,10 @@ FILES = {
     "/play/play.css": ("play.css", "text/css", SHARED_STYLE),
 }
 LIMITS = ServiceLimits(
-    budget=Budget(iterations=200, max_patches=256, max_new_tokens=2048, deadline_s=3600.0), max_images=1, max_requests=8
+    budget=Budget(iterations=200, max_patches=256, max_new_tokens=2048, deadline_s=3600.0),
+    max_images=1,
+    max_requests=8,
+    max_values=100_000,  # a result that comes back for its report
 )
 
 
@@ -95,7 +99,7 @@ def create_playground(
 
     async def report(request: Request) -> Response:
         try:
-            asked = _Asked.model_validate_json(await request.body())
+            asked = _Asked.model_validate(request.scope.get(JSON_KEY))
         except ValidationError as error:
             raise InputError(
                 f"This is no question with its result: {explain_validation(error)}.", "Send what the page sends."

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from latent_tool.commands import options
 from latent_tool.errors import CalibrationError, SettingsError
-from latent_tool.files import require_writable
+from latent_tool.files import require_apart, require_writable
 
 if TYPE_CHECKING:
     from latent_tool.calibration.calibration import Calibration, Drift
     from latent_tool.evaluation.runs import Run
 
 __all__ = ["calibrate", "calibration_of", "check_drift"]
-
-UNSURE = 3
 
 
 class Kind(StrEnum):
@@ -50,7 +49,7 @@ def calibrate(
         ),
     ] = None,
     level: Annotated[float, typer.Option(help="Probability of a false alarm of --check-drift, at most.")] = 0.01,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Turn a score into a probability, with a threshold for a target error.
 
@@ -71,10 +70,11 @@ def calibrate(
         drift = check_drift(Calibration.load(drift_of), load_run(run), method, level)
         print(drift.model_dump_json(indent=2) if as_json else _drift_text(drift))
         if drift.drifted:
-            raise typer.Exit(UNSURE)
+            raise typer.Exit(options.BELOW)
         return
     assert out is not None
     require_writable(out, ".json")
+    require_apart([("--out", out)], [run / name for name in ("run.json", "summary.json")])
     made = calibration_of(
         load_run(run), score, method, target_error, confidence_level, mapping.value, seed, partial=partial
     )
@@ -84,7 +84,7 @@ def calibrate(
     else:
         print(_text(made, out))
     if made.threshold is None:
-        raise typer.Exit(UNSURE)
+        raise typer.Exit(options.BELOW)
 
 
 def calibration_of(

@@ -12,17 +12,13 @@ from typing import Annotated, Any
 
 import typer
 
+from latent_tool.commands import options
+
 __all__ = ["evaluate", "find_functions_here", "require_libraries", "show_progress"]
 
 
 def evaluate(
-    data: Annotated[
-        str,
-        typer.Argument(
-            help="A .jsonl, .csv or .json file, a folder of images with a labels file, easy-vqa[:test|train], or "
-            "scenes[:held_out|hard|train[:first-last]] (seeds, one question each)."
-        ),
-    ],
+    data: options.Data,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run; the same command again goes on there.")],
     method: Annotated[
         list[str] | None,
@@ -45,19 +41,15 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FILE", help="Words that mean the same, a group a line: square = rectangle."),
     ] = None,
-    question: Annotated[str | None, typer.Option(help="Asked where a row has no question of its own.")] = None,
-    model: Annotated[
-        str, typer.Option(help="Checkpoint directory or hub id; the model that ships with the package by default.")
-    ] = "embedded",
-    device: Annotated[str, typer.Option(help="For example cpu or cuda:0; auto takes a GPU if there is one.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    system: Annotated[str | None, typer.Option(help="System text before every question.")] = None,
-    budget: Annotated[str, typer.Option(help="quick, standard or thorough.")] = "standard",
+    question: options.Question = None,
+    model: options.Model = "embedded",
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    system: options.System = None,
+    budget: options.Budget = options.Level.standard,
     seed: Annotated[int, typer.Option(help="Seed of the search and of samples.")] = 0,
-    limit: Annotated[
-        int | None, typer.Option(metavar="N", help="At most N questions, drawn from the data set (always the same).")
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 16,
+    limit: options.Limit = None,
+    batch: options.Batch = 16,
     processes: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 1,
     on_ray: Annotated[
         bool, typer.Option("--ray", help="Answer on Ray: the cluster of RAY_ADDRESS, or this machine alone.")
@@ -70,14 +62,12 @@ def evaluate(
     visual: Annotated[
         bool, typer.Option(help="Also measure the scores that need further images: visual dependency, masked entropy.")
     ] = True,
-    keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="Record rows that cannot be used as errors, and answer the others.")
-    ] = False,
+    keep_going: options.KeepGoing = False,
     unlabelled: Annotated[
         bool, typer.Option("--unlabelled", help="Rows need no label: scores are measured, accuracy is not.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Measure methods and confidences side by side on labelled questions.
 
@@ -107,7 +97,8 @@ def evaluate(
     chosen = list(method or DEFAULT_METHODS)
     if "all" in chosen:
         chosen = list(METHODS)
-    reasoner = LatentReasoner(model=model, device=device, dtype=dtype, budget=budget, seed=seed)
+    options.tell_what_it_is(model)
+    reasoner = LatentReasoner(model=model, device=device, dtype=dtype, budget=budget.value, seed=seed)
     with show_progress(quiet) as progress:
         run = run_evaluation(
             reasoner,

@@ -7,41 +7,31 @@ from typing import Annotated
 
 import typer
 
+from latent_tool.commands import options
+
 __all__ = ["study"]
 
 
 def study(
-    data: Annotated[
-        str,
-        typer.Argument(
-            help="A .jsonl, .csv or .json file, a folder of images with a labels file, easy-vqa[:test|train], or "
-            "scenes[:held_out|hard|train[:first-last]] (seeds, one question each)."
-        ),
-    ],
+    data: options.Data,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for study.md, study.html and study.json.")],
-    model: Annotated[
-        str, typer.Option(help="Checkpoint directory or hub id; the model that ships with the package by default.")
-    ] = "embedded",
-    device: Annotated[str, typer.Option(help="For example cpu or cuda:0; auto takes a GPU if there is one.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    question: Annotated[str | None, typer.Option(help="Asked where a row has no question of its own.")] = None,
-    system: Annotated[str | None, typer.Option(help="System text before every question.")] = None,
-    budget: Annotated[str, typer.Option(help="quick, standard or thorough.")] = "standard",
+    model: options.Model = "embedded",
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    question: options.Question = None,
+    system: options.System = None,
+    budget: options.Budget = options.Level.standard,
     samples: Annotated[int, typer.Option(min=2, help="Reasoning sequences drawn for a question.")] = 6,
     temperature: Annotated[float, typer.Option(min=0.01, help="How freely they are drawn.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the search and of the sequences.")] = 0,
     match: Annotated[
         str | None, typer.Option(metavar="RULE", help="When an answer is right; as for latent-tool eval.")
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(metavar="N", help="At most N questions, drawn from the data set (always the same).")
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 8,
-    keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="List rows that cannot be used, and ask the others.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print study.json.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+    limit: options.Limit = None,
+    batch: options.Batch = 8,
+    keep_going: options.KeepGoing = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Look for the observations of the method's authors in a data set, and say which hold.
 
@@ -60,7 +50,8 @@ def study(
 
     require_libraries()
     items = load_dataset(data, match=match, question=question, keep_going=keep_going, limit=limit)
-    reasoner = LatentReasoner(model=model, device=device, dtype=dtype, budget=budget, seed=seed)
+    options.tell_what_it_is(model)
+    reasoner = LatentReasoner(model=model, device=device, dtype=dtype, budget=budget.value, seed=seed)
     with show_progress(quiet) as tell:
         found = run_study(
             reasoner,

@@ -26,6 +26,7 @@ __all__ = ["can_draw", "plain", "print_result", "tiny_picture", "what_to_do"]
 COLUMNS, ROWS = 40, 14  # characters of the tiny picture at most
 DIMMED = 0.75  # share of grey over what is not evidence
 GREY = (104, 104, 104)
+NO_PATCHES = "none: injecting any did not raise the reward"
 
 
 def plain(text: str) -> str:
@@ -106,6 +107,7 @@ def print_result(
     *,
     pictures: Callable[[], Sequence[Image.Image]] | None = None,
     written: Sequence[Path] = (),
+    patches: bool = True,
 ) -> None:
     """Print a result for people.
 
@@ -114,6 +116,7 @@ def print_result(
         result: what a reasoner returned.
         pictures: gives the images that were asked about; called only if they can be drawn.
         written: files that were written, to be named.
+        patches: list every injected patch; otherwise a summary.
     """
     from rich.table import Table
     from rich.text import Text
@@ -125,7 +128,7 @@ def print_result(
     facts.add_row("confidence", _confidence(result, "#-" if console.options.ascii_only else "█░"))
     if result.scores.reward is not None:
         facts.add_row("reward", f"{result.scores.initial_reward:.4f} -> {result.scores.reward:.4f}")
-    facts.add_row("patches", _patch_table(result))
+    facts.add_row("patches", _patch_table(result) if patches else _patch_summary(result))
     if pictures is not None and can_draw(console) and any(patch.box is not None for patch in result.patches):
         for index, image in enumerate(pictures()):
             if any(patch.image == index and patch.box is not None for patch in result.patches):
@@ -166,11 +169,21 @@ def _confidence(result: ReasoningResult, blocks: str) -> Any:
     return Text(f"{confidence_text(result.confidence)} ") + bar + source
 
 
+def _patch_summary(result: ReasoningResult) -> str:
+    """How many, what they brought, and where the one is that the latents looked at most."""
+    if not result.patches:
+        return NO_PATCHES
+    count = len(result.patches)
+    most = max(result.patches, key=lambda patch: patch.attention)
+    where = "" if most.box is None else f" at {', '.join(f'{value:g}' for value in most.box)}"
+    return f"{count} injected; most attention{where} (--patches lists {'it' if count == 1 else 'them'})"
+
+
 def _patch_table(result: ReasoningResult) -> Any:
     from rich.table import Table
 
     if not result.patches:
-        return "none: injecting any did not raise the reward"
+        return NO_PATCHES
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in ("patch", "cell", "box (left, top, right, bottom)", "attention", "gain"):
         table.add_column(name, justify="left" if name.startswith("box") else "right")

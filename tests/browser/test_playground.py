@@ -793,9 +793,10 @@ def test_the_command_serves_this_machine_until_it_is_interrupted() -> None:
 
 
 def test_only_this_machine_can_reach_it() -> None:
-    from latent_tool.commands.play import _listening
+    from latent_tool.commands.play import HOST
+    from latent_tool.integrations.http_server import bind
 
-    with _listening(0) as listener:
+    with bind(HOST, 0) as listener:
         assert listener.family == socket.AF_INET and listener.getsockname()[0] == "127.0.0.1"
 
 

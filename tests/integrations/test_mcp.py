@@ -26,9 +26,10 @@ from pictures import draw_shapes
 from scripted_agents import CIRCLE, small_reasoner
 from typer.testing import CliRunner
 
-from latent_tool import Budget, ImagePolicy, ReasoningResult, image_process
+from latent_tool import Budget, ImagePolicy, ReasoningResult
 from latent_tool.cli import app
 from latent_tool.errors import SettingsError
+from latent_tool.images import apart as image_process
 from latent_tool.integrations.mcp import ERROR_KEY, http_app, image_server
 from latent_tool.langchain.image_tool import NAME, ImageTool
 from latent_tool.langchain.messages import image_block

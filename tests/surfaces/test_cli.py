@@ -17,9 +17,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from latent_tool.cli import app
+from latent_tool.errors import SettingsError
 from latent_tool.schema import ReasoningResult
 
 QUESTION = "what color is the circle?"
+IT_IS = "note: The embedded model is a small model of synthetic scenes; name a real one with --model.\n"
 
 
 def run(
@@ -48,7 +50,7 @@ def test_ask_for_people(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "red" in done.stdout
     assert "pooled probability" in done.stdout
-    assert done.stderr == ""
+    assert done.stderr == IT_IS
     assert "\x1b" not in done.stdout
     with Image.open(folder / "seen.png") as seen:
         assert min(seen.size) >= 150
@@ -170,19 +172,19 @@ def test_any_encoding_of_the_output_will_do(folder: Path, encoding: str) -> None
     arguments = ("ask", "shapes.png", QUESTION, "--iterations", "0", "--overlay", "gesehen-\N{SNOWMAN}.png")
     done = run(*arguments, folder=folder, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
     assert done.returncode == 0, done.stderr
-    assert "red" in done.stdout and done.stderr == ""
+    assert "red" in done.stdout and done.stderr == IT_IS
     assert ("#" * 19 in done.stdout) is (encoding != "utf-8")
     done = run(*arguments, "--json", folder=folder, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
     assert ReasoningResult.model_validate_json(done.stdout).answer == "red"
 
 
 def test_json_has_escapes_where_the_output_has_no_characters(monkeypatch: pytest.MonkeyPatch) -> None:
-    from latent_tool import cli
+    from latent_tool.commands import ask
 
     result = ReasoningResult(answer="é☃", raw_text="é☃", confidence=None, confidence_source="unscored")
     for encoding in ("ascii", "latin-1", "utf-8"):
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
-        text = cli._json(result)
+        text = ask._json(result)
         assert ReasoningResult.model_validate_json(text.encode(encoding)) == result
         assert ("☃" in text) is (encoding == "utf-8")
 
@@ -209,19 +211,18 @@ def test_the_answer_is_told_when_a_file_cannot_be_written_after_all(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its folder is gone by then."""
-    from latent_tool import cli
-    from latent_tool.errors import SettingsError
+    from latent_tool.commands import ask
 
     monkeypatch.chdir(folder)
     (folder / "out").mkdir()
-    follow = cli._follow
+    follow = ask._follow
 
     def and_remove(*arguments: object) -> ReasoningResult:
         result = follow(*arguments)
         (folder / "out").rmdir()
         return result
 
-    monkeypatch.setattr(cli, "_follow", and_remove)
+    monkeypatch.setattr(ask, "_follow", and_remove)
     done = CliRunner().invoke(app, ["ask", "shapes.png", QUESTION, "--iterations", "0", "--overlay", "out/seen.png"])
     assert isinstance(done.exception, SettingsError) and "cannot be written" in done.exception.message
     assert "red" in done.stdout and "written" not in done.stdout
@@ -267,7 +268,7 @@ def test_the_heat_map_measures_what_it_shows(folder: Path) -> None:
         *("--overlay", "seen.png", "--heatmap", "heat.png", "--report", "why.html"),
         folder=folder,
     )
-    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert done.returncode == 0 and done.stderr == IT_IS, done.stderr
     result = ReasoningResult.model_validate_json(done.stdout)
     assert result.attention is not None and len(result.attention) == 64
     with Image.open(folder / "seen.png") as seen, Image.open(folder / "heat.png") as heat:
@@ -278,7 +279,7 @@ def test_the_heat_map_measures_what_it_shows(folder: Path) -> None:
     refused = run("ask", "shapes.png", QUESTION, "--heatmap", "heat.jpg", folder=folder)
     assert refused.returncode == 2 and "does not end in .png" in refused.stderr
     both = run("ask", "shapes.png", QUESTION, "--overlay", "one.png", "--heatmap", "one.png", folder=folder)
-    assert both.returncode == 2 and "--heatmap" in both.stderr and not (folder / "one.png").exists()
+    assert both.returncode == 2 and "--heatmap and --overlay" in both.stderr and not (folder / "one.png").exists()
 
 
 def test_hostile_names_and_questions_stay_text(folder: Path) -> None:
@@ -327,3 +328,92 @@ def test_help_and_version(folder: Path) -> None:
     assert "--min-confidence" in run("ask", "--help", folder=folder, COLUMNS="120").stdout
     assert run("--version", folder=folder).stdout.startswith("latent-tool 0.")
     assert run("--help", folder=folder).returncode == 0
+
+
+def test_help_shows_the_common_options_first_and_flags_as_flags(folder: Path) -> None:
+    shown = run("ask", "--help", folder=folder, COLUMNS="120").stdout
+    assert "<bool>" not in shown
+    common, *panels = re.split("╭─ (?!Arguments|Options)", shown)
+    assert [panel.partition(" ─")[0] for panel in panels] == [
+        "How the search works",
+        "What is measured besides",
+        "Model",
+    ]
+    for option in ("--model", "--budget", "--min-confidence", "--overlay", "--json"):
+        assert option in common
+    for command in ("eval", "calibrate", "study", "mcp", "serve", "play", "models"):
+        assert "<bool>" not in run(command, "--help", folder=folder, COLUMNS="120").stdout
+
+
+@pytest.mark.parametrize("columns", ["50", "80", "200"])
+def test_ids_of_models_are_never_broken(folder: Path, columns: str) -> None:
+    from latent_tool.models.families import supported
+
+    shown = run("models", folder=folder, COLUMNS=columns).stdout
+    for row in supported():
+        assert row.example in shown.split() and row.note in shown
+
+
+def test_patches_are_summed_up(folder: Path) -> None:
+    asked = ("ask", "shapes.png", QUESTION, "--iterations", "4", "--seed", "1")
+    short, every = (run(*asked, *more, folder=folder).stdout for more in ((), ("--patches",)))
+    count = len(json.loads(run(*asked, "--json", folder=folder).stdout)["patches"])
+    assert len(every.splitlines()) >= len(short.splitlines()) + count
+    assert (f"{count} injected" in short) is (count > 0) and "injected" not in every
+
+
+def aliases(folder: Path) -> dict[str, str]:
+    """Other names of the picture."""
+    (folder / "link.png").symlink_to("shapes.png")
+    os.link(folder / "shapes.png", folder / "hard.png")
+    (folder / "inner").mkdir()
+    return {
+        "itself": "shapes.png",
+        "relative": "inner/../shapes.png",
+        "absolute": str(folder / "shapes.png"),
+        "link": "link.png",
+        "hard link": "hard.png",
+    }
+
+
+@pytest.mark.parametrize("name", ["itself", "relative", "absolute", "link", "hard link"])
+@pytest.mark.parametrize("option", ["--overlay", "--heatmap"])
+def test_what_is_read_is_never_written(folder: Path, name: str, option: str) -> None:
+    other = aliases(folder)[name]
+    before = (folder / "shapes.png").read_bytes()
+    for asked in (("shapes.png", option, other), (other, option, "shapes.png")):
+        done = CliRunner().invoke(app, ["ask", str(folder / asked[0]), QUESTION, asked[1], str(folder / asked[2])])
+        assert isinstance(done.exception, SettingsError), done.output
+        assert option in done.exception.message and "is read" in done.exception.message
+        assert done.stdout == "" and (folder / "shapes.png").read_bytes() == before
+
+
+def test_numbered_outputs_hit_neither_an_input_nor_each_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    draw_shapes().save("seen-1.png")
+    for arguments in (
+        ("shapes.png", "--also", "seen-1.png", "--overlay", "seen.png"),
+        ("shapes.png", "--also", "./seen-1.png", "--heatmap", "seen.png"),
+        ("shapes.png", "--also", "shapes.png", "--overlay", "a.png", "--heatmap", "a-1.png"),
+        ("shapes.png", "--overlay", "a.png", "--heatmap", "./a.png"),
+    ):
+        done = CliRunner().invoke(app, ["ask", arguments[0], QUESTION, *arguments[1:]])
+        assert isinstance(done.exception, SettingsError), done.output
+        assert not {"a.png", "a-1.png", "seen.png"} & {path.name for path in folder.iterdir()}
+    (folder / "page.html").write_bytes((folder / "shapes.png").read_bytes())
+    done = CliRunner().invoke(app, ["ask", "page.html", QUESTION, "--report", "page.html"])
+    assert isinstance(done.exception, SettingsError) and "--report" in done.exception.message
+
+
+def test_a_picture_is_decoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many files are made of it."""
+    from latent_tool.images import load
+
+    decoded = []
+    decode = load._decode
+    monkeypatch.setattr(load, "_decode", lambda *given, **more: decoded.append(given) or decode(*given, **more))
+    monkeypatch.chdir(folder)
+    outputs = ("--overlay", "seen.png", "--heatmap", "heat.png", "--report", "why.html")
+    done = CliRunner().invoke(app, ["ask", "shapes.png", QUESTION, "--iterations", "0", *outputs])
+    assert done.exit_code == 0, done.output
+    assert len(decoded) == 1

@@ -1,0 +1,182 @@
+"""Options that several commands share, said once, and what they are made into.
+
+This module knows settings and errors; models and servers are imported by the commands that need them.
+"""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from latent_tool.errors import LatentToolError, SettingsError
+
+if TYPE_CHECKING:
+    from latent_tool.langchain.reasoner import LatentReasoner
+    from latent_tool.settings import ImagePolicy
+
+__all__ = [
+    "BELOW",
+    "AsJson",
+    "Attention",
+    "Batch",
+    "Budget",
+    "Calibration",
+    "Command",
+    "Controls",
+    "Data",
+    "Device",
+    "DownloadFrom",
+    "Dtype",
+    "Folder",
+    "Grounding",
+    "Isolate",
+    "KeepGoing",
+    "Level",
+    "Limit",
+    "MaxMegabytes",
+    "Model",
+    "Question",
+    "Quiet",
+    "System",
+    "TokenFile",
+    "load_meanwhile",
+    "server_policy",
+    "tell_what_it_is",
+]
+
+BELOW = 3  # exit code: there is an answer, and it is below what was asked for
+MODEL = "Model"
+SEARCH = "How the search works"
+MEASURED = "What is measured besides"
+PICTURES = "Which images may be opened"
+RAY = "On Ray"
+
+
+class Command(TyperCommand):
+    """A command whose help shows flags as flags: without a type, for they take no value."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Give the parameters, as Typer does."""
+        params: list[Any] = super().get_params(ctx)
+        for param in params:
+            if getattr(param, "is_flag", False) and param.metavar is None:
+                param.metavar = ""
+        return params
+
+
+class Level(StrEnum):
+    """Names of budgets."""
+
+    quick = "quick"
+    standard = "standard"
+    thorough = "thorough"
+
+
+Model = Annotated[
+    str, typer.Option(help="Checkpoint directory or hub id; the model that ships with the package by default.")
+]
+Device = Annotated[
+    str, typer.Option(help="For example cpu or cuda:0; auto takes a GPU if there is one.", rich_help_panel=MODEL)
+]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=MODEL)]
+Budget = Annotated[Level, typer.Option(help="How much work at most.")]
+System = Annotated[str | None, typer.Option(help="System text before the question.")]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Makes the confidence a probability; 'embedded' for the embedded model's. Questions with another budget "
+        "or a system text are then refused.",
+    ),
+]
+Attention = Annotated[
+    bool,
+    typer.Option("--attention", help="Measure the attention to every image cell.", rich_help_panel=MEASURED),
+]
+Grounding = Annotated[
+    bool, typer.Option("--grounding", help="Measure how each token depends on the image.", rich_help_panel=MEASURED)
+]
+Controls = Annotated[
+    bool,
+    typer.Option("--controls", help="Answer again without latents, and on a noised image.", rich_help_panel=MEASURED),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+
+# Data sets.
+Data = Annotated[
+    str,
+    typer.Argument(
+        help="A .jsonl, .csv or .json file, a folder of images with a labels file, easy-vqa[:test|train], or "
+        "scenes[:held_out|hard|train[:first-last]] (seeds, one question each)."
+    ),
+]
+Question = Annotated[str | None, typer.Option(help="Asked where a row has no question of its own.")]
+Limit = Annotated[
+    int | None, typer.Option(metavar="N", help="At most N questions, drawn from the data set (always the same).")
+]
+Batch = Annotated[int, typer.Option(min=1, help="Questions answered together.")]
+KeepGoing = Annotated[
+    bool, typer.Option("--keep-going", help="Record rows that cannot be used as errors, and answer the others.")
+]
+
+# Servers.
+TokenFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="File with the bearer token; or set LATENT_TOOL_TOKEN.")
+]
+Folder = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="DIR", help="Folder whose images may be opened; may be repeated.", rich_help_panel=PICTURES),
+]
+DownloadFrom = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="HOST", help="Host of https URLs that may be opened; may be repeated.", rich_help_panel=PICTURES
+    ),
+]
+MaxMegabytes = Annotated[
+    float, typer.Option(min=0.001, max=100, help="Size of an image at most.", rich_help_panel=PICTURES)
+]
+Isolate = Annotated[
+    bool,
+    typer.Option("--isolate/--no-isolate", help="Decode images in processes of their own.", rich_help_panel=PICTURES),
+]
+
+
+def server_policy(
+    folder: list[Path] | None, download_from: list[str] | None, max_megabytes: float, isolate: bool
+) -> ImagePolicy:
+    """Make the image policy of a server. Raises ``SettingsError`` for a folder that is none."""
+    from latent_tool.settings import ImagePolicy
+
+    for each in folder or []:
+        if not each.is_dir():
+            raise SettingsError(f"{str(each)!r} is no folder.", "Name a folder that exists.")
+    return ImagePolicy.untrusted(
+        folders=tuple(each.absolute() for each in folder or []),
+        hosts=tuple(download_from or []),
+        max_bytes=round(max_megabytes * 1_000_000),
+        isolate=isolate,
+    )
+
+
+def load_meanwhile(reasoner: LatentReasoner) -> None:
+    """Load the model; for a thread beside a server that answers already."""
+    try:
+        reasoner.engine()
+    except LatentToolError as error:  # and every question gets the same answer
+        print(f"error: {error}", file=sys.stderr)
+
+
+def tell_what_it_is(model: str) -> None:
+    """Say on standard error what the embedded model is, when it is the one that answers."""
+    from latent_tool.about import what_it_is
+
+    said = what_it_is(model)
+    if said is not None:
+        print(f"note: {said}", file=sys.stderr, flush=True)
