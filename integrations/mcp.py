@@ -193,6 +193,7 @@ def run_http(
         if isinstance(tool.reasoner, LatentReasoner):
             tool.reasoner.engine()  # a model that does not load is told before anybody asks
         address = f"http://{in_url(host)}:{listener.getsockname()[1]}{PATH}"
+        listener.listen(64)
         print(f"Listening at {address}", file=sys.stderr, flush=True)
         # Standing streams end when no call is in hand any more, not when the signal comes.
         AppStatus.disable_automatic_graceful_drain()

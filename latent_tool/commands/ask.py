@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -119,7 +118,7 @@ def ask(
 
     Example: latent-tool ask chart.png "Which bar is tallest?" --overlay seen.png
     """
-    from latent_tool.settings import Budget, SearchSettings
+    from latent_tool.settings import Budget, ImagePolicy, SearchSettings
 
     references = [image, *(also or [])]
     if any(each.strip().lower().startswith(("http:", "https:")) for each in references):
@@ -146,6 +145,7 @@ def ask(
     elif latents is not None:
         settings = settings.but(latents=latents)
 
+    from latent_tool.images.picture import Picture
     from latent_tool.langchain.reasoner import LatentReasoner
 
     reasoner = LatentReasoner(
@@ -161,10 +161,9 @@ def ask(
         grounding=grounding,
         controls=controls,
     )
-    pictures, warnings, seconds = _open(references, chosen.deadline_s)
-    request = {"images": pictures, "question": question, "system": system, "elapsed_s": seconds}
-    result = _follow(reasoner, request, quiet)
-    result = result.model_copy(update={"warnings": [*warnings, *result.warnings]})
+    opened = [Picture(reference, ImagePolicy.local()) for reference in references]  # each decoded once
+    result = _follow(reasoner, {"images": opened, "question": question, "system": system}, quiet)
+    pictures = [picture.load(ImagePolicy.local()).image for picture in opened]
     written: list[Path] = []
     failure: LatentToolError | None = None
     try:
@@ -209,18 +208,6 @@ def _is_data(reference: str) -> bool:
 def _names(references: list[str]) -> list[str]:
     """What the report calls the images."""
     return ["data URI" if _is_data(each) else Path(each).name for each in references]
-
-
-def _open(references: list[str], deadline_s: float | None) -> tuple[list[Image], list[str], float]:
-    """Decode each image once: the reasoner and all that is drawn take these. Also what was changed, and the seconds."""
-    from latent_tool.images.load import load_images
-    from latent_tool.settings import ImagePolicy
-
-    began = time.monotonic()
-    deadline = None if deadline_s is None else began + deadline_s
-    loaded = load_images(references, ImagePolicy.local(), deadline=deadline)
-    warnings = [warning for each in loaded for warning in each.warnings]
-    return [each.image for each in loaded], warnings, time.monotonic() - began
 
 
 class _Drawing(NamedTuple):

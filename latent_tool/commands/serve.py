@@ -103,5 +103,6 @@ def serve(
     app = create_app(reasoner, **service)
     with bind(host, port) as listener:
         reasoner.engine()  # what is wrong with the model is said before anybody asks
+        listener.listen(64)
         print(f"Listening at http://{in_url(host)}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
         serve_app(app, listener, gate=app.state.gate, limits=ServerLimits(grace_s=grace))
