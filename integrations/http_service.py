@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from langchain_core.runnables import Runnable
 from pydantic import BaseModel, Field, SecretStr
 
+from latent_tool.about import what_it_is
 from latent_tool.errors import InputError, LatentToolError, MissingExtraError, SettingsError
 from latent_tool.integrations.http_gate import (
     JSON_KEY,
@@ -79,6 +80,9 @@ class Health(BaseModel):
     version: str
     active: int = Field(description="Requests in hand.")
     capacity: int = Field(description="Requests in hand at most.")
+    model: str | None = Field(None, description="Name of the model that answers, where there is one.")
+    device: str | None = Field(None, description="Where it was told to run; auto: where there is room.")
+    about: str | None = Field(None, description="What should be known of the model before it is relied on.")
 
 
 class StreamLine(BaseModel):
@@ -119,6 +123,9 @@ def create_app(
     secret = token.get_secret_value() if isinstance(token, SecretStr) else token
     if secret is not None and not secret.strip():
         raise SettingsError("The token is empty.", "Give a long random text, or none to let everyone in.")
+    served: dict[str, str | None] = {}
+    if isinstance(reasoner, LatentReasoner):
+        served = {"model": reasoner.model, "device": reasoner.device, "about": what_it_is(reasoner.model)}
     gate = Gate(limits, secret, hosts, open_paths=("/health",))
     desk = _Desk(reasoner, policy, limits, ask, gate)
     app = FastAPI(
@@ -134,7 +141,7 @@ def create_app(
 
     @app.get("/health", summary="Whether the service works", responses=_problems(400, 403))
     async def health() -> Health:
-        return Health(version=app.version, active=gate.active, capacity=gate.places)
+        return Health(version=app.version, active=gate.active, capacity=gate.places, **served)
 
     @app.post("/v1/ask", summary="Ask one question", responses=_problems(*_ASKING), openapi_extra=_EXAMPLE)
     async def ask_json(question: ReasoningRequest, http: Request) -> ReasoningResult:

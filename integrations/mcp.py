@@ -25,6 +25,7 @@ from urllib.request import url2pathname
 
 from pydantic import Field, ValidationError
 
+from latent_tool.about import what_it_is
 from latent_tool.errors import (
     ImageNotAllowedError,
     InputError,
@@ -101,7 +102,7 @@ def image_server(tool: ImageTool | None = None, *, trust_roots: bool = False, to
         "latent-tool",
         title="latent-tool",
         description="Questions about images, answered with a confidence.",
-        instructions=_INSTRUCTIONS,
+        instructions=_instructions(asked),
         version=version("latent-tool"),
         log_level="WARNING",
         **_guard(token),
@@ -155,6 +156,11 @@ def image_server(tool: ImageTool | None = None, *, trust_roots: bool = False, to
         return pictures.find(key)
 
     return server
+
+
+def _instructions(tool: ImageTool) -> str:
+    about = what_it_is(tool.reasoner.model) if isinstance(tool.reasoner, LatentReasoner) else None
+    return _INSTRUCTIONS if about is None else f"{_INSTRUCTIONS} {about}"
 
 
 _WHERE = (

@@ -18,6 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from latent_tool.about import what_it_is
 from latent_tool.errors import InputError
 from latent_tool.images.load import load_image
 from latent_tool.integrations.http_gate import JSON_KEY
@@ -144,6 +145,7 @@ def _setup(reasoner: LatentReasoner, policy: ImagePolicy, limits: ServiceLimits)
     given = {name: getattr(reasoner, name) for name, default in known.items() if getattr(reasoner, name) != default}
     return {
         "model": reasoner.model,
+        "about": what_it_is(reasoner.model),
         "arguments": given,
         "level": next((name for name, level in levels.items() if level == own), "standard"),
         "levels": levels,

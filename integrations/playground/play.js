@@ -583,6 +583,7 @@ async function begin() {
   if (!reply) return;
   setup = await reply.json();
   at("model").textContent = visible(setup.model, 200);
+  at("about-model").textContent = setup.about ?? "";
   at("level").replaceChildren(...Object.keys(setup.levels).map(name => make("option", { value: name }, name)));
   at("level").value = setup.level;
   at("seed").value = setup.seed;

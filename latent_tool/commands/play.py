@@ -62,6 +62,7 @@ def play(
         app = create_playground(reasoner)
         url = f"http://{HOST}:{listener.getsockname()[1]}/"
         print(url, flush=True)
+        options.tell_what_it_is(model)
         # The page is there at once; a question waits for the model.
         threading.Thread(target=options.load_meanwhile, args=(reasoner,), daemon=True).start()
         if not no_open:

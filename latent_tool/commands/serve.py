@@ -105,4 +105,5 @@ def serve(
         reasoner.engine()  # what is wrong with the model is said before anybody asks
         listener.listen(64)
         print(f"Listening at http://{in_url(host)}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
+        options.tell_what_it_is(model)
         serve_app(app, listener, gate=app.state.gate, limits=ServerLimits(grace_s=grace))

@@ -1,7 +1,7 @@
 """Attacks on real servers of this machine: whatever is sent, others are answered, and memory keeps to the limits.
 
-Every attack ends by itself. What somebody waits for who asks for ``/health`` meanwhile is measured in the server's
-processor time: tests share their machine, and 100 ms are promised of an idle one. Memory is compared with what the
+Every attack ends by itself. What somebody waits for who asks for ``/health`` meanwhile is measured in processor time of
+the event loop: tests share their machine, and 100 ms are promised of an idle one. Memory is compared with what the
 limits allow.
 """
 
@@ -18,10 +18,10 @@ from contextlib import suppress
 import pytest
 from attacks import Server, Watch, command
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 TOKEN = "a-token-for-this-test"
-PATIENCE = 0.2  # seconds of processor time; threads that decode or search count, too
+PATIENCE = 0.2  # seconds of the event loop
 MEGABYTE = 1_000_000
 COMMANDS = {
     "serve": ("serve", "--port", "0"),
@@ -96,24 +96,21 @@ def test_too_many_headers_are_a_typed_error(kind: str, server: Server, lines: li
     assert status(reply) == 431 and b'"InputError"' in reply
 
 
-def test_half_sent_requests_shut_nobody_out() -> None:
-    """With 128 file descriptors, three hundred of them."""
-    for arguments in COMMANDS.values():
-        with command(*arguments, descriptors=128) as server:
-            half: list[socket.socket] = []
-            with Watch(server) as watch:
-                for _ in range(300):
-                    half.append(server.connect())
-                    half[-1].sendall(b"POST /v1/ask HTTP/1.1\r\nHost: localhost\r\nX: ")
-                for number in range(300):
-                    half.append(server.connect())
-                    half[-1].sendall(head("play", "Content-Type: application/json", "Content-Length: 100") + b"{")
-                    if number % 50 == 0:
-                        time.sleep(0.05)
-            unharmed(watch, 60 * MEGABYTE)
-            assert server.health() < PATIENCE
-            for each in half:
-                each.close()
+@pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
+def test_half_sent_requests_shut_nobody_out(arguments: tuple[str, ...]) -> None:
+    """With 128 file descriptors, six hundred of them."""
+    with command(*arguments, descriptors=128) as server:
+        half: list[socket.socket] = []
+        with Watch(server) as watch:
+            for number in range(600):
+                half.append(server.connect())
+                begun = head("play", "Content-Type: application/json", "Content-Length: 100")
+                with suppress(ConnectionResetError, BrokenPipeError):
+                    half[-1].sendall(begun[:-4] if number < 300 else begun + b"{")
+        unharmed(watch, 60 * MEGABYTE)
+        assert server.health() < PATIENCE
+        for each in half:
+            each.close()
 
 
 def test_idle_connections_are_closed(server: Server) -> None:

@@ -229,6 +229,27 @@ async def test_roots(mode: str, shapes: Path, tmp_path: Path) -> None:
             assert answer_of(await client.call_tool(NAME, ASKED)).answer == "red"
 
 
+@pytest.mark.parametrize(
+    "uris",
+    [
+        [f"file:///pictures/{number}" for number in range(20_000)],
+        ["file:///%00"],
+        ["file:///tmp%00/x"],
+        ["file:///" + "a" * 5000],
+        ["file:///tmp", "file:///%00"],
+    ],
+    ids=["many", "nul", "nul inside", "long", "second"],
+)
+async def test_roots_that_are_no_folders_are_refused(uris: list[str], shapes: Path) -> None:
+    async def roots(context: Any) -> ListRootsResult:
+        return ListRootsResult(roots=[Root(uri=uri) for uri in uris])
+
+    tool = small_tool(image_policy=ImagePolicy.untrusted(folders=(shapes.parent,)))
+    async with Client(image_server(tool, trust_roots=True), list_roots_callback=roots) as client:
+        assert error_of(await client.call_tool(NAME, {"question": CIRCLE, "image": str(shapes)})) == "InputError"
+        assert answer_of(await client.call_tool(NAME, ASKED)).answer == "red"
+
+
 class Counted:
     """A reasoner, and how many steps it has really made."""
 
