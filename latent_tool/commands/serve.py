@@ -89,6 +89,11 @@ def serve(
     if on_ray:
         from latent_tool.integrations import ray_serve
 
+        print(
+            "note: Ray opens ports of its own on every interface, whatever --host is: let a firewall close them.",
+            file=sys.stderr,
+            flush=True,
+        )
         found = ray_serve.application(
             reasoner,
             **service,
