@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
-from latent_tool.engine.engine import Engine, Job, Outcome, get_engine
+from latent_tool.engine.engine import Engine, get_engine
+from latent_tool.engine.job import Job, Outcome
 from latent_tool.models.loading import ModelSpec
 from latent_tool.scenes import Split, generate
 from latent_tool.settings import Budget, SearchSettings

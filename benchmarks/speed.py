@@ -38,14 +38,16 @@ from search_gain import questions
 from sklearn.metrics import roc_auc_score
 from torch._C._profiler import _EventType
 
-from latent_tool.engine.engine import Engine, Job, Outcome, get_engine
+from latent_tool.engine.engine import Engine, get_engine
+from latent_tool.engine.job import Job, Outcome
 from latent_tool.models import shared_prefix
 from latent_tool.models.cache import fork_cache
 from latent_tool.models.decoding import extract_answer, generation_rules
 from latent_tool.models.loading import ModelSpec, load
+from latent_tool.models.prefix import Prefix
 from latent_tool.models.prefix_cache import PrefixCache
 from latent_tool.models.shared_prefix import Stems, SuffixBatch
-from latent_tool.models.vlm import Prefix, VisionLanguageModel
+from latent_tool.models.vlm import VisionLanguageModel
 from latent_tool.scenes import generate
 from latent_tool.settings import Budget, SearchSettings
 

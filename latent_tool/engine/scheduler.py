@@ -12,8 +12,11 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import Any
 
-from latent_tool.engine.engine import Engine, InStep, Job, Member, Outcome
+from latent_tool.engine.engine import Engine
+from latent_tool.engine.in_step import InStep, Member
+from latent_tool.engine.job import Job, Outcome
 from latent_tool.errors import CancelledError, DeadlineError, OverloadedError, SettingsError
 from latent_tool.schema import ReasoningStep
 
@@ -123,8 +126,8 @@ class Scheduler:
     # ------------------------------------------------------------------ the worker thread
 
     def _work(self) -> None:
-        batch = InStep(self.engine, lambda: bool(self._queue) and self._active < self.max_active)
-        futures: dict[Member, Future[Outcome]] = {}
+        batch = InStep(self.engine.vlm, lambda: bool(self._queue) and self._active < self.max_active)
+        futures: dict[Member[Any], Future[Outcome]] = {}
         try:
             while self._admit(batch, futures):
                 for member in batch.step():
@@ -137,7 +140,7 @@ class Scheduler:
             for future in left:
                 _settle(future, error)
 
-    def _admit(self, batch: InStep, futures: dict[Member, Future[Outcome]]) -> bool:
+    def _admit(self, batch: InStep, futures: dict[Member[Any], Future[Outcome]]) -> bool:
         """Fill the free places in the order of asking; ``False`` when there is nothing left to do."""
         while True:
             with self._lock:
@@ -154,7 +157,8 @@ class Scheduler:
             if asked is not None:
                 try:
                     waited = asked.job.queue_seconds + self.engine.clock() - asked.since
-                    member = batch.join(replace(asked.job, queue_seconds=waited), asked.on_step)
+                    job = replace(asked.job, queue_seconds=waited)
+                    member = batch.join(job, self.engine.work(job), asked.on_step)
                 except BaseException as error:  # it is neither in the queue nor among the members
                     _settle(asked.future, error)
                     raise

@@ -23,7 +23,8 @@ from latent_tool.scores import SCORES, score_of
 from latent_tool.settings import GenerationSettings, NoiseSettings
 
 if TYPE_CHECKING:
-    from latent_tool.engine.engine import Engine, Examined, Job, Outcome, Sampled
+    from latent_tool.engine.engine import Engine
+    from latent_tool.engine.job import Examined, Job, Outcome, Sampled
 
 __all__ = ["Plan", "answer_batch", "answer_scores", "measured", "vote"]
 
@@ -72,7 +73,7 @@ def _answer(
     candidates: dict[tuple[str, str], int],
 ) -> list[Row]:
     """One row for every item, by one method."""
-    from latent_tool.engine.engine import Job
+    from latent_tool.engine.job import Job
 
     asked = [item for item in items if not isinstance(images[item.id], Exception)]
     jobs = []
@@ -127,7 +128,7 @@ def _in_time(engine: Engine, jobs: Sequence[Job]) -> list[Outcome | Exception]:
 def _examined(
     engine: Engine, plan: Plan, found: dict[str, Outcome | Sampled | Exception]
 ) -> dict[str, Examined | Exception]:
-    from latent_tool.engine.engine import Outcome
+    from latent_tool.engine.job import Outcome
 
     if plan.noise is None:
         return {}
@@ -143,7 +144,7 @@ def _row(
     examined: Examined | Exception | None,
     seconds: float,
 ) -> Row:
-    from latent_tool.engine.engine import Outcome
+    from latent_tool.engine.job import Outcome
 
     if isinstance(outcome, Exception):
         return _failed(method, item, outcome, seconds)

@@ -43,7 +43,8 @@ from latent_tool.settings import (
 )
 
 if TYPE_CHECKING:
-    from latent_tool.engine.engine import Engine, Job, Outcome
+    from latent_tool.engine.engine import Engine
+    from latent_tool.engine.job import Job, Outcome
 
 __all__ = ["OPTIONS_KEY", "CallOptions", "LatentReasoner"]
 
@@ -318,7 +319,7 @@ class LatentReasoner(RequestRunnable):
         image_seconds = time.monotonic() - began
         engine = call.engine(self)
 
-        from latent_tool.engine.engine import Job  # loads torch, which counts as loading the model
+        from latent_tool.engine.job import Job  # loads torch, which counts as loading the model
 
         job = Job(
             images=tuple(each.image for each in loaded),

@@ -1,23 +1,23 @@
 """The search over states: optimise the latents, inject the patches they attend to, keep the best state.
 
+    score the initial latents
     repeat for every round
-        T' = T + eps                   score N samples with the current patches V        (policy.py)
-        T <- T + eta grad J            score the updated state
-        attention of T to the cells    once, on the updated state
-        for every latent in order      propose its top cells; keep V + proposal if the reward rises   (patches.py)
+        1  T' = T + eps                   score N samples with the current patches V        (policy.py)
+        2  T <- T + eta grad J            score the updated state
+        3  attention of T to the cells    once, on the updated state
+        4  for every latent in order      propose its top cells; keep V + proposal if the reward rises   (patches.py)
 
-``search`` is a generator that asks questions (``Score``, ``Attend``) and is sent the answers, and in between yields a
-``Round`` after every round. It never calls a model, so that one driver can serve one search or many in one batch;
-``run`` is the driver for one. A state is a pair (T, V) that was scored together; nothing else is ever returned.
+The search awaits what it needs of a ``LatentModel`` and never computes a forward pass, so that the passes of many
+searches can share batches (asking.py). A state is a pair (T, V) that was scored together; nothing else is returned.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from latent_tool.method.policy import advantages, draw_noise, policy_gradient
 from latent_tool.method.reward import Logits, read_reward
 from latent_tool.settings import Budget, SearchSettings
 
-__all__ = ["Asking", "Attend", "Injection", "LatentModel", "Outcome", "Round", "Score", "State", "run", "search"]
+__all__ = ["Injection", "LatentModel", "Outcome", "Round", "State", "search"]
 
 
 @dataclass(frozen=True)
@@ -40,28 +40,6 @@ class State:
     reward: float
     top_k_mass: float
     first_token_probability: float
-
-
-@dataclass(frozen=True)
-class Score:
-    """Asks for the logits of ``N`` states: latents ``(N, L, d)`` and, for each, the cells injected before them.
-
-    ``answer_only``: the logits at the latents are not read. ``attention``: the reply may bring the attention along,
-    which is asked for next; if it does not, an ``Attend`` follows.
-    """
-
-    latents: Tensor
-    patches: tuple[tuple[int, ...], ...]
-    answer_only: bool = False
-    attention: bool = False
-
-
-@dataclass(frozen=True)
-class Attend:
-    """Asks for the attention ``(L, C)`` of the latents ``(L, d)`` to the image cells, mean over heads and layers."""
-
-    latents: Tensor
-    patches: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -105,17 +83,32 @@ class Outcome:
 
 
 class LatentModel(Protocol):
-    """What the method needs of a model that has one image and question in its cache."""
+    """What the search awaits of a model that has one image and question in its cache."""
 
-    def logits(self, latents: Tensor, patches: tuple[tuple[int, ...], ...]) -> Logits:
-        """Logits of ``N`` states; latents ``(N, L, d)``, one tuple of cells each."""
+    async def logits(
+        self,
+        latents: Tensor,
+        patches: tuple[tuple[int, ...], ...],
+        *,
+        answer_only: bool = False,
+        attention: bool = False,
+    ) -> Logits:
+        """Return the logits of ``N`` states.
 
-    def attention(self, latents: Tensor, patches: tuple[int, ...]) -> Tensor:
-        """Attention ``(L, C)`` of one state's latents to the image cells."""
+        Args:
+            latents: ``(N, L, d)``.
+            patches: for every state, the cells injected before its latents.
+            answer_only: the logits at the latents are not read.
+            attention: the reply may bring the attention along, which is needed next; if it does not,
+                ``attention`` is awaited.
+        """
+
+    async def attention(self, latents: Tensor, patches: tuple[int, ...]) -> Tensor:
+        """Return the attention ``(L, C)`` of latents ``(L, d)`` to the image cells, mean over heads and layers."""
 
 
-T = TypeVar("T")
-Asking = Generator[Score | Attend | Round, Logits | Tensor | None, T]
+async def _untold(row: Round) -> None:
+    """Nobody listens to the rounds."""
 
 
 class _LimitReached(Exception):
@@ -129,11 +122,13 @@ class _LimitReached(Exception):
 class _Run:
     """One search under way: the current and the best state, and what was spent."""
 
+    model: LatentModel
     settings: SearchSettings
     budget: Budget
     generator: torch.Generator
     unit: float
     stop: Callable[[], str | None]
+    on_round: Callable[[Round], Awaitable[None]]
     sigma: float
     current: State | None = None
     best: State | None = None
@@ -150,21 +145,21 @@ class _Run:
         limit = self.budget.max_candidates
         return 2**62 if limit is None else limit - self.candidates
 
-    def score(
+    async def score(
         self, latents: Tensor, patches: tuple[tuple[int, ...], ...], attention: bool = False
-    ) -> Asking[list[State | None]]:
+    ) -> list[State | None]:
         """Score states in one batch; a state whose reward is not finite becomes ``None``."""
         if self.best is not None and (reason := self.stop()):
             raise _LimitReached(reason)
         if self.room() < len(patches):
             raise _LimitReached("max_candidates")
-        answer = yield Score(latents, patches, self.settings.reward_position == "answer", attention)
-        assert isinstance(answer, Logits)
-        self.attention = answer.attention
-        reading = read_reward(answer, self.settings)
+        answer_only = self.settings.reward_position == "answer"
+        logits = await self.model.logits(latents, patches, answer_only=answer_only, attention=attention)
+        self.attention = logits.attention
+        reading = read_reward(logits, self.settings)
         self.candidates += len(patches)
         states: list[State | None] = []
-        for index, (reward, mass, first) in enumerate(zip(*(each.tolist() for each in reading), strict=True)):
+        for index, (reward, mass, first) in enumerate(zip(*(numbers.tolist() for numbers in reading), strict=True)):
             if not math.isfinite(reward):
                 self.discarded += 1
                 states.append(None)
@@ -177,26 +172,30 @@ class _Run:
         if state is not None and (self.best is None or state.reward > self.best.reward):
             self.best = state
 
-    def ascend(self) -> Asking[None]:
+    async def ascend(self) -> None:
         """One step of the policy gradient; the updated state becomes the current one unless it is not finite."""
         assert self.current is not None
         state, settings = self.current, self.settings
         if not settings.samples:
             return
+        # 1. Samples around the latents, scored in one batch with the current patches.
         noise = draw_noise(settings, (state.latents.shape[0], state.latents.shape[1]), self.generator)
-        noise = noise.to(state.latents)
+        noise = noise.to(state.latents)  # (N, L, d)
         candidates = state.latents + self.sigma * self.unit * noise
-        scored = yield from self.score(candidates, (state.patches,) * settings.samples)
-        for each in scored:
-            self.keep(each)
-        rewards = torch.tensor([math.nan if each is None else each.reward for each in scored], dtype=torch.float64)
+        scored = await self.score(candidates, (state.patches,) * settings.samples)
+        for sample in scored:
+            self.keep(sample)
+        rewards = torch.tensor(
+            [math.nan if sample is None else sample.reward for sample in scored], dtype=torch.float64
+        )  # (N,)
         self.sampled = float(rewards[rewards.isfinite()].mean()) if rewards.isfinite().any() else None
         if not settings.eta:
             return
-        gradient = policy_gradient(noise, advantages(rewards, settings), self.sigma)
+        # 2. One step along the gradient.
+        gradient = policy_gradient(noise, advantages(rewards, settings), self.sigma)  # (L, d)
         # sigma and eta are in units of `unit`: the gradient is one per unit, the step back in the latents' own scale.
         updated = state.latents + settings.eta * self.unit * gradient
-        (moved,) = yield from self.score(updated[None], (state.patches,), attention=self.may_inject(state))
+        (moved,) = await self.score(updated[None], (state.patches,), attention=self.may_inject(state))
         if moved is None:
             self.attention = None
         else:
@@ -207,7 +206,7 @@ class _Run:
         """Whether a walk from this state could add a cell."""
         return bool(self.settings.patches_per_latent) and len(state.patches) < self.budget.max_patches
 
-    def walk(self) -> Asking[None]:
+    async def walk(self) -> None:
         """Let every latent, in order, propose cells for the current state; keep a proposal if the reward rises.
 
         Proposals of the latents still to come are scored in one batch, and again only after one was accepted; the
@@ -220,12 +219,13 @@ class _Run:
             return
         if reason := self.stop():
             raise _LimitReached(reason)
+        # 3. The attention of the current state, which may have come with its logits.
         if self.attention is not None:
             (attention,) = self.attention
         else:
-            attention = yield Attend(self.current.latents, self.current.patches)
-        assert isinstance(attention, Tensor)
-        attention = attention.float().cpu()
+            attention = await self.model.attention(self.current.latents, self.current.patches)
+        attention = attention.float().cpu()  # (L, C)
+        # 4. The walk over the latents.
         latent = 0
         while latent < len(attention):
             state = self.current
@@ -238,7 +238,7 @@ class _Run:
                 asked = asked[: self.room()]
             if not asked:
                 return
-            scored = yield from self.score(
+            scored = await self.score(
                 state.latents.expand(len(asked), -1, -1), tuple(state.patches + cells for _, cells in asked)
             )
             for (latent, cells), proposed in zip(asked, scored, strict=True):
@@ -251,8 +251,8 @@ class _Run:
                     break
             latent += 1
 
-    def close_round(self, number: int, sigma: float | None, injected: int) -> Round:
-        """Write the row of a round; ``injected`` is the number of groups there were before it."""
+    async def close_round(self, number: int, sigma: float | None, injected: int) -> None:
+        """Write the row of a round and tell it; ``injected`` is the number of groups there were before it."""
         assert self.current is not None and self.best is not None
         row = Round(
             number=number,
@@ -268,7 +268,7 @@ class _Run:
             seconds=time.monotonic() - self.started,
         )
         self.rounds.append(row)
-        return row
+        await self.on_round(row)
 
     def limit_between_rounds(self, stale: int) -> str | None:
         """The reason to begin no further round; ``stale`` rounds went by without a better reward."""
@@ -280,7 +280,8 @@ class _Run:
         return None
 
 
-def search(
+async def search(
+    model: LatentModel,
     initial: Tensor,
     settings: SearchSettings,
     budget: Budget,
@@ -288,22 +289,24 @@ def search(
     generator: torch.Generator,
     unit: float = 1.0,
     stop: Callable[[], str | None] = lambda: None,
-) -> Asking[Outcome]:
-    """Search for the state with the highest reward, as a generator of questions and rounds.
+    on_round: Callable[[Round], Awaitable[None]] = _untold,
+) -> Outcome:
+    """Search for the state with the highest reward.
 
     Args:
+        model: scores states and reads their attention.
         initial: ``(L, d)`` initial latents, ``L >= 1``; never changed.
         settings: how to search.
         budget: limits on rounds, candidates and patches, target reward and patience.
         generator: CPU generator the noise is drawn from; the only source of randomness.
         unit: what ``sigma`` is measured in, for example the RMS of the model's embeddings.
         stop: called before every batch but the first; returns a stop reason to end the search with the best so far.
+        on_round: awaited with the row of every round as soon as the round is over.
 
-    Returns:
-        the ``Outcome``. Raises ``NumericalError`` when the initial state has no finite reward.
+    Raises ``NumericalError`` when the initial state has no finite reward.
     """
-    run = _Run(settings, budget, generator, unit, stop, settings.sigma)
-    (run.current,) = yield from run.score(initial.detach().float()[None], ((),))
+    run = _Run(model, settings, budget, generator, unit, stop, on_round, settings.sigma)
+    (run.current,) = await run.score(initial.detach().float()[None], ((),))
     run.keep(run.current)
     if run.current is None or run.best is None:
         raise NumericalError(
@@ -311,7 +314,7 @@ def search(
             "Load the model in float32 or bfloat16, or start the latents elsewhere (init).",
         )
     initial_reward = run.current.reward
-    yield run.close_round(0, None, 0)
+    await run.close_round(0, None, 0)
 
     reason: str | None = None
     improved = 0  # the round in which the best reward last rose
@@ -321,14 +324,14 @@ def search(
         best, scored, injected = run.best, run.candidates, len(run.injections)
         run.sampled = None
         try:
-            yield from run.ascend()
-            yield from run.walk()
+            await run.ascend()
+            await run.walk()
         except _LimitReached as limit:
             reason = limit.reason
         if run.best is not best:
             improved = number
         if run.candidates > scored:
-            yield run.close_round(number, run.sigma, injected)
+            await run.close_round(number, run.sigma, injected)
         if reason:
             break
         run.sigma *= settings.sigma_decay
@@ -342,21 +345,3 @@ def search(
         discarded=run.discarded,
         stop_reason=reason or run.limit_between_rounds(0) or "iterations",
     )
-
-
-def run(steps: Asking[Outcome], model: LatentModel) -> Generator[Round, None, Outcome]:
-    """Drive one search with one model: answer its questions, pass its rounds on, return its outcome."""
-    reply: Logits | Tensor | None = None
-    while True:
-        try:
-            step = steps.send(reply)
-        except StopIteration as end:
-            outcome: Outcome = end.value
-            return outcome
-        reply = None
-        if isinstance(step, Score):
-            reply = model.logits(step.latents, step.patches)
-        elif isinstance(step, Attend):
-            reply = model.attention(step.latents, step.patches)
-        else:
-            yield step

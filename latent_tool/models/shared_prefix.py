@@ -18,7 +18,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,16 +28,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from latent_tool.models.attention import mean_over_layers, pick_columns
-
-if TYPE_CHECKING:
-    from latent_tool.models.vlm import Prefix, VisionLanguageModel
+from latent_tool.models.decoder import Decoder
+from latent_tool.models.prefix import Prefix, Stem
 
 __all__ = [
-    "Computed",
-    "Stem",
-    "Stems",
     "SuffixBatch",
-    "common_length",
     "hides_exactly",
     "install",
     "installed",
@@ -49,71 +44,6 @@ _active = threading.local()
 
 # Attention scores of the prefix part that are held at once, as float32 numbers, where no fused kernel is used.
 _CHUNK = 4_000_000
-
-
-@dataclass(frozen=True)
-class Stem:
-    """Keys and values of injected cells right after a prefix, ``(layers, 2, Hkv, V, D)``."""
-
-    cells: tuple[int, ...]
-    states: Tensor
-
-
-@dataclass(frozen=True)
-class Computed:
-    """A row of a pass that began after a stem, and the cells that it added: column ``[first, first + added)``."""
-
-    layers: Sequence[tuple[Tensor, Tensor]]
-    row: int
-    first: int
-    cells: tuple[int, ...]
-    before: Stem | None
-
-    def stem(self) -> Stem:
-        columns = slice(self.first, self.first + len(self.cells) - (len(self.before.cells) if self.before else 0))
-        states = torch.stack([torch.stack(each)[:, self.row, :, columns] for each in self.layers])
-        return Stem(self.cells, states if self.before is None else torch.cat([self.before.states, states], dim=3))
-
-
-class Stems:
-    """The stems of one prefix: the few that were used last, and those of the last pass that computed new ones."""
-
-    KEPT = 4
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._stems: tuple[Stem, ...] = ()
-        self._computed: tuple[Computed, ...] = ()
-
-    def find(self, cells: tuple[int, ...]) -> Stem | None:
-        """What is known of the cells: a stem of the longest possible run of them from the first one on."""
-        if not cells:
-            return None
-        with self._lock:
-            every: tuple[Stem | Computed, ...] = (*self._stems, *self._computed)
-            best, length = None, 0
-            for each in every:
-                common = common_length((each.cells, cells))
-                if common > length:
-                    best, length = each, common
-            if best is None:
-                return None
-            stem = best if isinstance(best, Stem) else best.stem()
-            self._stems = (stem, *(each for each in self._stems if each is not stem))[: self.KEPT]
-        if length == len(stem.cells):
-            return stem
-        return Stem(stem.cells[:length], stem.states[:, :, :, :length])
-
-    def add(self, computed: Sequence[Computed]) -> None:
-        """Remember what a pass computed, in place of the pass before."""
-        with self._lock:
-            self._computed = tuple(computed)
-
-
-def common_length(sequences: Sequence[Sequence[int]]) -> int:
-    """Length of the beginning that all sequences have in common."""
-    shortest = min(map(len, sequences))
-    return next((at for at, row in enumerate(zip(*sequences, strict=False)) if len(set(row)) > 1), shortest)
 
 
 class _SuffixLayer(DynamicLayer):  # type: ignore[misc]
@@ -159,7 +89,7 @@ class SuffixBatch:
     """Rows that continue prefixes, run together.
 
     Args:
-        vlm: the model.
+        decoder: the model's decoder.
         prefixes: the prefix of every row; rows of one prefix stand together.
         stems: per row, what of its suffix is known; the embeddings that are run begin after it.
         keep: whether the keys and values of the suffixes are needed after the first pass.
@@ -167,12 +97,12 @@ class SuffixBatch:
 
     def __init__(
         self,
-        vlm: VisionLanguageModel,
+        decoder: Decoder,
         prefixes: Sequence[Prefix],
         stems: Sequence[Stem | None] | None = None,
         keep: bool = True,
     ) -> None:
-        self.vlm = vlm
+        self.decoder = decoder
         self.prefixes = list(prefixes)
         stems = [None] * len(prefixes) if stems is None else stems
         longest = max(prefix.length for prefix in prefixes)
@@ -219,7 +149,7 @@ class SuffixBatch:
             for part in suffixes
         ]
         embeddings = parts[0] if len(parts) == 1 else torch.cat(parts)
-        device = self.vlm.device
+        device = self.decoder.device
         self._places = torch.tensor(self._columns, device=device)
         # Nothing is masked when one token follows rows without padding.
         self._plain = length == 1 and not any(-1 in row for row in self._columns)
@@ -228,13 +158,13 @@ class SuffixBatch:
         shape = self.prefixes[0].positions
         if shape is not None:
             positions = positions.expand(*shape.shape[:-2], *positions.shape)
-        wanted = self.vlm.places([length + place for place in keep])
-        with self.vlm.forward_pass():
+        wanted = self.decoder.places([length + place for place in keep])
+        with self.decoder.forward_pass():
             _active.batch = self
             try:
-                output = self.vlm.model(
+                output = self.decoder.model(
                     inputs_embeds=embeddings,
-                    **{self.vlm.cache_name: self.cache},
+                    **{self.decoder.cache_name: self.cache},
                     position_ids=positions,
                     use_cache=True,
                     logits_to_keep=wanted,
@@ -248,7 +178,7 @@ class SuffixBatch:
 
     def select(self, rows: Sequence[int]) -> None:
         """Go on with some of the rows only, in the order given."""
-        index = torch.tensor(list(rows), device=self.vlm.device)
+        index = torch.tensor(list(rows), device=self.decoder.device)
         self.prefixes = [self.prefixes[row] for row in rows]
         self._columns = [self._columns[row] for row in rows]
         self._starts = [self._starts[row] for row in rows]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
 from typing import Any, Literal, NamedTuple
@@ -21,12 +20,16 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from latent_tool.errors import ContextLengthError, ImageError, ModelLoadError, ModelNotSupportedError, NumericalError
+from latent_tool.method.asking import contained
 from latent_tool.method.reward import Logits, entropy, entropy_of
 from latent_tool.models.attention import tap_attention
-from latent_tool.models.cache import cache_name, fork_cache, new_cache
-from latent_tool.models.cells import Box, View, cell_boxes
+from latent_tool.models.cache import fork_cache, new_cache
+from latent_tool.models.cells import View, cell_boxes
+from latent_tool.models.decoder import Decoder
 from latent_tool.models.decoding import Decoded, generation_rules, greedy, sampler
 from latent_tool.models.families import family
+from latent_tool.models.memory import out_of_memory
+from latent_tool.models.prefix import Cell, Computed, Inputs, Prefix, Stem, Stems, common_length
 from latent_tool.models.prefix_cache import ImagePrefix, PrefixCache, cut_cache, cut_tensors, image_key
 from latent_tool.models.prompts import Markers, find_markers, render_prompt
 from latent_tool.models.requests import (
@@ -37,16 +40,10 @@ from latent_tool.models.requests import (
     Score,
     TokenEntropies,
     TokenLogProbabilities,
-    contained,
     never,
-    out_of_memory,
 )
 from latent_tool.models.shared_prefix import (
-    Computed,
-    Stem,
-    Stems,
     SuffixBatch,
-    common_length,
     hides_exactly,
     install,
     installed,
@@ -55,56 +52,7 @@ from latent_tool.models.shared_prefix import (
 from latent_tool.models.watch import watched
 from latent_tool.settings import PREFIX_CACHE_BYTES, GenerationSettings
 
-__all__ = ["Cell", "Inputs", "Prefix", "VisionLanguageModel"]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One image cell of the prompt: which image it belongs to, and its box in pixels of the upright image."""
-
-    image: int
-    box: Box | None
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Processed inputs of one question, before the model has seen them."""
-
-    tensors: Mapping[str, Any]
-    tail: tuple[int, ...]
-    markers: Markers
-    cells: tuple[Cell, ...]
-    warnings: tuple[str, ...]
-
-    @property
-    def length(self) -> int:
-        """Tokens of the prefix."""
-        return int(self.tensors["input_ids"].shape[1])
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """The prefix in the cache.
-
-    ``features``: ``(C, d)``, merged image features at the image cells. ``last_logits``: ``(vocabulary,)`` after the
-    prefix. ``positions``: position ids the decoder was given, ``(..., P)``, or ``None`` if it counts by itself;
-    ``next_position``: the one that follows. ``columns``: ``(C,)``, where the image cells stand in the prefix.
-    ``stems``: what is known of cells injected after it.
-    """
-
-    inputs: Inputs
-    cache: DynamicCache
-    features: Tensor
-    last_logits: Tensor
-    positions: Tensor | None
-    columns: Tensor
-    next_position: int
-    stems: Stems = field(default_factory=Stems, compare=False, repr=False)
-
-    @property
-    def length(self) -> int:
-        """Tokens of the prefix."""
-        return self.inputs.length
+__all__ = ["VisionLanguageModel"]
 
 
 Decoding = Generator[int | None, "_Next", Decoded]
@@ -150,7 +98,7 @@ class _Row:
     decoding: Decoding
 
 
-class VisionLanguageModel:
+class VisionLanguageModel(Decoder):
     """A frozen vision-language model and its processor.
 
     Calls may come from any thread: one lock lets one forward pass run at a time, and no state of a question is kept on
@@ -164,15 +112,11 @@ class VisionLanguageModel:
     def __init__(
         self, model: PreTrainedModel, processor: Any, name: str, prefix_cache_bytes: int = PREFIX_CACHE_BYTES
     ) -> None:
-        self.model = model
+        super().__init__(model)
         self.processor = processor
         self.tokenizer = processor.tokenizer
-        self.cache_name = cache_name(model)
         self.name = name
-        self._lock = threading.RLock()
         self._processor_lock = threading.Lock()
-        self._embedding = model.get_input_embeddings()
-        self._embedding_rms: float | None = None
         self.prefix_cache = PrefixCache(prefix_cache_bytes)
         # Whether a prompt can be computed in two parts; None: not known before the first question.
         self._splits: bool | None = None
@@ -181,26 +125,6 @@ class VisionLanguageModel:
         self._shares: bool | None = None if not per_layer and install(model) else False
 
     # ------------------------------------------------------------------ facts about the model
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the input embeddings."""
-        device: torch.device = self._embedding.weight.device
-        return device
-
-    def places(self, keep: Sequence[int]) -> Tensor:
-        """Positions at which the model computes logits, as it takes them.
-
-        Where its layers are on several devices, they are on the CPU: such an index fits a tensor of any device.
-        """
-        several = len(set((getattr(self.model, "hf_device_map", None) or {}).values())) > 1
-        return torch.tensor(list(keep), device="cpu" if several else self.device)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the decoder's activations."""
-        dtype: torch.dtype = self._embedding.weight.dtype
-        return dtype
 
     @property
     def context_length(self) -> int | None:
@@ -219,31 +143,11 @@ class VisionLanguageModel:
             "Use a model that puts image tokens into the decoder's input, such as LLaVA or Qwen-VL.",
         )
 
-    def embed(self, tokens: Sequence[int]) -> Tensor:
-        """Input embeddings ``(n, d)`` of tokens."""
-        ids = torch.tensor(list(tokens), dtype=torch.long, device=self.device)
-        with torch.inference_mode():
-            embeddings: Tensor = self._embedding(ids)
-        return embeddings
-
     def tokens(self, text: str) -> list[int]:
         """Tokens of a text that stands alone, without what a tokenizer adds to every text."""
         with self._processor_lock:
             ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         return ids
-
-    def embedding_rms(self) -> float:
-        """Root mean square of the input embeddings' entries (over at most 4,096 tokens spread over the vocabulary)."""
-        if self._embedding_rms is None:
-            size = self._embedding.weight.shape[0]
-            tokens = range(0, size, max(1, size // 4096))
-            self._embedding_rms = float(self.embed(tokens).float().pow(2).mean().sqrt())
-        return self._embedding_rms
-
-    def mean_embedding(self) -> Tensor:
-        """Mean input embedding ``(d,)`` over the same tokens."""
-        size = self._embedding.weight.shape[0]
-        return self.embed(range(0, size, max(1, size // 4096))).float().mean(0)
 
     # ------------------------------------------------------------------ from a question to the cache
 
@@ -468,12 +372,6 @@ class VisionLanguageModel:
         return ImagePrefix(cached, features, positions, columns, following), output.logits[0, -1]
 
     # ------------------------------------------------------------------ continuing from the cache
-
-    @contextmanager
-    def forward_pass(self) -> Iterator[None]:
-        """One forward pass at a time, without gradients."""
-        with self._lock, torch.inference_mode():
-            yield
 
     def _positions(self, prefix: Prefix | ImagePrefix, start: int, length: int, batch: int) -> Tensor | None:
         """Position ids of ``length`` tokens that stand ``start`` tokens after the prefix."""

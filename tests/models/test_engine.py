@@ -16,7 +16,10 @@ from naive_model import run as run_naively
 from pictures import draw_shapes
 from PIL import Image
 
-from latent_tool.engine.engine import Engine, Job, Outcome, get_engine
+from latent_tool.engine.engine import Engine, get_engine
+from latent_tool.engine.job import Job, Outcome
+from latent_tool.engine.question import Question
+from latent_tool.engine.work import answer
 from latent_tool.errors import (
     CancelledError,
     ContextLengthError,
@@ -294,9 +297,16 @@ class Late(Engine):
         self.looks += self.answered
         return 2.0 if self.looks >= self.jump else 0.0
 
-    def _extract(self, *arguments: Any) -> Any:
-        self.answered = True
-        return super()._extract(*arguments)
+    def work(self, job: Job) -> Any:
+        question = Question(self.vlm, job, self.clock)
+        extract = question.extract
+
+        def noted(*arguments: Any) -> Any:
+            self.answered = True
+            return extract(*arguments)
+
+        question.extract = noted  # type: ignore[method-assign]
+        return answer(question)
 
 
 def test_the_deadline_holds_while_grounding_and_controls_are_made(engine: Engine, picture: Image.Image) -> None:

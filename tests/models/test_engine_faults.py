@@ -12,12 +12,15 @@ import pytest
 import torch
 from pictures import draw_shapes
 
-from latent_tool.engine.engine import Engine, Job, Outcome
+from latent_tool.engine.engine import Engine
+from latent_tool.engine.job import Job, Outcome
 from latent_tool.errors import CancelledError, DeadlineError, NotEnoughMemoryError, NumericalError
 from latent_tool.models import attention, shared_prefix
 from latent_tool.models.loading import ModelSpec, load
+from latent_tool.models.memory import out_of_memory
 from latent_tool.models.prefix_cache import PrefixCache
-from latent_tool.models.requests import Score, out_of_memory, together
+from latent_tool.models.requests import Score
+from latent_tool.models.serving import together
 from latent_tool.models.shared_prefix import SuffixBatch
 from latent_tool.settings import Budget, NoiseSettings, SearchSettings
 

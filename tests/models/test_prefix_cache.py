@@ -12,11 +12,13 @@ from pictures import draw_shapes
 from torch import Tensor
 from transformers import DynamicCache
 
-from latent_tool.engine.engine import Engine, Job, Sampled
+from latent_tool.engine.engine import Engine
+from latent_tool.engine.job import Job, Sampled
 from latent_tool.errors import SettingsError
 from latent_tool.models.loading import ModelSpec, load
+from latent_tool.models.prefix import Inputs
 from latent_tool.models.prefix_cache import ImagePrefix, PrefixCache, image_key
-from latent_tool.models.vlm import Inputs, VisionLanguageModel
+from latent_tool.models.vlm import VisionLanguageModel
 from latent_tool.settings import Budget, NoiseSettings, SamplingSettings, SearchSettings
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from pictures import draw_shapes
 
-from latent_tool.engine.engine import Engine, InStep, Job, Outcome
+from latent_tool.engine.engine import Engine
+from latent_tool.engine.in_step import InStep
+from latent_tool.engine.job import Job, Outcome
 from latent_tool.engine.scheduler import Scheduler, get_scheduler
 from latent_tool.errors import CancelledError, DeadlineError, OverloadedError, QuestionError, SettingsError
 from latent_tool.schema import ReasoningStep

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from latent_tool.engine.engine import Engine, Job, Outcome
+from latent_tool.engine.engine import Engine
+from latent_tool.engine.job import Job, Outcome
 from latent_tool.errors import CancelledError, QuestionError
 from latent_tool.method.policy import policy_gradient
 from latent_tool.method.reward import Logits, entropy, read_reward
@@ -24,9 +25,9 @@ from latent_tool.models import vlm as vlm_module
 from latent_tool.models.attention import AttentionTap
 from latent_tool.models.decoding import Decoded
 from latent_tool.models.loading import ModelSpec, load
+from latent_tool.models.prefix import Prefix
 from latent_tool.models.requests import Attend, Decode, Score
 from latent_tool.models.shared_prefix import SuffixBatch
-from latent_tool.models.vlm import Prefix
 from latent_tool.settings import Budget, GenerationSettings, NoiseSettings, SearchSettings
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}

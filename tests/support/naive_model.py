@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from latent_tool.models.vlm import Inputs, VisionLanguageModel
+from latent_tool.models.prefix import Inputs
+from latent_tool.models.vlm import VisionLanguageModel
 
 # Float32: what is left is the order in which sums are taken. A position off by one moves logits by more than 0.05.
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}

@@ -29,7 +29,17 @@ class ToyModel:
         gap = float((latents - self.target).pow(2).sum())
         return self.height - gap + sum(float(self.bonus[cell]) for cell in patches)
 
-    def logits(self, latents: Tensor, patches: tuple[tuple[int, ...], ...]) -> Logits:
+    async def logits(
+        self,
+        latents: Tensor,
+        patches: tuple[tuple[int, ...], ...],
+        *,
+        answer_only: bool = False,
+        attention: bool = False,
+    ) -> Logits:
+        return self.scores(latents, patches)
+
+    def scores(self, latents: Tensor, patches: tuple[tuple[int, ...], ...]) -> Logits:
         assert len(latents) == len(patches)
         self.scored += [(row.clone(), cells) for row, cells in zip(latents, patches, strict=True)]
         first = torch.tensor([self.objective(row, cells) for row, cells in zip(latents, patches, strict=True)])
@@ -37,7 +47,10 @@ class ToyModel:
         answer[:, 0] = first
         return Logits(answer[:, None].expand(-1, latents.shape[1], -1), answer)
 
-    def attention(self, latents: Tensor, patches: tuple[int, ...]) -> Tensor:
+    async def attention(self, latents: Tensor, patches: tuple[int, ...]) -> Tensor:
+        return self.looked(latents, patches)
+
+    def looked(self, latents: Tensor, patches: tuple[int, ...]) -> Tensor:
         self.attended += 1
         generator = torch.Generator().manual_seed(int(latents.abs().sum() * 1e3) % 2**31)
         return torch.rand(len(latents), len(self.bonus), generator=generator).softmax(-1)
@@ -45,7 +58,7 @@ class ToyModel:
     def reward(self, latents: Tensor, patches: tuple[int, ...], settings: SearchSettings) -> float:
         """The reward of one state, worked out on its own."""
         fresh = ToyModel(self.target, self.bonus, self.vocabulary, self.height)
-        return float(read_reward(fresh.logits(latents[None], (patches,)), settings).reward[0])
+        return float(read_reward(fresh.scores(latents[None], (patches,)), settings).reward[0])
 
 
 def toy(latents: int = 2, width: int = 3, cells: int = 10, seed: int = 0) -> ToyModel:

@@ -43,7 +43,8 @@ from scripted_agents import CIRCLE, SQUARE, essence, small_reasoner
 import latent_tool
 from latent_tool import Budget, ImagePolicy, LatentReasoner, ReasoningResult, SearchSettings
 from latent_tool.engine import engine as engine_module
-from latent_tool.engine.engine import InStep, Job
+from latent_tool.engine.in_step import InStep
+from latent_tool.engine.job import Job
 from latent_tool.errors import (
     CancelledError,
     ImageNotAllowedError,

@@ -15,7 +15,8 @@ from recorder import Recorder, options
 from scripted_agents import CIRCLE, SQUARE, essence, scripted, small_reasoner
 
 from latent_tool import Budget, ChatLatentReasoner, ConfidenceRouter, LatentReasoner, ReasoningRequest, ReasoningResult
-from latent_tool.engine.engine import InStep, Job
+from latent_tool.engine.in_step import InStep
+from latent_tool.engine.job import Job
 from latent_tool.errors import ContextLengthError, ImageNotFoundError, InputError, RungError, SettingsError
 from latent_tool.schema import ReasoningStep
 

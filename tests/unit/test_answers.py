@@ -10,7 +10,8 @@ import easy_vqa
 import pytest
 from PIL import Image
 
-from latent_tool.engine.engine import Engine, Job, Outcome
+from latent_tool.engine.engine import Engine
+from latent_tool.engine.job import Job, Outcome
 from latent_tool.langchain.reasoner import LatentReasoner
 from latent_tool.scenes import generate
 from latent_tool.schema import ReasoningResult

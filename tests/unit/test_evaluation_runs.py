@@ -17,7 +17,8 @@ from pictures import draw_shapes
 from latent_tool import Budget, LatentReasoner, ReasoningResult
 from latent_tool.calibration import Calibration
 from latent_tool.calibration.configuration import EMBEDDED_FOLDER, fingerprint
-from latent_tool.engine.engine import Engine, Examined, Job
+from latent_tool.engine.engine import Engine
+from latent_tool.engine.job import Examined, Job
 from latent_tool.errors import DatasetError, LatentToolError, ModelNotFoundError, SettingsError
 from latent_tool.evaluation import Item, Match, Run, evaluate, load_dataset, load_run, parse_method
 from latent_tool.evaluation.answers import answer_scores

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,20 +13,13 @@ from torch import Tensor
 from toy import ToyModel, toy
 
 from latent_tool.errors import NumericalError
+from latent_tool.method.asking import Asking
 from latent_tool.method.patches import propose
 from latent_tool.method.reward import Logits
-from latent_tool.method.search import Outcome, Round, run, search
+from latent_tool.method.search import Outcome, search
 from latent_tool.settings import Budget, SearchSettings
 
 CALM = SearchSettings(sigma=0.3, eta=0.05, patches_per_latent=2, scale="absolute")
-
-
-def finish(steps: Iterator[Round]) -> Outcome:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
 
 
 def solve(
@@ -35,7 +27,8 @@ def solve(
 ) -> Outcome:
     start = options.pop("start", torch.zeros_like(model.target))
     generator = torch.Generator().manual_seed(seed)
-    return finish(run(search(start, how, budget or Budget(), generator=generator, **options), model))
+    # A toy replies at once: the search ends without a request.
+    return Asking(search(model, start, how, budget or Budget(), generator=generator, **options)).outcome()
 
 
 @pytest.mark.parametrize("how", [CALM, SearchSettings.paper(sigma=0.5, eta=0.05)], ids=["default", "paper"])
@@ -69,7 +62,7 @@ def sequential_walk(
     model: ToyModel, latents: Tensor, patches: tuple[int, ...], how: SearchSettings, room: int
 ) -> tuple[int, ...]:
     """The walk as the paper describes it: one proposal after the other, each scored on its own."""
-    attention = model.attention(latents, patches)
+    attention = model.looked(latents, patches)
     current = model.reward(latents, patches, how)
     for latent in range(len(latents)):
         kind = how.proposals
@@ -198,9 +191,9 @@ def test_a_stop_at_once_still_gives_the_start() -> None:
 class Faulty(ToyModel):
     """Loses some of its candidates to NaN."""
 
-    def logits(self, latents: Tensor, patches: tuple[tuple[int, ...], ...]) -> Logits:
+    def scores(self, latents: Tensor, patches: tuple[tuple[int, ...], ...]) -> Logits:
         first = not self.scored
-        logits = super().logits(latents, patches)
+        logits = super().scores(latents, patches)
         answer = logits.answer.clone()
         if not first:
             answer[::2] = math.nan

@@ -255,7 +255,7 @@ def test_errors_belong_to_their_items_and_answers_are_kept(tmp_path: Path, monke
 
 def test_the_dependency_of_drawn_tokens_is_that_of_the_engine() -> None:
     """A greedy draw without thinking is the plain answer, whose dependency the engine measures itself."""
-    from latent_tool.engine.engine import Job
+    from latent_tool.engine.job import Job
     from latent_tool.settings import NoiseSettings, SamplingSettings, SearchSettings
 
     (item,) = load_dataset("scenes:held_out:3900001-3900001")

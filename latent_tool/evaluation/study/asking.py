@@ -13,7 +13,7 @@ from latent_tool.schema import Grounding, ReasoningResult
 from latent_tool.settings import NoiseSettings, SamplingSettings
 
 if TYPE_CHECKING:
-    from latent_tool.engine.engine import Job, Outcome, Sampled
+    from latent_tool.engine.job import Job, Outcome, Sampled
 
 __all__ = ["Progress", "collect"]
 
@@ -75,7 +75,7 @@ def _ask(
     system: str | None,
 ) -> list[Question | str]:
     """The answer to every item, or why there is none: no item's error is another's."""
-    from latent_tool.engine.engine import Job
+    from latent_tool.engine.job import Job
 
     engine = reasoner.engine()
     jobs: dict[int, Job] = {}

@@ -13,7 +13,8 @@ from naive_model import CLOSE, MARKERS, QUESTION, draw_latents
 from tiny_checkpoints import picture
 
 from latent_tool.models.families import family
-from latent_tool.models.vlm import Inputs, VisionLanguageModel
+from latent_tool.models.prefix import Inputs
+from latent_tool.models.vlm import VisionLanguageModel
 
 LENGTH = 6
 

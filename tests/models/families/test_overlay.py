@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw
 from tiny_checkpoints import loaded, picture
 
 from families.test_models_cells import features, without_mixing
-from latent_tool.engine.engine import Engine, Job
+from latent_tool.engine.engine import Engine
+from latent_tool.engine.job import Job
 from latent_tool.images.load import load_image
 from latent_tool.schema import CellAttention, Patch, ReasoningResult
 from latent_tool.settings import Budget, ImagePolicy

@@ -1,0 +1,205 @@
+"""One question under way: the steps that answering it takes, each awaiting what it needs of the model.
+
+``work`` puts them in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from latent_tool.engine.clock import Clock
+from latent_tool.engine.in_step import Tell
+from latent_tool.engine.job import Job, joint
+from latent_tool.engine.rounds import search_step
+from latent_tool.errors import ContextLengthError, NotEnoughMemoryError, SettingsError
+from latent_tool.method.reward import Logits
+from latent_tool.method.search import Outcome as SearchOutcome
+from latent_tool.method.search import Round, search
+from latent_tool.models.decoding import Decoded, ExtractedAnswer, extract_answer, generation_rules
+from latent_tool.models.families import answer_marks
+from latent_tool.models.prefix import Inputs, Prefix
+from latent_tool.models.requests import Attend, Decode, Reason, Score, TokenLogProbabilities
+from latent_tool.models.vlm import VisionLanguageModel
+from latent_tool.settings import Budget
+
+__all__ = ["Question"]
+
+# Tokens of the answer that the search leaves time for when there is a deadline.
+_RESERVED_TOKENS = 16
+
+
+class _Latents:
+    """What the search awaits (``method.search.LatentModel``), of one prefix."""
+
+    def __init__(self, prefix: Prefix, clock: Clock) -> None:
+        self.prefix = prefix
+        self.clock = clock
+
+    async def logits(
+        self,
+        latents: Tensor,
+        patches: tuple[tuple[int, ...], ...],
+        *,
+        answer_only: bool = False,
+        attention: bool = False,
+    ) -> Logits:
+        logits = await Score(self.prefix, latents, patches, answer_only, attention)
+        self.clock.calls += 1
+        return logits
+
+    async def attention(self, latents: Tensor, patches: tuple[int, ...]) -> Tensor:
+        attention = await Attend(self.prefix, latents, patches)
+        self.clock.calls += 1
+        return attention
+
+
+class Question:
+    """A job, the model that does it, and the time it takes.
+
+    Args:
+        vlm: the model; facts are asked of it directly, forward passes are awaited.
+        job: what to do.
+        now: seconds from an arbitrary start, monotonic.
+    """
+
+    def __init__(self, vlm: VisionLanguageModel, job: Job, now: Callable[[], float]) -> None:
+        self.vlm = vlm
+        self.job = job
+        self.now = now
+        self.clock = Clock(job, now)
+
+    def inputs(self) -> Inputs:
+        """Render the prompt as the model takes it."""
+        try:
+            return self.vlm.prepare(
+                self.job.images,
+                self.job.question,
+                system=self.job.system,
+                position=self.job.settings.latent_position,
+                thinking_markers=self.job.settings.thinking_markers,
+                images_first=self.job.images_first,
+            )
+        except MemoryError:
+            raise NotEnoughMemoryError("The images do not fit into memory.", "Use smaller images.") from None
+
+    def fit_context(self, inputs: Inputs) -> tuple[Budget, list[str]]:
+        """Cut the budget to what the model's context holds."""
+        limit, budget, warnings = self.vlm.context_length, self.job.budget, list[str]()
+        if limit is None:
+            return budget, warnings
+        fixed = inputs.length + len(inputs.tail)
+        if self.job.settings.latents:
+            fixed += self.job.settings.latents + len(inputs.markers.opening) + len(inputs.markers.closing)
+        if fixed + 1 > limit:
+            raise ContextLengthError(
+                f"Image, question and latents take {fixed} tokens; the model's context has {limit}.",
+                "Shorten the question, make the image smaller or use fewer latents.",
+            )
+        patches = min(budget.max_patches, max(0, limit - fixed - min(budget.max_new_tokens, 32)))
+        if patches < budget.max_patches:
+            budget = budget.but(max_patches=patches)
+            warnings.append(f"max_patches was cut to {patches} to fit the model's context of {limit} tokens.")
+        room = limit - fixed - (budget.max_patches if self.job.settings.latents else 0)
+        if room < budget.max_new_tokens:
+            budget = budget.but(max_new_tokens=max(1, room))
+            warnings.append(f"max_new_tokens was cut to {max(1, room)} to fit the model's context of {limit} tokens.")
+        return budget, warnings
+
+    async def initial_latents(self, prefix: Prefix) -> Tensor:
+        """Return where the latents start, ``(L, d)`` float32."""
+        start = await self._start(prefix)
+        return self._noised_start(start) if self.job.settings.init_noise else start
+
+    async def _start(self, prefix: Prefix) -> Tensor:
+        count, settings = self.job.settings.latents, self.job.settings
+        if settings.init == "mean":
+            return self.vlm.mean_embedding().expand(count, -1).clone()
+        if settings.init == "reasoning":
+            before = self.now()
+            tokens, calls = await Reason(prefix, count, self.clock.expired)
+            self.clock.calls += calls
+            self.reserve_time((self.now() - before) / max(calls, 1))
+            if tokens:
+                return self.vlm.embed(tokens).float()
+        return self.vlm.embed([self._init_token(settings.init_token)]).float().expand(count, -1).clone()
+
+    def _noised_start(self, start: Tensor) -> Tensor:
+        """Move the initial latents once by noise, from a stream of its own."""
+        unit = self.vlm.embedding_rms() if self.job.settings.scale == "embedding_rms" else 1.0
+        generator = torch.Generator().manual_seed((self.job.seed + 2**62) % 2**63)
+        noise = torch.randn(start.shape, generator=generator).to(start)
+        return start + self.job.settings.init_noise * unit * noise
+
+    def _init_token(self, wanted: str | None) -> int:
+        tokenizer = self.vlm.tokenizer
+        if wanted is not None:
+            token = tokenizer.convert_tokens_to_ids(wanted)
+            if token is None or token == tokenizer.unk_token_id:
+                raise SettingsError(f"The model has no token {wanted!r}.", "Choose another init_token, or none.")
+            return int(token)
+        candidates = (tokenizer.get_vocab().get("<|endoftext|>"), tokenizer.eos_token_id, tokenizer.pad_token_id, 0)
+        return int(next(token for token in candidates if token is not None))
+
+    def reserve_time(self, per_call: float) -> None:
+        """Keep time for decoding an answer, but never more than half of what is left."""
+        if self.job.deadline is not None:
+            wanted = per_call * (1 + min(self.job.budget.max_new_tokens, _RESERVED_TOKENS))  # and the plain probability
+            self.clock.reserve = max(0.0, min(wanted, (self.job.deadline - self.now()) / 2))
+
+    async def search(self, prefix: Prefix, start: Tensor, budget: Budget) -> SearchOutcome:
+        """Search from the initial latents ``(L, d)``, and tell every round."""
+        settings, began = self.job.settings, self.now()
+
+        async def on_round(row: Round) -> None:
+            if row.number == 0 and not self.clock.reserve:
+                self.reserve_time(self.now() - began)
+            await Tell(search_step(row, prefix.inputs.cells, budget))
+
+        return await search(
+            _Latents(prefix, self.clock),
+            start.to(self.vlm.device),
+            settings,
+            budget,
+            generator=torch.Generator().manual_seed(self.job.seed),
+            unit=self.vlm.embedding_rms() if settings.scale == "embedding_rms" else 1.0,
+            stop=self.clock.search_must_end,
+            on_round=on_round,
+        )
+
+    async def decode(self, prefix: Prefix, latents: Tensor | None, patches: Sequence[int], budget: Budget) -> Decoded:
+        """Decode, past the deadline too for the one token without which there is no answer."""
+        asked = 0
+
+        def stop() -> bool:
+            nonlocal asked
+            asked += 1
+            return self.clock.expired() and asked > 1
+
+        decoded = await Decode(prefix, latents, patches, budget.max_new_tokens, stop, self.job.generation)
+        self.clock.calls += len(decoded.tokens)
+        return decoded
+
+    async def plain_probability(
+        self, prefix: Prefix, latents: Tensor | None, decoded: Decoded, answer: ExtractedAnswer
+    ) -> float | None:
+        """Return the joint probability of the answer's tokens by the model before it thought; one forward pass.
+
+        The search raises the confidence in whatever it ends with; this one it cannot raise. The pass is made past the
+        deadline, too: without it an answer that was just in time would have no confidence.
+        """
+        if latents is None or answer.start == answer.stop:
+            return joint(decoded.log_probabilities, answer)
+        self.clock.expired()  # raises if the question was cancelled
+        log_p = await TokenLogProbabilities(prefix, None, (), decoded.tokens[: answer.stop])
+        self.clock.calls += 1
+        return joint(log_p, answer)
+
+    def extract(self, prefix: Prefix, decoded: Decoded) -> ExtractedAnswer:
+        """Find the answer among the decoded tokens."""
+        rules = generation_rules(self.vlm.model, prefix.length)
+        marks = answer_marks(self.vlm.model.config.model_type)
+        closing = prefix.inputs.markers.closing
+        return extract_answer(decoded.tokens, self.vlm.tokenizer, closing, rules.stop_tokens, marks)

@@ -1,0 +1,72 @@
+"""The causal decoder of a loaded model: where it is, what it embeds, and one forward pass at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from latent_tool.models.cache import cache_name
+
+__all__ = ["Decoder"]
+
+
+class Decoder:
+    """A frozen model's decoder, its input embeddings, and the lock that lets one forward pass run at a time."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.cache_name = cache_name(model)
+        self._lock = threading.RLock()
+        self._embedding = model.get_input_embeddings()
+        self._embedding_rms: float | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the input embeddings."""
+        device: torch.device = self._embedding.weight.device
+        return device
+
+    def places(self, keep: Sequence[int]) -> Tensor:
+        """Positions at which the model computes logits, as it takes them.
+
+        Where its layers are on several devices, they are on the CPU: such an index fits a tensor of any device.
+        """
+        several = len(set((getattr(self.model, "hf_device_map", None) or {}).values())) > 1
+        return torch.tensor(list(keep), device="cpu" if several else self.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the decoder's activations."""
+        dtype: torch.dtype = self._embedding.weight.dtype
+        return dtype
+
+    def embed(self, tokens: Sequence[int]) -> Tensor:
+        """Input embeddings ``(n, d)`` of tokens."""
+        ids = torch.tensor(list(tokens), dtype=torch.long, device=self.device)
+        with torch.inference_mode():
+            embeddings: Tensor = self._embedding(ids)
+        return embeddings
+
+    def embedding_rms(self) -> float:
+        """Root mean square of the input embeddings' entries (over at most 4,096 tokens spread over the vocabulary)."""
+        if self._embedding_rms is None:
+            size = self._embedding.weight.shape[0]
+            tokens = range(0, size, max(1, size // 4096))
+            self._embedding_rms = float(self.embed(tokens).float().pow(2).mean().sqrt())
+        return self._embedding_rms
+
+    def mean_embedding(self) -> Tensor:
+        """Mean input embedding ``(d,)`` over the same tokens."""
+        size = self._embedding.weight.shape[0]
+        return self.embed(range(0, size, max(1, size // 4096))).float().mean(0)
+
+    @contextmanager
+    def forward_pass(self) -> Iterator[None]:
+        """One forward pass at a time, without gradients."""
+        with self._lock, torch.inference_mode():
+            yield

@@ -1,0 +1,134 @@
+"""What a model is given and what it keeps of it: processed inputs, the prefix in the cache, and cells known after it.
+
+Values only: nothing here runs a model.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from latent_tool.models.cells import Box
+from latent_tool.models.prompts import Markers
+
+__all__ = ["Cell", "Computed", "Inputs", "Prefix", "Stem", "Stems", "common_length"]
+
+
+@dataclass(frozen=True)
+class Stem:
+    """Keys and values of injected cells right after a prefix, ``(layers, 2, Hkv, V, D)``."""
+
+    cells: tuple[int, ...]
+    states: Tensor
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A row of a pass that began after a stem, and the cells that it added: column ``[first, first + added)``."""
+
+    layers: Sequence[tuple[Tensor, Tensor]]
+    row: int
+    first: int
+    cells: tuple[int, ...]
+    before: Stem | None
+
+    def stem(self) -> Stem:
+        columns = slice(self.first, self.first + len(self.cells) - (len(self.before.cells) if self.before else 0))
+        states = torch.stack([torch.stack(each)[:, self.row, :, columns] for each in self.layers])
+        return Stem(self.cells, states if self.before is None else torch.cat([self.before.states, states], dim=3))
+
+
+class Stems:
+    """The stems of one prefix: the few that were used last, and those of the last pass that computed new ones."""
+
+    KEPT = 4
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stems: tuple[Stem, ...] = ()
+        self._computed: tuple[Computed, ...] = ()
+
+    def find(self, cells: tuple[int, ...]) -> Stem | None:
+        """What is known of the cells: a stem of the longest possible run of them from the first one on."""
+        if not cells:
+            return None
+        with self._lock:
+            every: tuple[Stem | Computed, ...] = (*self._stems, *self._computed)
+            best, length = None, 0
+            for each in every:
+                common = common_length((each.cells, cells))
+                if common > length:
+                    best, length = each, common
+            if best is None:
+                return None
+            stem = best if isinstance(best, Stem) else best.stem()
+            self._stems = (stem, *(each for each in self._stems if each is not stem))[: self.KEPT]
+        if length == len(stem.cells):
+            return stem
+        return Stem(stem.cells[:length], stem.states[:, :, :, :length])
+
+    def add(self, computed: Sequence[Computed]) -> None:
+        """Remember what a pass computed, in place of the pass before."""
+        with self._lock:
+            self._computed = tuple(computed)
+
+
+def common_length(sequences: Sequence[Sequence[int]]) -> int:
+    """Length of the beginning that all sequences have in common."""
+    shortest = min(map(len, sequences))
+    return next((at for at, row in enumerate(zip(*sequences, strict=False)) if len(set(row)) > 1), shortest)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One image cell of the prompt: which image it belongs to, and its box in pixels of the upright image."""
+
+    image: int
+    box: Box | None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Processed inputs of one question, before the model has seen them."""
+
+    tensors: Mapping[str, Any]
+    tail: tuple[int, ...]
+    markers: Markers
+    cells: tuple[Cell, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prefix."""
+        return int(self.tensors["input_ids"].shape[1])
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The prefix in the cache.
+
+    ``features``: ``(C, d)``, merged image features at the image cells. ``last_logits``: ``(vocabulary,)`` after the
+    prefix. ``positions``: position ids the decoder was given, ``(..., P)``, or ``None`` if it counts by itself;
+    ``next_position``: the one that follows. ``columns``: ``(C,)``, where the image cells stand in the prefix.
+    ``stems``: what is known of cells injected after it.
+    """
+
+    inputs: Inputs
+    cache: DynamicCache
+    features: Tensor
+    last_logits: Tensor
+    positions: Tensor | None
+    columns: Tensor
+    next_position: int
+    stems: Stems = field(default_factory=Stems, compare=False, repr=False)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prefix."""
+        return self.inputs.length
