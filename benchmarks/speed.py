@@ -44,9 +44,9 @@ from latent_tool.models import shared_prefix
 from latent_tool.models.cache import fork_cache
 from latent_tool.models.decoding import extract_answer, generation_rules
 from latent_tool.models.loading import ModelSpec, load
-from latent_tool.models.prefix import Prefix
+from latent_tool.models.prefix import Prefix, Stems
 from latent_tool.models.prefix_cache import PrefixCache
-from latent_tool.models.shared_prefix import Stems, SuffixBatch
+from latent_tool.models.shared_prefix import SuffixBatch
 from latent_tool.models.vlm import VisionLanguageModel
 from latent_tool.scenes import generate
 from latent_tool.settings import Budget, SearchSettings

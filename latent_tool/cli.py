@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -53,7 +54,7 @@ def _main(
     pass
 
 
-for _name, _command in {
+_COMMANDS: dict[str, Callable[..., None]] = {
     "ask": ask,
     "models": models,
     "play": play,
@@ -62,7 +63,8 @@ for _name, _command in {
     "study": study,
     "mcp": mcp,
     "serve": serve,
-}.items():
+}
+for _name, _command in _COMMANDS.items():
     app.command(_name, cls=Command)(_command)
 
 

@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from latent_tool.errors import InputError, SettingsError
 
 __all__ = [
-    "EMBEDDED",
     "PREFIX_CACHE_BYTES",
     "Budget",
     "BudgetLevel",
@@ -27,7 +26,6 @@ __all__ = [
     "NoiseSettings",
     "SamplingSettings",
     "SearchSettings",
-    "embedded_note",
     "explain_validation",
     "settings_error",
 ]
@@ -39,22 +37,6 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 # Prefixes of images that are kept: 256 MiB hold hundreds of the embedded model, a few of a large one.
 PREFIX_CACHE_BYTES = 256 * 2**20
-
-
-# What answers when nobody names a model, and what it is, in the words of each surface.
-EMBEDDED = "embedded"
-_REMEDIES = {
-    "command": "name a real one with --model",
-    "python": "name a real one with model=",
-    "agent": "for other pictures the developer should name a real one",
-}
-
-
-def embedded_note(model: str, surface: Literal["command", "python", "agent"] = "command") -> str | None:
-    """Say in a sentence what the embedded model is and what to do about it; ``None`` for any other model."""
-    if model != EMBEDDED:
-        return None
-    return f"The embedded model is a small model of synthetic scenes; {_REMEDIES[surface]}."
 
 
 def explain_validation(error: ValidationError) -> str:

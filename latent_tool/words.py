@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 __all__ = [
     "NOTHING",
     "confidence_text",
-    "model_note",
     "number_text",
     "plain_text",
     "redact",
@@ -118,8 +117,3 @@ def number_text(value: float | None, digits: int = 3) -> str:
         return "not finite"
     text = f"{value:.{digits}g}"
     return f"{value:.0f}" if "e+" in text and abs(value) < 1e7 else text.replace("-", "\N{MINUS SIGN}")
-
-
-def model_note(model: str) -> str | None:
-    """Say what the embedded model is, where its answers are shown; ``None`` for any other model."""
-    return "a small model of synthetic scenes; name a real one with --model" if model == "embedded" else None

@@ -175,7 +175,8 @@ def ask(
         print_out(_json(result))
     else:
         _show(result, pictures, written, patches)
-    options.tell_what_it_is(model)
+    if as_json or not result.unsure:  # otherwise the advice says it
+        options.tell_what_it_is(model)
     if not as_json:
         from latent_tool.views.terminal import what_to_do
 

@@ -21,6 +21,7 @@ from langchain_core.runnables import ensure_config
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, create_model, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
+from latent_tool.about import what_it_is
 from latent_tool.errors import DeadlineError, ImageNotAllowedError, ImageNotFoundError, InputError
 from latent_tool.images.picture import open_pictures
 from latent_tool.langchain.attachments import Chosen, Conversation, is_left_out
@@ -28,7 +29,7 @@ from latent_tool.langchain.call import OPTIONS_KEY, CallOptions
 from latent_tool.langchain.reasoner import LatentReasoner
 from latent_tool.langchain.runnable import Handover, hand_over, refuse_tools
 from latent_tool.schema import MAX_TEXT, ReasoningRequest, ReasoningResult, ReasoningStep
-from latent_tool.settings import BudgetLevel, ImagePolicy, Settings, embedded_note, explain_validation
+from latent_tool.settings import BudgetLevel, ImagePolicy, Settings, explain_validation
 from latent_tool.views.overlay import overlay_png
 
 __all__ = [
@@ -389,7 +390,7 @@ def describe(result: ReasoningResult, *, spent: bool | None = None) -> str:
         numbers = ", ".join(map(str, result.image_numbers))
         lines.append(f"Asked about: image{'s' if len(result.image_numbers) > 1 else ''} {numbers} of the conversation.")
     lines.append(_evidence(result))
-    note = embedded_note(result.model, "agent")
+    note = what_it_is(result.model, "agent")
     about = f"{note} " if note else ""
     if result.accepted is False:
         if spent is None:

@@ -10,9 +10,9 @@ import random
 import threading
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from latent_tool.errors import (
     AccessError,
@@ -29,12 +29,11 @@ from latent_tool.langchain.call import first_given
 from latent_tool.langchain.messages import as_request
 from latent_tool.langchain.runnable import Item, Question
 from latent_tool.schema import ReasoningResult, ReasoningStep
-from latent_tool.settings import Budget
+from latent_tool.settings import Budget, BudgetLevel, ImagePolicy
 
 if TYPE_CHECKING:
     import httpx
 
-    from latent_tool.langchain.remote import RemoteReasoner
 
 __all__ = ["Call"]
 
@@ -48,13 +47,47 @@ _GRACE = 1.0
 _LONGEST = 2000
 
 
+class Service(Protocol):
+    """What a call needs to know of the reasoner that makes it; see the fields of ``RemoteReasoner``."""
+
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def token(self) -> SecretStr | None: ...
+
+    @property
+    def budget(self) -> Budget | None: ...
+
+    @property
+    def level(self) -> BudgetLevel | None: ...
+
+    @property
+    def seed(self) -> int | None: ...
+
+    @property
+    def min_confidence(self) -> float | None: ...
+
+    @property
+    def image_policy(self) -> ImagePolicy: ...
+
+    @property
+    def timeout_s(self) -> float: ...
+
+    @property
+    def connect_s(self) -> float: ...
+
+    @property
+    def retries(self) -> int: ...
+
+
 class Call:
     """A question to a service; reads the request, its images and the options of the call.
 
     ``listening``: whether the steps are asked for.
     """
 
-    def __init__(self, reasoner: RemoteReasoner, question: Question, *, listening: bool) -> None:
+    def __init__(self, reasoner: Service, question: Question, *, listening: bool) -> None:
         request, options = as_request(question.value), question.options()
         self.reasoner = reasoner
         self.began: float = question.call

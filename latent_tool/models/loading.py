@@ -26,6 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils.import_utils import is_torchvision_available
 
+from latent_tool.about import EMBEDDED
 from latent_tool.errors import (
     LatentToolError,
     ModelLoadError,
@@ -41,7 +42,6 @@ from latent_tool.settings import PREFIX_CACHE_BYTES
 
 __all__ = ["EMBEDDED", "ModelSpec", "best_device", "load", "load_weights"]
 
-EMBEDDED = "embedded"
 _EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
 
 

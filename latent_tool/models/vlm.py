@@ -660,13 +660,6 @@ class VisionLanguageModel(Decoder):
             rows.append(_Row(each.prefix, stem, suffix, decoding))
         return self._run_decodings(rows)
 
-    def sample(self, request: Sample) -> list[Decoded]:
-        """Several answers of the plain model, drawn in one batch that shares the prefix."""
-        (found,) = self.sample_many([request])
-        if isinstance(found, Exception):
-            raise found
-        return found
-
     def sample_many(self, requests: Sequence[Sample]) -> list[list[Decoded] | Exception]:
         """``sample`` for several questions; the ``k``-th answer to a question depends on its seed and ``k`` alone."""
         rows = []

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latent_tool.about import what_it_is
 from latent_tool.errors import InputError
 from latent_tool.files import write_whole
 from latent_tool.schema import CONFIDENCE_SOURCES
@@ -26,7 +27,7 @@ from latent_tool.views.heat import HEAT_STOPS, attention_share, heat_layer, heat
 from latent_tool.views.layout import labels_of, layout_of
 from latent_tool.views.overlay import THIN_VEIL, VEIL
 from latent_tool.views.pictures import as_list, upright_image
-from latent_tool.words import NOTHING, confidence_text, model_note, number_text, visible_text
+from latent_tool.words import NOTHING, confidence_text, number_text, visible_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -119,7 +120,7 @@ def report_html(
         settings=[("All search settings", _fields(result.settings)), ("The whole budget", _fields(result.budget))],
         snippet=_snippet(result, question, list(names or shown)),
         nothing=NOTHING,
-        model_note=model_note(result.model),
+        about=what_it_is(result.model),
         unsure=result.unsure,
         sources=CONFIDENCE_SOURCES,
         stopped=STOPPED,

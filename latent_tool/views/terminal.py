@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latent_tool.about import what_it_is
 from latent_tool.views.pictures import upright_image
-from latent_tool.words import confidence_text, model_note, visible_text
+from latent_tool.words import confidence_text, visible_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -93,8 +94,8 @@ def what_to_do(result: ReasoningResult) -> str | None:
     if not result.unsure:
         return None
     remedy = "Allow more work (--budget thorough), use a larger model (--model), or ask someone."
-    if note := model_note(result.model):
-        remedy = f"The embedded model is {note}. Or allow more work (--budget thorough), or ask someone."
+    if about := what_it_is(result.model):
+        remedy = f"{about} Or allow more work (--budget thorough), or ask someone."
     if result.accepted is False:
         short = "not known" if result.min_confidence is None else f"below {result.min_confidence:g}"
         return f"The confidence is {short}: do not rely on this answer. {remedy}"
@@ -150,8 +151,6 @@ def print_result(
             f"{result.usage.candidates} candidates, {result.usage.decoder_calls} decoder calls, {seconds:.2f} s "
             f"({result.stop_reason})",
         )
-    if (note := model_note(result.model)) and not result.unsure:
-        facts.add_row("model", f"{result.model}: {note}")
     for path in written:
         facts.add_row("written", Text(plain(str(path))))
     console.print(facts)

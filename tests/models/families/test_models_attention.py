@@ -14,7 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from latent_tool.errors import ModelNotSupportedError
 from latent_tool.models.loading import ModelSpec, load
-from latent_tool.models.shared_prefix import Stems
+from latent_tool.models.prefix import Stems
 from latent_tool.models.vlm import VisionLanguageModel
 
 

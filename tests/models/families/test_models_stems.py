@@ -9,8 +9,8 @@ import torch
 from naive_model import CLOSE, MARKERS, QUESTION, draw_latents
 from tiny_checkpoints import picture
 
+from latent_tool.models.prefix import Stems
 from latent_tool.models.requests import Score
-from latent_tool.models.shared_prefix import Stems
 
 
 @pytest.mark.parametrize(("position", "markers"), [("generation_start", None), ("user_turn", MARKERS)])
