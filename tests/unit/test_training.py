@@ -327,6 +327,7 @@ _SMALL = replace(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_resumed_run_equals_one_that_was_not_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
@@ -355,6 +356,7 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(
         torch.testing.assert_close(value, other.state_dict()[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_the_third_stage_can_begin_at_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -436,6 +438,7 @@ def test_a_state_of_other_questions_is_refused(tmp_path: Path, monkeypatch: pyte
         stages.Trainer(_SMALL, tmp_path, 0, 1)
 
 
+@pytest.mark.slow
 def test_nothing_trains_on_when_the_command_is_killed(tmp_path: Path) -> None:
     """Also in the background of a script, where an interrupt is ignored: ``--resume`` would meet the old processes."""
     run = tmp_path / "run"
@@ -480,6 +483,7 @@ def _runs(process: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A limit on the size of a file is what a full disk is: the state cannot be written whole."""
     run = tmp_path / "run"
