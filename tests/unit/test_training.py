@@ -39,6 +39,7 @@ from training import (
     wording,
     world,
 )
+from training import items as asked_of
 from training.forward import decode, embed, image_features, pixels_to_input
 from training.independent import picture
 
@@ -579,9 +580,9 @@ def test_quick_recipe_beats_the_question_only_baseline(tmp_path: Path) -> None:
 
 
 def test_a_window_is_asked_about_as_a_further_picture(shipped: evaluate.Answerer) -> None:
-    (canvas,) = evaluate.canvas_items(1, 3.0, first_seed=2_000_000)
-    (near,) = evaluate.canvas_items(1, 3.0, first_seed=2_000_000, shown="scene")
-    (other,) = evaluate.canvas_items(1, 3.0, first_seed=2_000_000, shown="elsewhere")
+    (canvas,) = asked_of.canvas_items(1, 3.0, first_seed=2_000_000)
+    (near,) = asked_of.canvas_items(1, 3.0, first_seed=2_000_000, shown="scene")
+    (other,) = asked_of.canvas_items(1, 3.0, first_seed=2_000_000, shown="elsewhere")
     assert canvas.text == near.text == other.text
     assert [len(item.pictures) for item in (canvas, near, other)] == [1, 2, 2]
     scene = generate(2_000_000, "canvas", scale=3)
@@ -596,11 +597,11 @@ def test_a_window_is_asked_about_as_a_further_picture(shipped: evaluate.Answerer
 
 
 def test_what_cannot_be_told_has_no_other_answer() -> None:
-    for kind in evaluate.STRANGE:
-        items = evaluate.strange_items(kind, 24)
+    for kind in asked_of.STRANGE:
+        items = asked_of.strange_items(kind, 24)
         assert {item.answer for item in items} == {looking.CANNOT_TELL}
         assert len({item.image.tobytes() for item in items}) > 3
-    for item in evaluate.absent_items(20):
+    for item in asked_of.absent_items(20):
         assert item.answer == looking.CANNOT_TELL
 
 
@@ -611,7 +612,7 @@ def test_who_abstains_has_no_confidence() -> None:
 
 
 def test_an_auroc_of_right_answers_only_is_null() -> None:
-    item = evaluate.Item(Image.new("RGB", (9, 9)), "color", "what color is it?", "red")
+    item = asked_of.Item(Image.new("RGB", (9, 9)), "color", "what color is it?", "red")
     replies = [evaluate.Reply("red", "", 0.9), evaluate.Reply("red", "", 0.8)]
     row = evaluate._summary([item, item], replies, replies, lambda _: "red")
     assert row["direct"]["auroc"] is None
@@ -634,7 +635,7 @@ def test_shipped_checkpoint_is_small_and_complete(shipped: evaluate.Answerer) ->
 
 def test_shipped_checkpoint_answers(shipped: evaluate.Answerer) -> None:
     """A smoke test far below the card's figures: 100 fresh questions, both ways."""
-    items = evaluate.scene_items("held_out", 100, first_seed=5_000_000)
+    items = asked_of.scene_items("held_out", 100, first_seed=5_000_000)
     for opened in ("", "<think>"):
         replies = shipped.replies(items, opened)
         assert np.mean([r.answer == i.answer for i, r in zip(items, replies, strict=True)]) > 0.8
@@ -643,7 +644,7 @@ def test_shipped_checkpoint_answers(shipped: evaluate.Answerer) -> None:
 
 
 def test_batches_do_not_change_answers(shipped: evaluate.Answerer) -> None:
-    items = evaluate.scene_items("held_out", 12, first_seed=6_000_000)
+    items = asked_of.scene_items("held_out", 12, first_seed=6_000_000)
     together = shipped.replies(items, "<think>")
     for item, reply in zip(items, together, strict=True):
         alone = shipped.replies([item], "<think>")[0]
