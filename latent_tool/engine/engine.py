@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -65,9 +65,10 @@ class Engine:
                 else:
                     (reply,) = together(self.vlm, [request])
                 asking.advance(reply)
+            return asking.outcome()
         finally:
             asking.close()
-        return asking.outcome()
+            del asking  # an error's traceback must not lead back to it: that would keep tensors alive
 
     def work(self, job: Job) -> Work[Outcome]:
         """Return the work of one question, for a driver; its forward passes are awaited."""
@@ -89,21 +90,21 @@ class Engine:
         Each is answered as if it were asked alone, up to near-ties of rewards. An error of one takes its place in the
         list and leaves the others alone.
         """
-        return self._in_step([(job, self.work(job)) for job in jobs])
+        return self._in_step((job, self.work(job)) for job in jobs)
 
     def sample_many(self, jobs: Sequence[Job], sampling: SamplingSettings) -> list[Sampled | Exception]:
         """Draw several answers to each of several questions from the plain model, in one batch.
 
         Of a job's settings only those of the prompt count. Errors as in ``answer_many``.
         """
-        return self._in_step([(job, sample(self._question(job), sampling)) for job in jobs])
+        return self._in_step((job, sample(self._question(job), sampling)) for job in jobs)
 
     # ------------------------------------------------------------------ about answers that were found before
 
     def examine_many(self, outcomes: Sequence[Outcome], noise: NoiseSettings) -> list[Examined | Exception]:
         """Measure how much answers depend on their images; errors as in ``answer_many``."""
         return self._in_step(
-            [(outcome.job, examine_later(self._timeless(outcome.job), outcome, noise)) for outcome in outcomes]
+            (outcome.job, examine_later(self._timeless(outcome.job), outcome, noise)) for outcome in outcomes
         )
 
     def dependency_many(
@@ -117,7 +118,7 @@ class Engine:
         Errors as in ``answer_many``.
         """
         return self._in_step(
-            [(drawn.job, examine_sampled(self._timeless(drawn.job), drawn, noise, think)) for drawn in sampled]
+            (drawn.job, examine_sampled(self._timeless(drawn.job), drawn, noise, think)) for drawn in sampled
         )
 
     def attention_many(self, outcomes: Sequence[Outcome]) -> list[list[float] | Exception]:
@@ -125,7 +126,7 @@ class Engine:
 
         Empty for the plain model; errors as in ``answer_many``.
         """
-        return self._in_step([(outcome.job, attention_later(outcome)) for outcome in outcomes])
+        return self._in_step((outcome.job, attention_later(outcome)) for outcome in outcomes)
 
     def rescore(self, outcome: Outcome) -> float:
         """Score the outcome's state again, from the images on: what a reported reward must be reproducible with.
@@ -149,8 +150,8 @@ class Engine:
         """A question whose answer is there already, so that its deadline has no meaning any more."""
         return self._question(replace(job, deadline=None))
 
-    def _in_step(self, works: Sequence[tuple[Job, Work[T]]]) -> list[T | Exception]:
-        """Do several works in step; results in their order."""
+    def _in_step(self, works: Iterable[tuple[Job, Work[T]]]) -> list[T | Exception]:
+        """Do several works in step; results in their order. A work is made only when it joins, and then begun."""
         batch = InStep(self.vlm)
         members = [batch.join(job, work) for job, work in works]
         while batch.members:

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 from latent_tool.engine.job import Job
 from latent_tool.errors import CancelledError
 from latent_tool.method.asking import Asking, Request, Work, contained
+from latent_tool.models.decoding import Decoded
 from latent_tool.models.requests import (
     Attend,
     Decode,
@@ -128,7 +129,11 @@ class InStep:
                 member.waited += 1
             for member, reply in zip(chosen, replies, strict=True):
                 member.waited = 0
-                if isinstance(member.request, Decode) and getattr(reply, "finish_reason", None) == "paused":
+                if (
+                    isinstance(member.request, Decode)
+                    and isinstance(reply, Decoded)
+                    and reply.finish_reason == "paused"
+                ):
                     member.request = replace(member.request, begun=reply)
                 else:
                     member.advance(reply)

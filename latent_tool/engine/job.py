@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
 
 from PIL.Image import Image
 from torch import Tensor
 
+from latent_tool.engine.signals import Signal
 from latent_tool.method.search import Outcome as SearchOutcome
 from latent_tool.models.decoding import Decoded, ExtractedAnswer
 from latent_tool.models.prefix import Inputs
@@ -41,7 +41,7 @@ class Job:
     grounding: NoiseSettings | None = None
     controls: bool = False
     deadline: float | None = None
-    cancelled: threading.Event | None = None
+    cancelled: Signal | None = None
     image_seconds: float = 0.0
     queue_seconds: float = 0.0
     warnings: tuple[str, ...] = ()

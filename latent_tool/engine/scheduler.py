@@ -17,6 +17,7 @@ from typing import Any
 from latent_tool.engine.engine import Engine
 from latent_tool.engine.in_step import InStep, Member
 from latent_tool.engine.job import Job, Outcome
+from latent_tool.engine.signals import AnyOf
 from latent_tool.errors import CancelledError, DeadlineError, OverloadedError, SettingsError
 from latent_tool.schema import ReasoningStep
 
@@ -29,16 +30,14 @@ OnStep = Callable[[ReasoningStep], None]
 _IN_PROCESS = 1024
 
 
-class _GivenUp(threading.Event):
-    """Set when the future was cancelled, or when one of the other events is set."""
+@dataclass(frozen=True)
+class _Withdrawn:
+    """The signal that nobody wants a future's result any more."""
 
-    def __init__(self, future: Future[Outcome], *others: threading.Event | None) -> None:
-        super().__init__()
-        self._future = future
-        self._others = [event for event in others if event is not None]
+    future: Future[Outcome]
 
     def is_set(self) -> bool:
-        return self._future.cancelled() or any(event.is_set() for event in self._others)
+        return self.future.cancelled()
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class Scheduler:
         Raises ``OverloadedError`` when too many wait already.
         """
         future: Future[Outcome] = Future()
-        job = replace(job, cancelled=_GivenUp(future, job.cancelled, self._ended))
+        job = replace(job, cancelled=AnyOf((_Withdrawn(future), job.cancelled, self._ended)))
         with self._lock:
             if self._closed:
                 raise OverloadedError("The scheduler is closing and takes no more questions.", "Ask again later.")

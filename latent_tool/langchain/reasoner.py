@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 
 from latent_tool.calibration.calibration import Calibration
 from latent_tool.calibration.configuration import configuration, is_folder
+from latent_tool.engine.signals import AnyOf
 from latent_tool.errors import CalibrationError, CalibrationMismatchError, CancelledError
 from latent_tool.langchain.call import OPTIONS_KEY, CallOptions, Threshold, first_given, stricter
 from latent_tool.langchain.messages import as_request
@@ -53,18 +54,6 @@ _BATCH_SIZE = 16
 
 T = TypeVar("T")
 Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-
-
-class _Abort(threading.Event):
-    """Set when the call was given up, or when the caller's own event is set."""
-
-    def __init__(self, call: threading.Event, other: threading.Event | None) -> None:
-        super().__init__()
-        self._call = call
-        self._other = other
-
-    def is_set(self) -> bool:
-        return self._call.is_set() or (self._other is not None and self._other.is_set())
 
 
 class _Call:
@@ -302,7 +291,7 @@ class LatentReasoner(RequestRunnable):
         from latent_tool.images.picture import open_pictures
 
         request, options, call = as_request(question.value), question.options(), question.call
-        cancelled = _Abort(call.cancelled, options.cancelled)
+        cancelled = AnyOf((call.cancelled, options.cancelled))
         if cancelled.is_set():
             raise CancelledError("The question was cancelled.")
         budget = self.budget.replaced_by(options.budget).replaced_by(request.budget)

@@ -65,6 +65,8 @@ class Asking(Generic[T_co]):
             self.result = end.value
         except BaseException as error:
             self.result = contained(error)
+        finally:
+            del self  # the traceback in the result must not lead back to it: that would keep tensors alive
 
     def close(self) -> None:
         """Give up what is left of the work."""
@@ -79,9 +81,12 @@ class Asking(Generic[T_co]):
     def outcome(self) -> T_co:
         """Return what the work returned, or raise what it raised."""
         result = self.ended()
-        if isinstance(result, Exception):
-            raise result
-        return result
+        try:
+            if isinstance(result, Exception):
+                raise result
+            return result
+        finally:
+            del self, result  # as above
 
 
 def contained(error: BaseException) -> Exception:

@@ -1,9 +1,9 @@
-"""Requests are served: one alone, or many of one kind in one batch; what fails takes the place of its reply."""
+"""How requests are served: those of one kind in one batch where that is possible, in smaller ones where it is not."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -11,6 +11,7 @@ from latent_tool.errors import NotEnoughMemoryError
 from latent_tool.method.asking import Request, contained
 from latent_tool.method.reward import Logits
 from latent_tool.models.memory import out_of_memory
+from latent_tool.models.prefix import Prefix
 from latent_tool.models.requests import (
     Attend,
     Decode,
@@ -25,41 +26,55 @@ from latent_tool.models.vlm import VisionLanguageModel
 
 __all__ = ["together"]
 
+R = TypeVar("R")
+Served = Callable[[VisionLanguageModel, Sequence[Any]], Sequence[object]]
 
-def together(vlm: VisionLanguageModel, requests: Sequence[Request[Any]]) -> list[Any]:
+
+def _by(
+    kind: Callable[..., Request[R]], serve: Callable[[VisionLanguageModel, Sequence[Any]], Sequence[R | Exception]]
+) -> Served:
+    """Return ``serve``; the types of this function prove that it gives the reply that requests of the kind await."""
+    return serve
+
+
+def _prefill(vlm: VisionLanguageModel, requests: Sequence[Prefill]) -> list[Prefix]:
+    """Prompts differ in length and images, so that prefixes are computed one after another."""
+    return [vlm.prefill(request.inputs, request.check, request.cached) for request in requests]
+
+
+_SERVED: dict[type[Request[Any]], Served] = {
+    Prefill: _by(Prefill, _prefill),
+    Reason: _by(Reason, VisionLanguageModel.reason_many),
+    Score: _by(Score, VisionLanguageModel.score_many),
+    Attend: _by(Attend, VisionLanguageModel.attend_many),
+    Decode: _by(Decode, VisionLanguageModel.decode_many),
+    Sample: _by(Sample, VisionLanguageModel.sample_many),
+    TokenLogProbabilities: _by(TokenLogProbabilities, VisionLanguageModel.token_log_probabilities_many),
+    TokenEntropies: _by(TokenEntropies, VisionLanguageModel.token_entropies_many),
+}
+
+
+def together(vlm: VisionLanguageModel, requests: Sequence[Request[Any]]) -> list[object]:
     """Serve requests of one kind, in one batch where that is possible; an exception takes the place of its reply.
 
     A batch that fails as a whole (for lack of memory, say) is halved and tried again, down to single states. What does
     not fit into memory alone gets a ``NotEnoughMemoryError``.
     """
-    if len(requests) == 1 or isinstance(requests[0], Prefill):
+    kind = type(requests[0])
+    if kind is Prefill or len(requests) == 1:
         return [_alone(vlm, request) for request in requests]
     try:
-        return _serve(vlm, requests)
+        return list(_SERVED[kind](vlm, requests))
     except BaseException as error:
         contained(error)  # whoever is at fault fails again below, on its own
     half = len(requests) // 2
     return together(vlm, requests[:half]) + together(vlm, requests[half:])
 
 
-def _serve(vlm: VisionLanguageModel, requests: Sequence[Request[Any]]) -> list[Any]:
-    """Serve requests of one kind in one batch."""
-    kinds: dict[type[Request[Any]], Callable[[Any], list[Any]]] = {
-        Prefill: lambda each: [vlm.prefill(prefill.inputs, prefill.check, prefill.cached) for prefill in each],
-        Score: vlm.score_many,
-        Attend: vlm.attend_many,
-        Reason: vlm.reason_many,
-        Decode: vlm.decode_many,
-        Sample: vlm.sample_many,
-        TokenLogProbabilities: vlm.token_log_probabilities_many,
-        TokenEntropies: vlm.token_entropies_many,
-    }
-    return kinds[type(requests[0])](requests)
-
-
-def _alone(vlm: VisionLanguageModel, request: Request[Any]) -> Any:
+def _alone(vlm: VisionLanguageModel, request: Request[Any]) -> object:
+    """Serve one request; what goes wrong takes the place of its reply."""
     try:
-        (reply,) = _serve(vlm, [request])
+        (reply,) = _SERVED[type(request)](vlm, [request])
         if isinstance(reply, Exception):
             raise reply
         return reply
@@ -68,16 +83,20 @@ def _alone(vlm: VisionLanguageModel, request: Request[Any]) -> Any:
             return contained(error)
     # Outside the handler, whose traceback holds on to the tensors of the attempt.
     if isinstance(request, Score) and len(request.patches) > 1:
-        half = len(request.patches) // 2
-        parts = [
-            _alone(vlm, Score(request.prefix, request.latents[rows], request.patches[rows]))
-            for rows in (slice(None, half), slice(half, None))
-        ]
-        failed = [part for part in parts if isinstance(part, Exception)]
-        if failed:
-            return failed[0]
-        return Logits(torch.cat([part.latents for part in parts]), torch.cat([part.answer for part in parts]))
+        return _halved(vlm, request)
     return NotEnoughMemoryError(
         "The question does not fit into the device's memory.",
         "Use a smaller image, a smaller model or a smaller dtype, or ask fewer questions at a time.",
     )
+
+
+def _halved(vlm: VisionLanguageModel, request: Score) -> object:
+    """Score the states of one question half by half."""
+    half = len(request.patches) // 2
+    parts: list[Logits] = []
+    for rows in (slice(None, half), slice(half, None)):
+        part = _alone(vlm, Score(request.prefix, request.latents[rows], request.patches[rows]))
+        if not isinstance(part, Logits):
+            return part
+        parts.append(part)
+    return Logits(torch.cat([part.latents for part in parts]), torch.cat([part.answer for part in parts]))
