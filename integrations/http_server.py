@@ -64,7 +64,7 @@ class ServerLimits(Settings):
     @property
     def most_connections(self) -> int:
         """``connections``, or what file descriptors are left for them: images and new connections need some."""
-        return max(8, min(self.connections, _descriptors() - self.backlog - 64))
+        return max(8, min(self.connections, _descriptors() - 4 * self.backlog - 32))
 
 
 def _descriptors() -> int:
@@ -228,11 +228,18 @@ class _Connection(H11Protocol):
         self.config.waiting[self] = None
         self._timer = self.loop.call_later(1.0, self._watch)
         if len(self.connections) > self.config.most_connections:
-            oldest = next(iter(self.config.waiting))
-            if oldest is self:
-                self._refuse(OverloadedError("The server has too many connections.", "Try again a little later."), 503)
-            else:
-                oldest.leave()
+            # Not at once: what has come of the others' requests is read first, so that a burst shuts nobody out.
+            self.loop.call_soon(self.loop.call_soon, self._make_room)
+
+    def _make_room(self) -> None:
+        """Send away whoever has waited longest without asking, if there still are too many connections."""
+        if len(self.connections) <= self.config.most_connections or self.transport.is_closing():
+            return
+        oldest = next(iter(self.config.waiting), self)
+        if oldest is self:
+            self._refuse(OverloadedError("The server has too many connections.", "Try again a little later."), 503)
+        else:
+            oldest.leave()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()

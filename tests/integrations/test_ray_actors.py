@@ -54,7 +54,7 @@ def test_the_command_on_a_cluster_makes_the_local_run(cluster: None, local: Run,
         timeout=500,
         env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0 and done.stderr.count("note: ") == 1, done.stderr
     assert lines(tmp_path / "run") == lines(local.path)
     assert (tmp_path / "run" / "run.json").read_bytes() == (local.path / "run.json").read_bytes()
     summary = json.loads((tmp_path / "run" / "summary.json").read_bytes())

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -56,6 +57,16 @@ class Server:
                     reply += piece
             return reply
 
+    def settle(self) -> None:
+        """Wait until its memory stays the same: some servers load their model beside the first requests."""
+        still, before = 0, self.resident
+        for _ in range(600):
+            time.sleep(0.25)
+            still = still + 1 if abs(self.resident - before) < 1_000_000 else 0
+            before = self.resident
+            if still == 12:
+                return
+
     def health(self) -> float:
         """Seconds of the event loop's work that a caller of ``/health`` waits for.
 
@@ -93,7 +104,9 @@ def command(*arguments: str, descriptors: int = 0, **environment: str) -> Iterat
         for each in (process.stdout, process.stderr):
             readers.append(threading.Thread(target=lambda each=each: [None for _ in each], daemon=True))
             readers[-1].start()
-        yield Server(process, where[1], int(where[2]))
+        server = Server(process, where[1], int(where[2]))
+        server.settle()
+        yield server
     finally:
         process.kill()
         process.wait(60)

@@ -15,6 +15,7 @@ import pytest
 from pictures import draw_shapes
 
 from latent_tool import Budget, LatentReasoner, ReasoningResult
+from latent_tool.about import what_it_is
 from latent_tool.calibration import Calibration
 from latent_tool.calibration.configuration import EMBEDDED_FOLDER, fingerprint
 from latent_tool.engine.engine import Engine
@@ -663,7 +664,7 @@ def test_the_command(tmp_path: Path) -> None:
 
     done = command()
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert done.stderr == "note: " + what_it_is("embedded") + "\n"
     assert json.loads(done.stdout)["methods"]["greedy"]["labelled"] == 4
     assert (tmp_path / "run" / "report.html").exists()
     refused = command("--seed", "4")
