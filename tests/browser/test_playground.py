@@ -43,7 +43,7 @@ SHAPES = Path(__file__).parents[2] / "examples" / "images" / "shapes.png"
 class Scripted(LatentReasoner):
     """Streams what a test hands it, when the test hands it; knows whether it was cancelled and what it was asked."""
 
-    _items: deque[Any] = PrivateAttr(default_factory=deque)
+    _script: deque[Any] = PrivateAttr(default_factory=deque)
     _asked: list[Any] = PrivateAttr(default_factory=list)
     _cancelled: threading.Event = PrivateAttr(default_factory=threading.Event)
 
@@ -52,9 +52,9 @@ class Scripted(LatentReasoner):
         finished = False
         try:
             while not finished:
-                while not self._items:
+                while not self._script:
                     await asyncio.sleep(0.005)
-                item = self._items.popleft()
+                item = self._script.popleft()
                 if isinstance(item, Exception):
                     raise item
                 finished = isinstance(item, ReasoningResult)
@@ -64,7 +64,7 @@ class Scripted(LatentReasoner):
                 self._cancelled.set()
 
     def say(self, *items: Any) -> None:
-        self._items.extend(items)
+        self._script.extend(items)
 
 
 def searching(number: int, cells: list[int] | None = None) -> ReasoningStep:
@@ -146,7 +146,7 @@ def script_url() -> Iterator[tuple[Scripted, str]]:
 @pytest.fixture
 def script(script_url: tuple[Scripted, str]) -> Scripted:
     reasoner, _ = script_url
-    reasoner._items.clear()
+    reasoner._script.clear()
     reasoner._asked.clear()
     reasoner._cancelled.clear()
     return reasoner

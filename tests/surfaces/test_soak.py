@@ -27,7 +27,7 @@ def soak(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     spec.loader.exec_module(module)
     ticks = itertools.count()
     timed = Engine(engine.vlm, clock=lambda: next(ticks) / 10_000)
-    for module_with_a_clock in ("reasoner", "images"):
+    for module_with_a_clock in ("langchain.reasoner", "images.limits"):
         monkeypatch.setattr(f"latent_tool.{module_with_a_clock}.time", SimpleNamespace(monotonic=timed.clock))
     monkeypatch.setattr(LatentReasoner, "engine", lambda self: timed)
     return module
