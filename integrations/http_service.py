@@ -67,7 +67,7 @@ class ServiceLimits(GateLimits):
     """What one client, and all of them together, may ask of the service."""
 
     budget: Budget = Field(
-        Budget(iterations=100, max_patches=64, max_new_tokens=1024, deadline_s=60.0),
+        Budget(iterations=100, max_patches=64, max_views=32, max_new_tokens=1024, deadline_s=60.0),
         description="Ceilings: a request that asks for more is refused; a limit it leaves open is this one.",
     )
     max_images: int = Field(8, ge=1, description="Images of a request at most.")
@@ -278,7 +278,7 @@ class _Desk:
 def _within(budget: Budget, ceiling: Budget) -> Budget:
     """The budget with its open limits filled in. Raises ``SettingsError`` for a limit above the ceiling."""
     changes = {}
-    for name in ("iterations", "max_candidates", "max_patches", "max_new_tokens", "deadline_s"):
+    for name in ("iterations", "max_candidates", "max_patches", "max_views", "max_new_tokens", "deadline_s"):
         wanted, limit = getattr(budget, name), getattr(ceiling, name)
         if limit is None:
             continue

@@ -269,7 +269,7 @@ async def _follow(tool: ImageTool, arguments: NamedImageArguments, context: Cont
 
 def _said(step: ReasoningStep) -> str:
     if step.trace is None:
-        return {"prefill": "looking", "search": "thinking", "decode": "answering"}[step.phase]
+        return {"prefill": "looking", "look": "looking again", "search": "thinking", "decode": "answering"}[step.phase]
     return f"thinking: round {step.trace.round} of {step.iterations}, reward {step.trace.best_reward:.4f}"
 
 

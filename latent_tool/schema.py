@@ -33,6 +33,7 @@ __all__ = [
     "TokenDependency",
     "TraceRow",
     "Usage",
+    "View",
 ]
 
 # Characters of a question or a system text at most; how many tokens fit is the model's own limit.
@@ -152,6 +153,25 @@ class Patch(Plain):
     latent: int = Field(ge=0, description="The latent that proposed it, from 0.")
 
 
+class View(Plain):
+    """One window of a picture that was looked at again, encoded at its own resolution."""
+
+    image: int = Field(ge=0, description="Which of the request's images, from 0.")
+    box: Box = Field(description="Left, top, right, bottom of the window in pixels of the upright image.")
+    depth: int = Field(ge=1, description="1: a window of the picture; 2: a window inside one that was accepted.")
+    accepted: bool = Field(description="Whether the answer became surer with it, so that it stayed.")
+    answer_before: str = Field(description="The answer without it.")
+    answer_after: str = Field(description="The answer with it.")
+    reward_before: float = Field(
+        description="How sure the answer was without it: the joint probability of its tokens, in [0, 1]; 0 for an "
+        "answer that means that it cannot be told."
+    )
+    reward_after: float = Field(
+        description="The same with it; it was accepted if this is higher by more than min_gain."
+    )
+    milliseconds: float = Field(ge=0, description="What looking at it took; of windows looked at together, its share.")
+
+
 class CellAttention(Plain):
     """One image cell and how much the latents of the decoded state attend to it."""
 
@@ -262,8 +282,12 @@ class Usage(Plain):
     latent_tokens: int = Field(ge=0)
     patch_tokens: int = Field(ge=0)
     generated_tokens: int = Field(ge=0)
+    views: int = Field(0, ge=0, description="Windows of the picture that were looked at again.")
+    vision_passes: int = Field(
+        0, ge=0, description="Pictures and windows that went through the vision tower; those known before do not count."
+    )
     seconds: dict[str, float] = Field(
-        description="Per phase: images, queue, prefill, search, decode, attention, grounding."
+        description="Per phase: images, queue, prefill, look, search, decode, attention, grounding."
     )
 
 
@@ -303,6 +327,11 @@ class ReasoningResult(Plain):
     scores: Scores = Scores()
     tokens: list[GeneratedToken] = Field([], description="Every generated token, reasoning and stop token included.")
     patches: list[Patch] = []
+    views: list[View] = Field(
+        [],
+        description="The windows that were looked at again, in that order; what was decoded has those that were "
+        "accepted beside the whole picture.",
+    )
     image_sizes: list[tuple[int, int]] = Field([], description="Width and height of every upright image, in pixels.")
     image_numbers: list[int] = Field(
         [],
@@ -371,7 +400,8 @@ class InjectedCell(Plain):
 class ReasoningStep(Plain):
     """What ``stream`` yields while the search runs; the last item of a stream is the ``ReasoningResult``."""
 
-    phase: Literal["prefill", "search", "decode"]
+    phase: Literal["prefill", "look", "search", "decode"]
     trace: TraceRow | None = None
+    view: View | None = Field(None, description="The window that was looked at again.")
     injected: list[InjectedCell] = Field([], description="The cells injected in this round, and where they are.")
     iterations: int = Field(0, ge=0, description="Rounds the budget allows.")

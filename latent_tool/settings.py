@@ -94,6 +94,13 @@ class Budget(Settings):
         None, ge=1, description="States scored at most, the initial one included; a batch of 8 counts 8."
     )
     max_patches: int = Field(16, ge=0, le=4096, description="Image cells injected at most.")
+    max_views: int = Field(
+        8,
+        ge=0,
+        le=64,
+        description="Windows of the picture that are looked at again at most, each encoded at its own resolution; 0: "
+        "none.",
+    )
     max_new_tokens: int = Field(256, ge=1, le=32_768, description="Tokens decoded at most for the answer.")
     deadline_s: Positive | None = Field(
         None,
@@ -142,9 +149,9 @@ class Budget(Settings):
 
 
 _LEVELS: dict[str, Budget] = {
-    "quick": Budget(iterations=3, max_patches=8, patience=2),
+    "quick": Budget(iterations=3, max_patches=8, max_views=4, patience=2),
     "standard": Budget(),
-    "thorough": Budget(iterations=40, max_patches=32),
+    "thorough": Budget(iterations=40, max_patches=32, max_views=16),
 }
 
 
@@ -165,6 +172,8 @@ class SearchSettings(Settings):
     ``scale``             noise in units of the embeddings' RMS    sigma then means the same for every model
     ``init``              the model's own greedy reasoning         the best start measured
     ``proposals``         the top m cells *not yet injected*       otherwise later rounds propose what is already there
+    ``view_depth``        2, the paper has none                    copies of cells hold nothing new; a window of the
+                                                                   original, encoded again, does
     ====================  =======================================  ====================================================
     """
 
@@ -223,8 +232,15 @@ class SearchSettings(Settings):
     proposals: Literal["new", "top"] = Field(
         "new", description="The top m cells not yet injected, or the top m, of which the new ones are added."
     )
+    view_depth: int = Field(
+        2,
+        ge=0,
+        le=4,
+        description="Views: windows of the picture are looked at again, then windows inside what was accepted, so "
+        "many levels deep; 0: none.",
+    )
     min_gain: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        0.0, description="A proposal is accepted if the reward rises by more than this."
+        0.0, description="A proposal, of cells or of a view, is accepted if the reward rises by more than this."
     )
 
     @model_validator(mode="after")
@@ -261,6 +277,7 @@ class SearchSettings(Settings):
             "sigma_decay": 0.95,
             "eta": 0.01,
             "proposals": "top",
+            "view_depth": 0,
         }
         return cls(**{**values, **changes})
 

@@ -56,7 +56,7 @@ FILES = {
     "/play/play.css": ("play.css", "text/css", SHARED_STYLE),
 }
 LIMITS = ServiceLimits(
-    budget=Budget(iterations=200, max_patches=256, max_new_tokens=2048, deadline_s=3600.0),
+    budget=Budget(iterations=200, max_patches=256, max_views=64, max_new_tokens=2048, deadline_s=3600.0),
     max_images=1,
     max_requests=8,
     max_values=100_000,  # a result that comes back for its report

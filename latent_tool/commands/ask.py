@@ -81,6 +81,15 @@ def ask(
     max_patches: Annotated[
         int | None, typer.Option(min=0, max=4096, help="Image cells injected at most.", rich_help_panel=options.SEARCH)
     ] = None,
+    views: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=64,
+            help="Windows of the picture looked at again at most, while the answer is unsure; 0: none.",
+            rich_help_panel=options.SEARCH,
+        ),
+    ] = None,
     max_candidates: Annotated[
         int | None, typer.Option(min=1, help="States scored at most.", rich_help_panel=options.SEARCH)
     ] = None,
@@ -134,6 +143,7 @@ def ask(
     limits = {
         "iterations": iterations,
         "max_patches": max_patches,
+        "max_views": views,
         "max_candidates": max_candidates,
         "max_new_tokens": max_new_tokens,
         "deadline_s": deadline,
@@ -269,7 +279,9 @@ def _follow(reasoner: Any, request: dict[str, Any], quiet: bool) -> ReasoningRes
                     task, description="thinking", total=item.iterations, completed=item.trace.round, note=note
                 )
             else:
-                progress.update(task, description={"prefill": "looking", "decode": "answering"}[item.phase])
+                progress.update(
+                    task, description={"prefill": "looking", "look": "looking again", "decode": "answering"}[item.phase]
+                )
     raise LatentToolError("The reasoner gave no result.")
 
 

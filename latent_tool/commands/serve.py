@@ -79,7 +79,9 @@ def serve(
         "policy": policy,
         "token": token,
         "limits": ServiceLimits(
-            budget=Budget(iterations=max_iterations, max_patches=64, max_new_tokens=1024, deadline_s=max_seconds),
+            budget=Budget(
+                iterations=max_iterations, max_patches=64, max_views=32, max_new_tokens=1024, deadline_s=max_seconds
+            ),
             # base64 takes four characters for three bytes; and there may be several images.
             max_body_bytes=round(max_megabytes * 1_600_000) + 1_000_000,
             max_requests=max_requests,
