@@ -6,19 +6,32 @@ This module knows nothing of torch, of models or of LangChain; tensors stay in t
 from __future__ import annotations
 
 import html
+import unicodedata
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationError, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SkipValidation,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from latent_tool.errors import InputError
 from latent_tool.settings import Budget, NoiseSettings, SearchSettings, explain_validation
 from latent_tool.words import confidence_text, plain_text, redact
 
 __all__ = [
+    "CANNOT_TELL",
     "CONFIDENCE_SOURCES",
+    "MAX_OPTIONS",
     "MAX_TEXT",
     "CellAttention",
+    "Choice",
     "ControlAnswer",
     "Controls",
     "GeneratedToken",
@@ -34,18 +47,26 @@ __all__ = [
     "TraceRow",
     "Usage",
     "View",
+    "same_text",
 ]
 
 # Characters of a question or a system text at most; how many tokens fit is the model's own limit.
 MAX_TEXT = 100_000
+# Options of one question at most.
+MAX_OPTIONS = 255
+# The option that ``unsure`` adds.
+CANNOT_TELL = "cannot tell"
 
 Box = tuple[float, float, float, float]
 MeasuredConfidence = Literal["pooled_probability", "answer_probability", "reward"]
-ConfidenceSource = Literal["calibrated", "pooled_probability", "answer_probability", "reward", "unscored"]
+ConfidenceSource = Literal[
+    "calibrated", "pooled_probability", "answer_probability", "option_probability", "reward", "unscored"
+]
 CONFIDENCE_SOURCES = {
     "calibrated": "probability of being right, fitted on held-out questions",
     "pooled_probability": "joint probability of the answer's tokens, pooled over the model with and without latents",
     "answer_probability": "joint probability of the answer's tokens",
+    "option_probability": "probability of the answer among the options that were given",
     "reward": "reward of the search, rescaled to 0 to 1",
     "unscored": "this answer was not scored",
 }
@@ -84,6 +105,12 @@ class ReasoningRequest(BaseModel):
     image: ImageReference | None = Field(None, description="The image the question is about.")
     images: list[ImageReference] | None = Field(None, description="Several images, in the order the question means.")
     question: str = Field(max_length=MAX_TEXT, description="What to answer about the image.")
+    options: list[str] | None = Field(
+        None,
+        description=f"Answers to choose from, 2 to {MAX_OPTIONS}, each getting its exact probability; None: the model "
+        "answers in its own words.",
+    )
+    unsure: bool = Field(False, description=f"Add {CANNOT_TELL!r} to the options.")
     system: str | None = Field(
         None, max_length=MAX_TEXT, description="System text put before the question, if the model's template can."
     )
@@ -113,13 +140,15 @@ class ReasoningRequest(BaseModel):
         except ValidationError as error:
             raise InputError(
                 f"The request is not valid: {explain_validation(error)}.",
-                "Pass a dict with 'image' (or 'images') and 'question'; optional: system, budget, seed, "
-                "min_confidence.",
+                "Pass a dict with 'image' (or 'images') and 'question'; optional: options, unsure, system, budget, "
+                "seed, min_confidence.",
             ) from None
 
     def shown(self) -> dict[str, Any]:
         """The fields that were given, for logs and traces: images by kind and size only, no credentials."""
         given = {name: getattr(self, name) for name in type(self).model_fields if getattr(self, name) is not None}
+        if not self.unsure:
+            del given["unsure"]
         if isinstance(self.budget, Budget):
             given["budget"] = self.budget.model_dump(mode="json")
         return cast(dict[str, Any], redact(given))
@@ -135,10 +164,63 @@ class ReasoningRequest(BaseModel):
             raise ValueError("images is empty; give at least one")
         return self
 
+    @field_validator("options")
+    @classmethod
+    def _can_be_told_apart(cls, options: list[str] | None) -> list[str] | None:
+        """Check the options, and return them without white space around them."""
+        if options is None:
+            return None
+        if not 2 <= len(options) <= MAX_OPTIONS:
+            raise ValueError(f"give 2 to {MAX_OPTIONS} options, not {len(options)}")
+        if sum(map(len, options)) > MAX_TEXT:
+            raise ValueError(f"all options together have at most {MAX_TEXT:,} characters")
+        places: dict[str, int] = {}
+        for place, option in enumerate(options, 1):
+            plain = same_text(option)
+            if not plain:
+                raise ValueError(f"option {place} is empty")
+            if any(unicodedata.category(sign) in ("Cc", "Cs") for sign in plain):
+                raise ValueError(f"option {place} has control characters, or half a character")
+            if plain in places:
+                raise ValueError(f"options {places[plain]} and {place} are the same")
+            places[plain] = place
+        return [option.strip() for option in options]
+
+    @model_validator(mode="after")
+    def _unsure_beside_options(self) -> Self:
+        if self.unsure and self.options is None:
+            raise ValueError("unsure adds an option to others: give options, too")
+        if self.unsure and CANNOT_TELL in map(str.casefold, map(same_text, self.options or ())):
+            raise ValueError(f"unsure adds the option {CANNOT_TELL!r}, which is among the options already")
+        return self
+
     @property
     def image_references(self) -> list[Any]:
         """The images as a list, in order."""
         return list(self.images) if self.images is not None else [self.image]
+
+
+def same_text(text: str) -> str:
+    """Return a text as options are compared: composed characters, and one blank for any white space inside."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+class Choice(Plain):
+    """One of the options of a question, and how probable the model holds it."""
+
+    text: str
+    log_probability: float = Field(
+        le=0,
+        description="Joint log-probability, in nats, of the option's tokens and of the token that ends an answer, "
+        "summed over the spellings of the option; of the state that was decoded.",
+    )
+    plain_log_probability: float | None = Field(
+        None, le=0, description="The same by the plain model, which has no latents and no injected patches."
+    )
+    probability: float = Field(
+        ge=0, le=1, description="Among the options: theirs sum to 1. Pooled over both, unless the confidence is not."
+    )
+    unsure: bool = Field(False, description="This is the option that says that the image does not tell.")
 
 
 class Patch(Plain):
@@ -226,6 +308,10 @@ class Scores(Plain):
         None, description="Geometric mean of the same token probabilities, in [0, 1]."
     )
     first_token_entropy: float | None = Field(None, description="Entropy of the first answer token, in nats.")
+    option_probability: float | None = Field(
+        None,
+        description="Probability of the answer among the options that were given, in [0, 1]; None without options.",
+    )
 
 
 class GeneratedToken(Plain):
@@ -325,6 +411,16 @@ class ReasoningResult(Plain):
     abstained: bool | None = Field(None, description="The opposite of accepted.")
     min_confidence: float | None = None
     scores: Scores = Scores()
+    choices: list[Choice] | None = Field(
+        None, description="The options in the order they were given; None if the answer was free."
+    )
+    mass: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Probability that the model answers with any of the options at all, in [0, 1]: a small mass says "
+        "that none of them fits.",
+    )
     tokens: list[GeneratedToken] = Field([], description="Every generated token, reasoning and stop token included.")
     patches: list[Patch] = []
     views: list[View] = Field(
@@ -359,7 +455,7 @@ class ReasoningResult(Plain):
     @property
     def unsure(self) -> bool:
         """Whether the answer should not be relied on: it was not accepted, or is more likely wrong than right."""
-        likely = self.confidence_source in ("calibrated", "pooled_probability", "answer_probability")
+        likely = self.confidence_source not in ("reward", "unscored")
         if self.accepted is not None or not likely or self.confidence is None:
             return self.accepted is False
         return self.confidence < _UNSURE

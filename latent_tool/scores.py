@@ -68,6 +68,12 @@ _TABLE = (
         read=lambda result: result.scores.plain_probability,
     ),
     ConfidenceScore(
+        "option_probability",
+        "probability of the answer among the options that were given",
+        probability=True,
+        read=lambda result: result.scores.option_probability,
+    ),
+    ConfidenceScore(
         "mean_token_probability",
         "geometric mean of the same probabilities",
         probability=True,

@@ -198,10 +198,10 @@ class SearchSettings(Settings):
     reward: Literal["renormalised_top_k_entropy", "top_k_entropy", "entropy", "neg_log_probability"] = Field(
         "renormalised_top_k_entropy", description="What the search maximises."
     )
-    reward_position: Literal["latents", "answer", "both"] = Field(
+    reward_position: Literal["latents", "answer", "both", "options"] = Field(
         "answer",
         description="Where the reward is read: at the latents, at the position that predicts the first answer token, "
-        "or the mean over all of them.",
+        "the mean over all of them, or in the distribution over the options of the question.",
     )
     top_k: int = Field(10, ge=3, description="Tokens that the top-k rewards look at.")
 
@@ -250,6 +250,11 @@ class SearchSettings(Settings):
         if self.baseline == "leave_one_out" and 0 < self.samples < (4 if self.antithetic else 2):
             raise ValueError(
                 "a leave-one-out baseline needs at least 2 samples (4 when antithetic); set baseline='none'"
+            )
+        if self.reward_position == "options" and self.reward in ("top_k_entropy", "neg_log_probability"):
+            raise ValueError(
+                f"{self.reward} can rise when the distribution over the options goes flat; use 'entropy' or "
+                "'renormalised_top_k_entropy'"
             )
         if self.latents == 0 and self.init != type(self).model_fields["init"].default:
             raise ValueError("init has no meaning without latents; set latents >= 1")

@@ -111,6 +111,8 @@ class Call:
             self.warnings += warnings
         given = {
             "question": request.question,
+            "options": request.options,
+            "unsure": request.unsure or None,
             "system": request.system,
             "budget": level,  # a whole budget is sent with what is left of its deadline
             "seed": first_given(request.seed, options.seed, reasoner.seed),

@@ -60,6 +60,26 @@ def test_results_of_older_versions_are_read() -> None:
         ({"image": "a.png", "question": "what?", "min_confidence": 1.5}, "min_confidence"),
         ({"image": "a.png", "question": "what?", "min_confidence": float("nan")}, "min_confidence"),
         ({"image": "a.png", "question": "what?", "colour": "red"}, "colour"),
+        *(
+            ({"image": "a.png", "question": "what?", **wrong}, "option")
+            for wrong in (
+                {"options": "red"},
+                {"options": []},
+                {"options": ["red"]},
+                {"options": [f"{number}" for number in range(256)]},
+                {"options": ["red", " "]},
+                {"options": ["red", "\u00a0\t"]},
+                {"options": ["red", "blue", " red\n"]},
+                {"options": ["caf\u00e9", "cafe\u0301"]},
+                {"options": ["a  b", "a b"]},
+                {"options": ["red", 3]},
+                {"options": ["red", "\ud800"]},
+                {"options": ["red", "a\x1b[31m"]},
+                {"options": ["x" * MAX_TEXT, "y"]},
+                {"unsure": True},
+                {"options": ["red", "Cannot  tell"], "unsure": True},
+            )
+        ),
         ("what?", "request"),
         (None, "request"),
     ],
@@ -71,9 +91,23 @@ def test_wrong_requests_are_input_errors_that_name_the_field(request_: Any, name
     assert caught.value.hint
 
 
+def test_options_are_kept_in_order_without_the_white_space_around_them() -> None:
+    request = ReasoningRequest.parse({"image": "a.png", "question": "which?", "options": [" b", "a\n", "B"]})
+    assert request.options == ["b", "a", "B"] and not request.unsure
+    assert "options" in request.shown() and "unsure" not in request.shown()
+    joined = [
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+        "\U0001f468\u200d\U0001f469",
+    ]  # joiners are no controls
+    assert ReasoningRequest.parse({"image": "a.png", "question": "?", "options": joined}).options == joined
+    many = ReasoningRequest.parse({"image": "a.png", "question": "?", "options": list(map(str, range(255)))})
+    assert len(many.options or ()) == 255
+
+
 @pytest.mark.parametrize(
     ("make", "named"),
     [
+        (lambda: SearchSettings(reward_position="options", reward="top_k_entropy"), "top_k_entropy"),
         (lambda: Budget(iterations=-1), "iterations"),
         (lambda: Budget(iterations=float("nan")), "iterations"),  # type: ignore[arg-type]
         (lambda: Budget(deadline_s=0), "deadline_s"),
