@@ -34,6 +34,7 @@ __all__ = [
     "Choice",
     "ControlAnswer",
     "Controls",
+    "Domain",
     "GeneratedToken",
     "Grounding",
     "InjectedCell",
@@ -48,6 +49,7 @@ __all__ = [
     "Usage",
     "View",
     "same_text",
+    "below_reason",
 ]
 
 # Characters of a question or a system text at most; how many tokens fit is the model's own limit.
@@ -377,6 +379,20 @@ class Usage(Plain):
     )
 
 
+class Domain(Plain):
+    """Whether a question is like those that a threshold was made for, by the domain check of a calibration."""
+
+    p_value: float = Field(
+        ge=0,
+        le=1,
+        description="Share of questions like the calibration's that look at least as strange as this one, at most.",
+    )
+    parts: dict[str, float] = Field(
+        description="The p-value of every part of the check by itself; the smallest, times their number, is p_value."
+    )
+    refused: bool = Field(description="p_value is at most the check's level: the question is unlike those.")
+
+
 class RouteStep(Plain):
     """What a router did with one of its rungs."""
 
@@ -409,7 +425,14 @@ class ReasoningResult(Plain):
     confidence_source: ConfidenceSource
     accepted: bool | None = Field(None, description="Confidence reached min_confidence; None if no threshold was set.")
     abstained: bool | None = Field(None, description="The opposite of accepted.")
+    abstain_reason: str | None = Field(
+        None, description="Why the answer was abstained from, in words; None if it was not."
+    )
     min_confidence: float | None = None
+    domain: Domain | None = Field(
+        None,
+        description="Whether the question is like those that the threshold was made for; None if that was not checked.",
+    )
     scores: Scores = Scores()
     choices: list[Choice] | None = Field(
         None, description="The options in the order they were given; None if the answer was free."
@@ -452,10 +475,39 @@ class ReasoningResult(Plain):
     route: list[RouteStep] = Field([], description="The rungs a router tried, in order; the last one decided.")
     warnings: list[str] = []
 
+    def abstaining(self, reason: str) -> Self:
+        """A copy that is abstained from for a reason, whatever its confidence."""
+        return self.model_copy(update={"accepted": False, "abstained": True, "abstain_reason": reason})
+
+    def decided(self, accepted: bool | None, min_confidence: float | None) -> Self:
+        """A copy with the verdict of a threshold; the reason says what the confidence was compared with.
+
+        Args:
+            accepted: whether the confidence reaches the threshold; ``None``: there is none.
+            min_confidence: the threshold, as it is shown.
+        """
+        reason = None if accepted is not False else below_reason(self.confidence, min_confidence)
+        abstained = None if accepted is None else not accepted
+        return self.model_copy(
+            update={
+                "accepted": accepted,
+                "abstained": abstained,
+                "abstain_reason": reason,
+                "min_confidence": min_confidence,
+            }
+        )
+
     @property
     def unsure(self) -> bool:
         """Whether the answer should not be relied on: it was not accepted, or is more likely wrong than right."""
         likely = self.confidence_source not in ("reward", "unscored")
+        """Whether the answer should not be relied on: it was not accepted, or is more likely wrong than right.
+
+        Nor should one about a question that the domain check refused.
+        """
+        if self.domain is not None and self.domain.refused:
+            return True
+        likely = self.confidence_source in ("calibrated", "pooled_probability", "answer_probability")
         if self.accepted is not None or not likely or self.confidence is None:
             return self.accepted is False
         return self.confidence < _UNSURE
@@ -474,7 +526,8 @@ class ReasoningResult(Plain):
     def _repr_html_(self) -> str:
         """Show answer, confidence and number of patches in a notebook; ``latent_tool.overlay.show`` has the picture."""
         confidence = "not scored" if self.confidence is None else confidence_text(self.confidence)
-        verdict = {None: "", True: ", accepted", False: ", abstained"}[self.accepted]
+        why = f": {html.escape(plain_text(self.abstain_reason))}" if self.abstain_reason else ""
+        verdict = {None: "", True: ", accepted", False: f", abstained{why}"}[self.accepted]
         rows = [
             ("answer", f"<b>{html.escape(plain_text(self.answer)) or '(empty)'}</b>"),
             ("confidence", f"{confidence}{verdict} <small>({CONFIDENCE_SOURCES[self.confidence_source]})</small>"),
@@ -483,6 +536,15 @@ class ReasoningResult(Plain):
         ]
         cells = "".join(f'<tr><th scope="row">{name}</th><td>{value}</td></tr>' for name, value in rows)
         return f"<table>{cells}</table>"
+
+
+def below_reason(confidence: float | None, min_confidence: float | None) -> str:
+    """Say why a confidence does not do."""
+    if confidence is None:
+        return "the answer has no confidence"
+    if min_confidence is None:
+        return f"the confidence {confidence_text(confidence)} is too low"
+    return f"the confidence {confidence_text(confidence)} is below {min_confidence:g}"
 
 
 class InjectedCell(Plain):

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 # A module imports only what stands above it, and within its own line.
 LAYERS = [
     {"latent_tool.errors"},
-    {"latent_tool.about", "latent_tool.files", "latent_tool.words"},
+    {"latent_tool.about", "latent_tool.cannot_tell", "latent_tool.files", "latent_tool.words"},
     {"latent_tool.settings"},
     {"latent_tool.schema"},
     {"latent_tool.scores", "latent_tool.statistics"},
