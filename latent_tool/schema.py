@@ -48,8 +48,8 @@ __all__ = [
     "TraceRow",
     "Usage",
     "View",
-    "same_text",
     "below_reason",
+    "same_text",
 ]
 
 # Characters of a question or a system text at most; how many tokens fit is the model's own limit.
@@ -499,15 +499,13 @@ class ReasoningResult(Plain):
 
     @property
     def unsure(self) -> bool:
-        """Whether the answer should not be relied on: it was not accepted, or is more likely wrong than right."""
-        likely = self.confidence_source not in ("reward", "unscored")
         """Whether the answer should not be relied on: it was not accepted, or is more likely wrong than right.
 
         Nor should one about a question that the domain check refused.
         """
         if self.domain is not None and self.domain.refused:
             return True
-        likely = self.confidence_source in ("calibrated", "pooled_probability", "answer_probability")
+        likely = self.confidence_source not in ("reward", "unscored")
         if self.accepted is not None or not likely or self.confidence is None:
             return self.accepted is False
         return self.confidence < _UNSURE
