@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import asyncio
 import base64
 import io
 import json
@@ -13,10 +12,8 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,6 @@ import pytest
 from browser import Browser, contrast, luminance
 from http_server import serving
 from PIL import Image
-from pydantic import PrivateAttr
 from results import BLUE, HOSTILE, PAPER, QUESTION, a_result, attended_result, hostile_result, scene
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -34,37 +30,27 @@ from selenium.webdriver.common.keys import Keys
 from latent_tool import Budget, LatentReasoner, ReasoningResult
 from latent_tool.errors import InputError, MissingExtraError
 from latent_tool.integrations.playground import create_playground
-from latent_tool.schema import InjectedCell, ReasoningStep
+from latent_tool.schema import InjectedCell, ReasoningRequest, ReasoningStep
+from latent_tool.testing import Feed, ScriptedReasoner
 from latent_tool.views.heat import HEAT_OPACITY, HEAT_STOPS
 
 SHAPES = Path(__file__).parents[2] / "examples" / "images" / "shapes.png"
 
 
-class Scripted(LatentReasoner):
-    """Streams what a test hands it, when the test hands it; knows whether it was cancelled and what it was asked."""
+class Script(Feed):
+    """What the reasoner says, when the test says it; knows what it was asked."""
 
-    _script: deque[Any] = PrivateAttr(default_factory=deque)
-    _asked: list[Any] = PrivateAttr(default_factory=list)
-    _cancelled: threading.Event = PrivateAttr(default_factory=threading.Event)
+    def __init__(self) -> None:
+        super().__init__()
+        self.reasoner = ScriptedReasoner(self, model="embedded")
 
-    async def astream(self, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
-        self._asked.append(input)
-        finished = False
-        try:
-            while not finished:
-                while not self._script:
-                    await asyncio.sleep(0.005)
-                item = self._script.popleft()
-                if isinstance(item, Exception):
-                    raise item
-                finished = isinstance(item, ReasoningResult)
-                yield item
-        finally:
-            if not finished:
-                self._cancelled.set()
+    @property
+    def asked(self) -> list[ReasoningRequest]:
+        return self.reasoner.asked
 
-    def say(self, *items: Any) -> None:
-        self._script.extend(items)
+    def clear(self) -> None:
+        super().clear()
+        self.reasoner.script.asked.clear()
 
 
 def searching(number: int, cells: list[int] | None = None) -> ReasoningStep:
@@ -136,24 +122,22 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def script_url() -> Iterator[tuple[Scripted, str]]:
-    reasoner = Scripted()
-    # The desk copies the reasoner to give it its image policy; the copy shares what is private.
-    with serving(create_playground(reasoner)) as url:
-        yield reasoner, url + "/"
+def script_url() -> Iterator[tuple[Script, str]]:
+    script = Script()
+    # The desk copies the reasoner to give it its image policy; the copy shares the script.
+    with serving(create_playground(script.reasoner)) as url:
+        yield script, url + "/"
 
 
 @pytest.fixture
-def script(script_url: tuple[Scripted, str]) -> Scripted:
-    reasoner, _ = script_url
-    reasoner._script.clear()
-    reasoner._asked.clear()
-    reasoner._cancelled.clear()
-    return reasoner
+def script(script_url: tuple[Script, str]) -> Script:
+    script, _ = script_url
+    script.clear()
+    return script
 
 
 @pytest.fixture
-def url(script_url: tuple[Scripted, str]) -> str:
+def url(script_url: tuple[Script, str]) -> str:
     return script_url[1]
 
 
@@ -164,7 +148,7 @@ def picture_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def done(browser: Browser, script: Scripted, url: str, picture_file: Path) -> Page:
+def done(browser: Browser, script: Script, url: str, picture_file: Path) -> Page:
     """The page with a picture, a question and its answer."""
     page = Page(browser, url)
     page.choose(picture_file)
@@ -256,7 +240,7 @@ def test_pictures_can_be_drawn_and_asked_about_with_the_keyboard_alone(browser: 
 
 
 @pytest.mark.browser
-def test_steps_arrive_one_by_one(browser: Browser, script: Scripted, url: str, picture_file: Path) -> None:
+def test_steps_arrive_one_by_one(browser: Browser, script: Script, url: str, picture_file: Path) -> None:
     page = Page(browser, url)
     page.choose(picture_file)
     page.ask()
@@ -284,19 +268,19 @@ def test_steps_arrive_one_by_one(browser: Browser, script: Scripted, url: str, p
     assert page.text("verdict").startswith("Confidence 0.93") and page.bar() == pytest.approx(0.93)
     assert page.count("#picture .patch") == 5 and page.count("#patches tr") == 6  # one has no known place
     assert page["ask"].is_enabled() and not page["stop"].is_enabled()
-    assert script._asked[0].question == QUESTION and script._asked[0].seed == 0
+    assert script.asked[0].question == QUESTION and script.asked[0].seed == 0
     page.check()
 
 
 @pytest.mark.browser
 @pytest.mark.parametrize("way", ["button", "key", "other picture", "page closed"])
-def test_stopping_stops_the_search(browser: Browser, script: Scripted, url: str, picture_file: Path, way: str) -> None:
+def test_stopping_stops_the_search(browser: Browser, script: Script, url: str, picture_file: Path, way: str) -> None:
     page = Page(browser, url)
     page.choose(picture_file)
     page.ask()
     script.say(ReasoningStep(phase="prefill"), searching(0))
     until(lambda: page.text("status").startswith("Round 0"), "round 0")
-    assert not script._cancelled.is_set()
+    assert not script.cancelled.is_set()
     if way == "button":
         page["stop"].click()
     elif way == "key":
@@ -306,7 +290,7 @@ def test_stopping_stops_the_search(browser: Browser, script: Scripted, url: str,
         page.choose(picture_file.with_name("other.png"))
     else:
         browser.visit("about:blank")
-    assert script._cancelled.wait(20)
+    assert script.cancelled.wait(20)
     if way == "page closed":
         return
     if way != "other picture":
@@ -339,7 +323,7 @@ def test_the_confidence_ends_on_the_scale_of_the_first_token(done: Page) -> None
 
 @pytest.mark.browser
 def test_searches_that_do_not_know_the_first_token_are_followed(
-    browser: Browser, script: Scripted, url: str, picture_file: Path
+    browser: Browser, script: Script, url: str, picture_file: Path
 ) -> None:
     page = Page(browser, url)
     page.choose(picture_file)
@@ -360,7 +344,7 @@ def test_searches_that_do_not_know_the_first_token_are_followed(
 
 
 @pytest.mark.browser
-def test_the_heat_map_lies_on_the_picture(browser: Browser, script: Scripted, url: str, picture_file: Path) -> None:
+def test_the_heat_map_lies_on_the_picture(browser: Browser, script: Script, url: str, picture_file: Path) -> None:
     page = Page(browser, url)
     page.choose(picture_file)
     assert not page.shown("heat-row")
@@ -396,7 +380,7 @@ def test_attention_that_was_not_measured_is_not_drawn_but_said(done: Page) -> No
 
 
 @pytest.mark.browser
-def test_the_gate_decides_anew_as_the_threshold_moves(done: Page, script: Scripted) -> None:
+def test_the_gate_decides_anew_as_the_threshold_moves(done: Page, script: Script) -> None:
     assert done.text("verdict") == "Confidence 0.93 (answer probability): ✓ accepted"
     slider = done["threshold"]
     slider.send_keys(Keys.END)
@@ -407,16 +391,16 @@ def test_the_gate_decides_anew_as_the_threshold_moves(done: Page, script: Script
     slider.send_keys(*[Keys.ARROW_LEFT] * 7)
     assert done.text("threshold-value") == "0.93" and "✓ accepted" in done.text("verdict")
     assert "min_confidence=0.93," in done.text("python")
-    assert len(script._asked) == 1  # without asking again
+    assert len(script.asked) == 1  # without asking again
     script.say(a_result())
     done.ask()
     done.answered()
-    assert script._asked[1].min_confidence == 0.93
+    assert script.asked[1].min_confidence == 0.93
 
 
 @pytest.mark.browser
 def test_an_answer_without_a_score_is_not_accepted(
-    browser: Browser, script: Scripted, url: str, picture_file: Path
+    browser: Browser, script: Script, url: str, picture_file: Path
 ) -> None:
     page = Page(browser, url)
     page.choose(picture_file)
@@ -429,7 +413,7 @@ def test_an_answer_without_a_score_is_not_accepted(
 
 
 @pytest.mark.browser
-def test_budgets_reach_the_reasoner(browser: Browser, script: Scripted, url: str, picture_file: Path) -> None:
+def test_budgets_reach_the_reasoner(browser: Browser, script: Script, url: str, picture_file: Path) -> None:
     page = Page(browser, url)
     page.choose(picture_file)
     page["level"].send_keys("thorough")
@@ -441,7 +425,7 @@ def test_budgets_reach_the_reasoner(browser: Browser, script: Scripted, url: str
     script.say(a_result())
     page.ask()
     page.answered()
-    found = script._asked[0].budget
+    found = script.asked[0].budget
     assert found == Budget.level("thorough").but(max_patches=3, deadline_s=2.5)
     call = re.search(r"budget=(Budget.*),\n", page.text("python"))
     assert call is not None
@@ -452,10 +436,10 @@ def test_budgets_reach_the_reasoner(browser: Browser, script: Scripted, url: str
 
 
 @pytest.mark.browser
-def test_errors_are_shown_with_their_remedy(browser: Browser, script: Scripted, tmp_path: Path, url: str) -> None:
+def test_errors_are_shown_with_their_remedy(browser: Browser, script: Script, tmp_path: Path, url: str) -> None:
     page = Page(browser, url)
     page["ask"].click()  # a question is required: the browser says so
-    assert script._asked == []
+    assert script.asked == []
     page.ask()
     assert "There is no picture yet." in page.problem()
     scene().save(tmp_path / "disc.png")
@@ -495,7 +479,7 @@ def test_a_file_that_is_no_picture_is_refused_by_the_service(browser: Browser, t
 
 
 @pytest.mark.browser
-def test_hostile_text_stays_text(browser: Browser, script: Scripted, url: str, tmp_path: Path) -> None:
+def test_hostile_text_stays_text(browser: Browser, script: Script, url: str, tmp_path: Path) -> None:
     name = "<img src=x onerror='window.hacked=1'>\u202e.png"
     scene().save(tmp_path / name)
     page = Page(browser, url)
@@ -556,7 +540,7 @@ def test_the_policy_forbids_scripts_styles_and_requests(browser: Browser, url: s
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_is_legible_in_both_schemes(
-    browser: Browser, script: Scripted, url: str, picture_file: Path, scheme: str
+    browser: Browser, script: Script, url: str, picture_file: Path, scheme: str
 ) -> None:
     page = Page(browser, url, scheme=scheme)
     page.choose(picture_file)
@@ -597,7 +581,7 @@ def test_patches_lie_on_their_pixels(done: Page) -> None:
 
 @pytest.mark.browser
 def test_a_photo_on_its_side_is_shown_upright_with_its_patches(
-    browser: Browser, script: Scripted, url: str, tmp_path: Path
+    browser: Browser, script: Script, url: str, tmp_path: Path
 ) -> None:
     upright = Image.new("RGB", (60, 40), PAPER)
     upright.paste(BLUE, (48, 0, 60, 12))
@@ -634,7 +618,7 @@ def test_pointing_at_a_patch_tells_about_it(done: Page) -> None:
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [320, 800, 1920])
 def test_nothing_is_wider_than_the_window(
-    browser: Browser, script: Scripted, url: str, picture_file: Path, width: int
+    browser: Browser, script: Script, url: str, picture_file: Path, width: int
 ) -> None:
     page = Page(browser, url, width=width)
     page.choose(picture_file)

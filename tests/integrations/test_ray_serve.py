@@ -14,12 +14,12 @@ import pytest
 from pictures import draw_shapes
 from ray_cluster import free_ports
 from scripted_agents import CIRCLE, SQUARE, essence, small_reasoner
-from slow_reasoner import SlowReasoner
 
 from latent_tool import Budget, ImagePolicy, RemoteReasoner
 from latent_tool.errors import AccessError, ImageDecodeError, SettingsError
 from latent_tool.images.load import portable_image
 from latent_tool.integrations.http_service import ServiceLimits
+from latent_tool.testing import Reply, ScriptedReasoner
 
 # Ray's own warnings are not ours to mend.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -110,7 +110,7 @@ def test_a_full_queue_is_a_clear_503(started: str) -> None:
     from latent_tool.integrations.ray_serve import application
 
     slow = application(
-        SlowReasoner(5.0),
+        ScriptedReasoner(Reply("late", seconds=5.0)),
         limits=ServiceLimits(max_requests=1, retry_after_s=3),
         num_cpus=0.5,
         batch_size=1,

@@ -32,6 +32,7 @@ LAYERS = [
     {f"latent_tool.{name}" for name in ("messages", "overlay", "report", "scheduler", "tool_spec")}
     | {f"latent_tool.{name}" for name in ("chat_model", "reasoner", "remote", "router", "tool")},
     {"latent_tool"},
+    {"latent_tool.testing"},
     {"latent_tool.evaluation"},
     {"latent_tool.integrations"},
     {"latent_tool.commands"},
@@ -44,7 +45,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 ONLY_IN = {
     "transformers": {"latent_tool.models", "training", "benchmarks"},
     "torch": {"latent_tool.method", "latent_tool.models", "latent_tool.engine", "training", "benchmarks"},
-    "langchain_core": {"latent_tool.langchain", "latent_tool.integrations", "benchmarks"},
+    "langchain_core": {"latent_tool.langchain", "latent_tool.testing", "latent_tool.integrations", "benchmarks"},
 }
 DOTTED = re.compile(r"(latent_tool|training)(\.[a-z_]+)+")
 
