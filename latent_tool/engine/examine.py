@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -25,13 +24,10 @@ __all__ = ["attention_later", "attention_of", "examine", "examine_later", "exami
 async def _noised(question: Question, inputs: Inputs, noise: NoiseSettings, draw: int) -> Prefix:
     """Compute the prefix of the noised image; its cells' features are those of the noised image, too."""
     generator = torch.Generator().manual_seed(noise.seed + draw)
-    tensors = {
-        key: add_noise(value, noise, generator) if key.startswith("pixel_values") else value
-        for key, value in inputs.tensors.items()
-    }
-    prefix = await Prefill(
-        replace(inputs, tensors=tensors), lambda: question.clock.require_time("the noised image was read"), cached=False
+    noised = inputs.changed(
+        lambda name, value: add_noise(value, noise, generator) if name.startswith("pixel_values") else value
     )
+    prefix = await Prefill(noised, lambda: question.clock.require_time("the noised image was read"), cached=False)
     question.clock.calls += 1
     return prefix
 
@@ -122,11 +118,8 @@ async def examine_later(question: Question, outcome: Outcome, noise: NoiseSettin
     _, rows = await _forced(question, inputs, *state, decoded, noise)
     dependency = visual_dependency(decoded.log_probabilities, torch.stack(rows))
     grounding = _grounding(question, decoded, outcome.answer, dependency, noise)
-    tensors = {
-        key: torch.zeros_like(value) if key.startswith("pixel_values") else value
-        for key, value in inputs.tensors.items()
-    }
-    masked = await Prefill(replace(inputs, tensors=tensors), question.clock.expired, cached=False)
+    hidden = inputs.changed(lambda name, value: torch.zeros_like(value) if name.startswith("pixel_values") else value)
+    masked = await Prefill(hidden, question.clock.expired, cached=False)
     entropies = await TokenEntropies(masked, *state, decoded.tokens)
     gains = (entropies - decoded.entropies)[outcome.answer.start : outcome.answer.stop]
     gain = float(gains.mean()) if len(gains) else None

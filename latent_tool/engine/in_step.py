@@ -13,6 +13,7 @@ from latent_tool.models.decoding import Decoded
 from latent_tool.models.requests import (
     Attend,
     Decode,
+    DecodeEach,
     Prefill,
     Reason,
     Sample,
@@ -30,7 +31,7 @@ __all__ = ["InStep", "Member", "Tell"]
 T = TypeVar("T")
 
 # The order in which requests of several questions are served: whoever is behind catches up first ...
-_ORDER = (Prefill, Reason, Score, Attend, Decode, Sample, TokenLogProbabilities, TokenEntropies)
+_ORDER = (Prefill, DecodeEach, Reason, Score, Attend, Decode, Sample, TokenLogProbabilities, TokenEntropies)
 # ... but nobody is passed over more often than this.
 _PATIENCE = 16
 

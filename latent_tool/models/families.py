@@ -8,6 +8,7 @@ its patches carry no boxes. This module needs neither torch nor transformers to 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from latent_tool.models import cells
 from latent_tool.models.cells import Recipe
@@ -45,6 +46,8 @@ class Family:
         chat_template: its checkpoints have a chat template; otherwise the question follows the image directly.
         answer_marks: pairs of marks around its answers, beside ``<answer>`` and ``\\boxed{}``, which prompts ask for.
         reasoning_end: the mark that ends its reasoning.
+        views: how a window of the picture is shown beside it: as a further picture of the prompt, or, to a family made
+            for one picture, as injected cells.
         note: what a user should know.
     """
 
@@ -59,6 +62,7 @@ class Family:
     chat_template: bool = True
     answer_marks: tuple[tuple[str, str], ...] = ()
     reasoning_end: str = "</think>"
+    views: Literal["picture", "cells"] = "picture"
     note: str = ""
 
 
@@ -92,6 +96,7 @@ _TABLE = (
         "google/paligemma2-3b-mix-448",
         cells.whole_square,
         chat_template=False,
+        views="cells",
         note="the prompt is read in both directions, latents and answer are causal",
     ),
     Family(

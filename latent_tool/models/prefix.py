@@ -6,8 +6,8 @@ Values only: nothing here runs a model.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -95,18 +95,29 @@ class Cell:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Processed inputs of one question, before the model has seen them."""
+    """Processed inputs of one question, before the model has seen them.
+
+    ``cells``: of the prompt, then of the windows that are injected. ``pictures``: pictures in the prompt, windows
+    among them. ``injected``: prompts of windows whose cells are injected after the prompt, before all others.
+    """
 
     tensors: Mapping[str, Any]
     tail: tuple[int, ...]
     markers: Markers
     cells: tuple[Cell, ...]
     warnings: tuple[str, ...]
+    pictures: int = 1
+    injected: tuple[Inputs, ...] = ()
 
     @property
     def length(self) -> int:
         """Tokens of the prefix."""
-        return int(self.tensors["input_ids"].shape[1])
+        return int(self.tensors["input_ids"].shape[1]) + sum(len(each.cells) for each in self.injected)
+
+    def changed(self, change: Callable[[str, Any], Any]) -> Inputs:
+        """Return the inputs with every tensor as ``change`` makes it of its name and value."""
+        tensors = {name: change(name, value) for name, value in self.tensors.items()}
+        return replace(self, tensors=tensors, injected=tuple(each.changed(change) for each in self.injected))
 
 
 @dataclass(frozen=True)
@@ -116,7 +127,8 @@ class Prefix:
     ``features``: ``(C, d)``, merged image features at the image cells. ``last_logits``: ``(vocabulary,)`` after the
     prefix. ``positions``: position ids the decoder was given, ``(..., P)``, or ``None`` if it counts by itself;
     ``next_position``: the one that follows. ``columns``: ``(C,)``, where the image cells stand in the prefix.
-    ``stems``: what is known of cells injected after it.
+    ``stems``: what is known of cells injected after it. ``attention``: ``(C,)`` of the last position to the image
+    cells, mean over heads and layers, if it was asked for. ``encoded``: pictures that went through the vision tower.
     """
 
     inputs: Inputs
@@ -127,6 +139,8 @@ class Prefix:
     columns: Tensor
     next_position: int
     stems: Stems = field(default_factory=Stems, compare=False, repr=False)
+    attention: Tensor | None = None
+    encoded: int = 0
 
     @property
     def length(self) -> int:

@@ -19,10 +19,10 @@ from transformers import DynamicCache
 
 from latent_tool.models.cache import fork_cache
 
-__all__ = ["ImagePrefix", "PrefixCache", "cut_cache", "cut_tensors", "image_key"]
+__all__ = ["PER_TOKEN", "ImagePrefix", "PrefixCache", "cut_cache", "cut_tensors", "image_key"]
 
 # Inputs that have one entry per token of the prompt.
-_PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class PrefixCache:
 
 def cut_tensors(tensors: Mapping[str, Any], length: int) -> dict[str, Any]:
     """A prompt's inputs without what stands after its first ``length`` tokens."""
-    return {name: value[:, :length] if name in _PER_TOKEN else value for name, value in tensors.items()}
+    return {name: value[:, :length] if name in PER_TOKEN else value for name, value in tensors.items()}
 
 
 def cut_cache(cache: DynamicCache, length: int) -> DynamicCache:

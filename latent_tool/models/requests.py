@@ -20,6 +20,7 @@ from latent_tool.settings import GenerationSettings, SamplingSettings
 __all__ = [
     "Attend",
     "Decode",
+    "DecodeEach",
     "Prefill",
     "Reason",
     "Sample",
@@ -40,12 +41,15 @@ class Prefill(Request[Prefix]):
     """Run the prefix through the model: a ``Prefix``.
 
     ``check`` is called before every layer and may raise. ``cached``: whether the prefix cache may be used, which is not
-    for images that nobody will ask about again.
+    for images that nobody will ask about again. ``attend``: read the attention of the last position, too. ``begins``:
+    a prompt with the same question and the first of the same pictures, whose images need not be computed again.
     """
 
     inputs: Inputs
     check: Callable[[], object] | None = None
     cached: bool = True
+    attend: bool = False
+    begins: Inputs | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,16 @@ class Decode(Request[Decoded]):
     generation: GenerationSettings | None = None
     pause: Callable[[], bool] = never
     begun: Decoded | None = None
+
+
+@dataclass(frozen=True)
+class DecodeEach(Request[list[Decoded]]):
+    """An answer of the plain model from each of several prefixes, in one batch: a list of ``Decoded``."""
+
+    prefixes: Sequence[Prefix]
+    max_new_tokens: int
+    stop: Callable[[], bool] = never
+    generation: GenerationSettings | None = None
 
 
 @dataclass(frozen=True)

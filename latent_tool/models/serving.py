@@ -10,11 +10,13 @@ import torch
 from latent_tool.errors import NotEnoughMemoryError
 from latent_tool.method.asking import Request, contained
 from latent_tool.method.reward import Logits
+from latent_tool.models.decoding import Decoded
 from latent_tool.models.memory import out_of_memory
 from latent_tool.models.prefix import Prefix
 from latent_tool.models.requests import (
     Attend,
     Decode,
+    DecodeEach,
     Prefill,
     Reason,
     Sample,
@@ -39,7 +41,25 @@ def _by(
 
 def _prefill(vlm: VisionLanguageModel, requests: Sequence[Prefill]) -> list[Prefix]:
     """Prompts differ in length and images, so that prefixes are computed one after another."""
-    return [vlm.prefill(request.inputs, request.check, request.cached) for request in requests]
+    return [
+        vlm.prefill(each.inputs, each.check, each.cached, attend=each.attend, begins=each.begins) for each in requests
+    ]
+
+
+def _decode_each(vlm: VisionLanguageModel, requests: Sequence[DecodeEach]) -> list[list[Decoded] | Exception]:
+    """All prefixes of all requests in one batch; a request with one that fails, fails."""
+    asked = [
+        Decode(prefix, None, (), each.max_new_tokens, each.stop, each.generation)
+        for each in requests
+        for prefix in each.prefixes
+    ]
+    decoded = iter(vlm.decode_many(asked))
+    found: list[list[Decoded] | Exception] = []
+    for each in requests:
+        answers = [next(decoded) for _ in each.prefixes]
+        failed = next((answer for answer in answers if isinstance(answer, Exception)), None)
+        found.append(failed or [answer for answer in answers if not isinstance(answer, Exception)])
+    return found
 
 
 _SERVED: dict[type[Request[Any]], Served] = {
@@ -48,6 +68,7 @@ _SERVED: dict[type[Request[Any]], Served] = {
     Score: _by(Score, VisionLanguageModel.score_many),
     Attend: _by(Attend, VisionLanguageModel.attend_many),
     Decode: _by(Decode, VisionLanguageModel.decode_many),
+    DecodeEach: _by(DecodeEach, _decode_each),
     Sample: _by(Sample, VisionLanguageModel.sample_many),
     TokenLogProbabilities: _by(TokenLogProbabilities, VisionLanguageModel.token_log_probabilities_many),
     TokenEntropies: _by(TokenEntropies, VisionLanguageModel.token_entropies_many),

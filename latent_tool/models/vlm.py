@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -17,21 +18,20 @@ import torch
 from PIL.Image import Image
 from PIL.Image import new as new_image
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from latent_tool.errors import ContextLengthError, ImageError, ModelLoadError, ModelNotSupportedError, NumericalError
 from latent_tool.method.asking import contained
 from latent_tool.method.reward import Logits, entropy, entropy_of
 from latent_tool.models.attention import tap_attention
-from latent_tool.models.cache import fork_cache, new_cache
+from latent_tool.models.cache import fork_cache
 from latent_tool.models.cells import View, cell_boxes
-from latent_tool.models.decoder import Decoder
 from latent_tool.models.decoding import Decoded, generation_rules, greedy, sampler
 from latent_tool.models.families import family
 from latent_tool.models.memory import out_of_memory
+from latent_tool.models.prefill import Prefilling, Suffix
 from latent_tool.models.prefix import Cell, Computed, Inputs, Prefix, Stem, Stems, common_length
-from latent_tool.models.prefix_cache import ImagePrefix, PrefixCache, cut_cache, cut_tensors, image_key
-from latent_tool.models.prompts import Markers, find_markers, render_prompt
+from latent_tool.models.prompts import find_markers, render_prompt
 from latent_tool.models.requests import (
     Attend,
     Decode,
@@ -49,7 +49,7 @@ from latent_tool.models.shared_prefix import (
     installed,
     layers_fit,
 )
-from latent_tool.models.watch import watched
+from latent_tool.models.windows import Window, beside, cut_out, moved
 from latent_tool.settings import PREFIX_CACHE_BYTES, GenerationSettings
 
 __all__ = ["VisionLanguageModel"]
@@ -75,30 +75,16 @@ class _Next(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Suffix:
-    """What follows the prefix: embeddings ``(N, S, d)``, the token id of every position (a filler where V and T stand,
-    which have none), and where the latents stand."""
-
-    embeddings: Tensor
-    tokens: tuple[int, ...]
-    latents: slice = field(default_factory=lambda: slice(0, 0))
-
-    @property
-    def length(self) -> int:
-        return len(self.tokens)
-
-
-@dataclass(frozen=True)
 class _Row:
     """A decoding, and what it begins after: a prefix, what is known of its cells, and the suffix still to be run."""
 
     prefix: Prefix
     stem: Stem | None
-    suffix: _Suffix
+    suffix: Suffix
     decoding: Decoding
 
 
-class VisionLanguageModel(Decoder):
+class VisionLanguageModel(Prefilling):
     """A frozen vision-language model and its processor.
 
     Calls may come from any thread: one lock lets one forward pass run at a time, and no state of a question is kept on
@@ -112,14 +98,11 @@ class VisionLanguageModel(Decoder):
     def __init__(
         self, model: PreTrainedModel, processor: Any, name: str, prefix_cache_bytes: int = PREFIX_CACHE_BYTES
     ) -> None:
-        super().__init__(model)
+        super().__init__(model, prefix_cache_bytes)
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.name = name
         self._processor_lock = threading.Lock()
-        self.prefix_cache = PrefixCache(prefix_cache_bytes)
-        # Whether a prompt can be computed in two parts; None: not known before the first question.
-        self._splits: bool | None = None
         # None: not known before the first question.
         per_layer = getattr(model.config.get_text_config(), "hidden_size_per_layer_input", None)
         self._shares: bool | None = None if not per_layer and install(model) else False
@@ -130,18 +113,6 @@ class VisionLanguageModel(Decoder):
     def context_length(self) -> int | None:
         """Positions the decoder was made for, or ``None`` if the checkpoint does not say."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-
-    @property
-    def image_token(self) -> int:
-        """Id of the token that stands for one image cell."""
-        config = self.model.config
-        for name in ("image_token_id", "image_token_index"):
-            if getattr(config, name, None) is not None:
-                return int(getattr(config, name))
-        raise ModelNotSupportedError(
-            f"{type(self.model).__name__} has no image token in its prompt.",
-            "Use a model that puts image tokens into the decoder's input, such as LLaVA or Qwen-VL.",
-        )
 
     def tokens(self, text: str) -> list[int]:
         """Tokens of a text that stands alone, without what a tokenizer adds to every text."""
@@ -160,14 +131,28 @@ class VisionLanguageModel(Decoder):
         position: Literal["generation_start", "user_turn"] = "generation_start",
         thinking_markers: Literal["auto"] | tuple[str, str] | None = "auto",
         images_first: bool = True,
+        windows: Sequence[Window] = (),
     ) -> Inputs:
         """Render and tokenise a question about images, which stand before it or after it.
+
+        ``windows``: parts of the images that are shown beside them, as the family's row says.
 
         Raises ``QuestionError``, ``ContextLengthError`` (before any image is processed if the text alone is too long),
         ``ImageError`` if the processor does not take the images, or ``ModelLoadError`` if the template or processor
         loses them.
         """
         row = family(self.model.config.model_type)
+        if windows and row is not None and row.views == "cells":
+            ask = partial(
+                self.prepare,
+                system=system,
+                position=position,
+                thinking_markers=thinking_markers,
+                images_first=images_first,
+            )
+            parts = [ask([part], question) for part in cut_out(images, windows)]
+            return beside(ask(images, question), parts, windows)
+        pictures, images = len(images), [*images, *cut_out(images, windows)]
         # Tokenizers and processors keep state (padding, truncation), so one thread at a time.
         with self._processor_lock:
             prompt = render_prompt(
@@ -211,7 +196,7 @@ class VisionLanguageModel(Decoder):
         texts = [item["replacement"] for item in written[0] if item["type"] == "image"]
         self.require_context(tensors["input_ids"].shape[1])
         cells, warnings = self._cells(tensors, images, texts)
-        return Inputs(tensors, tail, markers, cells, prompt.warnings + warnings)
+        return Inputs(tensors, tail, markers, moved(cells, pictures, windows), prompt.warnings + warnings, len(images))
 
     def _takes(self, images: Sequence[Image]) -> bool:
         """Whether the image processor takes images, whatever stands in the prompt."""
@@ -274,176 +259,6 @@ class VisionLanguageModel(Decoder):
             return tuple(cells), ()
         kind = self.model.config.model_type
         return tuple(cells), (f"The cell geometry of model family {kind!r} is not known: patches carry no boxes.",)
-
-    def prefill(self, inputs: Inputs, check: Callable[[], object] | None = None, cached: bool = True) -> Prefix:
-        """Run the prefix through the model once; up to the end of the image it may have been run for another question.
-
-        ``check`` is called before every layer and may raise to give up. Unless ``cached``, all is run, and nothing is
-        kept. Raises ``NumericalError`` when the model's output is not finite.
-        """
-        if not cached or not self.prefix_cache.limit or self._splits is False:
-            return _prefix(inputs, *self._prefill(inputs.tensors, check))
-        # One token is left at least, and no question of one token decides whether prompts can be split.
-        at_image = (inputs.tensors["input_ids"][0] == self.image_token).nonzero()[:, 0].tolist()
-        cut = at_image[-1] + 1 if at_image else inputs.length
-        if inputs.length - cut < (1 if self._splits else 2):
-            return _prefix(inputs, *self._prefill(inputs.tensors, check))
-        tensors = cut_tensors(inputs.tensors, cut)
-        key = image_key(tensors)
-        with self._lock:  # so that questions that come together do not all compute the image
-            if self._splits is None:
-                return self._prefill_first(inputs, cut, key, check)
-            image = self.prefix_cache.find(key)
-            if image is None:
-                image, _ = self._prefill(tensors, check)
-                self.prefix_cache.put(key, image)
-            return _prefix(inputs, *self._after_image(inputs, image, cut, check))
-
-    def _prefill_first(self, inputs: Inputs, cut: int, key: str, check: Callable[[], object] | None) -> Prefix:
-        """The model's first question: run it whole and in two parts, and find out whether that is the same."""
-        whole, expected = self._prefill(inputs.tensors, check)
-        self._splits = False
-        if not layers_fit(whole.cache):
-            return _prefix(inputs, whole, expected)
-        positions = None if whole.positions is None else whole.positions[..., :cut]
-        following = cut if positions is None else int(positions.max()) + 1
-        image = ImagePrefix(cut_cache(whole.cache, cut), whole.features, positions, whole.columns, following)
-        try:
-            split, found = self._after_image(inputs, image, cut, None)
-        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
-            if out_of_memory(error):
-                self._splits = None  # nothing was found out
-                raise
-            return _prefix(inputs, whole, expected)
-        tolerance = (1e-3 if self.dtype == torch.float32 else 5e-2) * max(1.0, float(expected.float().abs().max()))
-        self._splits = split.next_position == whole.next_position and bool(
-            (found.float() - expected.float()).abs().max() <= tolerance
-        )
-        if not self._splits:
-            return _prefix(inputs, whole, expected)
-        self.prefix_cache.put(key, image)
-        return _prefix(inputs, split, found)
-
-    def _after_image(
-        self, inputs: Inputs, image: ImagePrefix, cut: int, check: Callable[[], object] | None
-    ) -> tuple[ImagePrefix, Tensor]:
-        """The whole prefix and its last logits, from what was computed up to the end of the image."""
-        rest = self._written(inputs.tensors["input_ids"][0, cut:].tolist())
-        with watched(self.model, check):
-            logits, cache = self._continue(image, rest, [rest.length - 1])
-        positions = image.positions
-        if positions is not None:
-            more = self._positions(image, 0, rest.length, 1)
-            assert more is not None
-            positions = torch.cat([positions, more], dim=-1)
-        following = image.next_position + rest.length
-        return ImagePrefix(cache, image.features, positions, image.columns, following), logits[0, -1]
-
-    def _prefill(self, given: Mapping[str, Any], check: Callable[[], object] | None) -> tuple[ImagePrefix, Tensor]:
-        """Run a prompt, whole or up to the end of its image; its last logits."""
-        captured: dict[str, Any] = {}
-
-        def capture(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-            captured.update(kwargs)
-
-        tensors = {
-            key: value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
-            for key, value in given.items()
-            if isinstance(value, Tensor)
-        }
-        with self.forward_pass(), watched(self.model, check):
-            handle = self.model.get_decoder().register_forward_pre_hook(capture, with_kwargs=True)
-            try:
-                cache = {self.cache_name: new_cache(self.model)}
-                output = self.model(**tensors, **cache, use_cache=True, logits_to_keep=1)
-            finally:
-                handle.remove()
-        embeddings = captured.get("inputs_embeds")
-        if embeddings is None:
-            raise ModelNotSupportedError(
-                f"{type(self.model).__name__} does not merge image features into its decoder's input.",
-                "Use a model that does, such as LLaVA, Qwen-VL, SmolVLM or InternVL.",
-            )
-        columns = (tensors["input_ids"][0] == self.image_token).nonzero()[:, 0]
-        features = embeddings[0, columns.to(embeddings.device)].to(self.device)
-        positions = captured.get("position_ids")
-        following = tensors["input_ids"].shape[1] if positions is None else int(positions.max()) + 1
-        cached = getattr(output, self.cache_name)
-        return ImagePrefix(cached, features, positions, columns, following), output.logits[0, -1]
-
-    # ------------------------------------------------------------------ continuing from the cache
-
-    def _positions(self, prefix: Prefix | ImagePrefix, start: int, length: int, batch: int) -> Tensor | None:
-        """Position ids of ``length`` tokens that stand ``start`` tokens after the prefix."""
-        if prefix.positions is None:
-            return None
-        following = prefix.next_position + start + torch.arange(length, device=prefix.positions.device)
-        return following.expand(*prefix.positions.shape[:-2], batch, length)
-
-    def _suffix(
-        self, prefix: Prefix, latents: Tensor | None, patches: Sequence[Sequence[int]], answer: Sequence[int] = ()
-    ) -> _Suffix:
-        """``[V | opening | T | closing, tail | answer]`` of ``N`` states; all V of the same length."""
-        markers = prefix.inputs.markers if latents is not None else Markers()
-        after = (*markers.closing, *prefix.inputs.tail, *answer)
-        filler = self.model.config.get_text_config().pad_token_id or 0
-        injected, count = len(patches[0]), 0 if latents is None else latents.shape[1]
-        tokens = (*[filler] * injected, *markers.opening, *[filler] * count, *after)
-        cells = torch.tensor([list(chosen) for chosen in patches], dtype=torch.long, device=self.device)
-        parts = [
-            prefix.features[cells],
-            self.embed(markers.opening).expand(len(patches), -1, -1),
-            *([] if latents is None else [latents.to(self.device)]),
-            self.embed(after).expand(len(patches), -1, -1),
-        ]
-        first = injected + len(markers.opening)
-        return _Suffix(torch.cat([part.to(self.dtype) for part in parts], dim=1), tokens, slice(first, first + count))
-
-    def _written(self, tokens: Sequence[int]) -> _Suffix:
-        """Plain tokens as something that follows the prefix."""
-        return _Suffix(self.embed(tokens)[None], tuple(tokens))
-
-    def _continue(
-        self,
-        prefix: Prefix | ImagePrefix,
-        suffix: _Suffix,
-        keep: Sequence[int],
-        cache: DynamicCache | None = None,
-        start: int = 0,
-    ) -> tuple[Tensor, DynamicCache]:
-        """Logits ``(N, len(keep), vocabulary)`` at the positions to keep, and the cache they leave behind.
-
-        ``start``: tokens between the prefix and the suffix that are in the cache already.
-        """
-        output = self._run(prefix, suffix, keep, cache, start)
-        return output.logits, getattr(output, self.cache_name)
-
-    def _run(
-        self,
-        prefix: Prefix | ImagePrefix,
-        suffix: _Suffix,
-        keep: Sequence[int],
-        cache: DynamicCache | None = None,
-        start: int = 0,
-        **given: Any,
-    ) -> Any:
-        """The model's own output for a suffix; see ``_continue``."""
-        batch = len(suffix.embeddings)
-        with self.forward_pass():
-            if getattr(self.model.config.get_text_config(), "hidden_size_per_layer_input", None):
-                # Gemma 4 feeds a second embedding of the token ids to every layer.
-                ids = torch.tensor([suffix.tokens], device=self.device)
-                layers = self.model.get_decoder().get_per_layer_inputs(ids)
-                given["per_layer_inputs"] = layers.expand(batch, *layers.shape[1:])
-            return self.model(
-                inputs_embeds=suffix.embeddings,
-                **{self.cache_name: fork_cache(prefix.cache, batch) if cache is None else cache},
-                position_ids=self._positions(prefix, start, suffix.length, batch),
-                use_cache=True,
-                # A tensor: with a number, Gemma 4 drops the other rows in its upper layers, the tapped ones too.
-                logits_to_keep=self.places(keep),
-                **given,
-            )
 
     # ------------------------------------------------------------------ scoring
 
@@ -803,7 +618,7 @@ class VisionLanguageModel(Decoder):
             logits = batch.extend([embeddings[:, None]], [-1])[:, -1]
         return [result for result in results if result is not None]
 
-    def _run_decoding(self, prefix: Prefix, suffix: _Suffix, decoding: Decoding) -> Decoded | Exception:
+    def _run_decoding(self, prefix: Prefix, suffix: Suffix, decoding: Decoding) -> Decoded | Exception:
         """Feed one decoding from a cache of its own."""
         _, result = _step(decoding, None)
         if result is not None:
@@ -899,26 +714,17 @@ class VisionLanguageModel(Decoder):
                 )
         return found
 
-    def _in_pieces(self, prefix: Prefix, suffix: _Suffix, count: int) -> Iterator[Tensor]:
+    def _in_pieces(self, prefix: Prefix, suffix: Suffix, count: int) -> Iterator[Tensor]:
         """Logits ``(m, vocabulary)`` at the last ``count`` positions of one suffix, some positions at a time."""
         most = max(1, _MOST_LOGITS // prefix.last_logits.shape[-1])
         first = suffix.length - count
         ends = [*range(first + most, suffix.length, most), suffix.length] if count else []
         cache = None
         for begin, end in pairwise([0, *ends]):
-            part = _Suffix(suffix.embeddings[:, begin:end], suffix.tokens[begin:end])
+            part = Suffix(suffix.embeddings[:, begin:end], suffix.tokens[begin:end])
             keep = range(max(first - begin, 0), end - begin)
             logits, cache = self._continue(prefix, part, keep, cache, begin)
             yield logits[0]
-
-
-def _prefix(inputs: Inputs, prefix: ImagePrefix, last: Tensor) -> Prefix:
-    """A question's prefix, unless the model's output is not finite."""
-    if not bool(last.isfinite().all()):
-        raise NumericalError(
-            "The model's logits are not finite for this image and question.", "Load the model in float32 or bfloat16."
-        )
-    return Prefix(inputs, prefix.cache, prefix.features, last, prefix.positions, prefix.columns, prefix.next_position)
 
 
 def _grouped(prefixes: Sequence[Prefix]) -> list[int]:
