@@ -89,7 +89,10 @@ test-newest: $(NEWEST)/ready  ## Run fast tests and LangChain's standard suites 
 check: $(VENV)/dev  ## Lint, formatting and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	@rm -rf build/types && mkdir -p build/types/latent_tool
+	@ln -s $(CURDIR)/latent_tool/* build/types/latent_tool/
+	@ln -s $(CURDIR)/integrations build/types/latent_tool/integrations
+	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
 
 bench: $(VENV)/dev  ## Measure (about ten minutes): speed, does the search help, routing, the event loop.
 	$(BIN)/python benchmarks/speed.py --write docs/measured/speed.md --plot docs/images/cost.svg

@@ -380,7 +380,8 @@ class GateMiddleware:
             if started and not work.done():  # a stream may still say why it ends
                 await asyncio.wait({work}, timeout=0.5)
             if work.done():
-                return work.result()
+                work.result()  # raises what the work raised
+                return
         finally:
             for task in (work, end):
                 task.cancel()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.messages import ToolMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
@@ -160,7 +160,8 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
         super().__init__()
         _require_share(threshold)
         self.threshold = threshold
-        self.budgets: tuple[BudgetLevel, ...] = (budgets,) if isinstance(budgets, str) else tuple(budgets)
+        # One level alone may be named without a tuple.
+        self.budgets = cast("tuple[BudgetLevel, ...]", (budgets,) if isinstance(budgets, str) else tuple(budgets))
         for level in self.budgets:
             Budget.level(level)
         self.fallback = None if fallback is None else ConfidenceRouter(rungs=[fallback], thresholds=threshold)

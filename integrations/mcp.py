@@ -228,7 +228,7 @@ def http_app(tool: ImageTool | None = None, *, host: str = "127.0.0.1", token: s
     names = {host, "127.0.0.1", "localhost", "[::1]"}
     server = image_server(tool, token=token)
     max_body = 3 * tool.image_policy.max_bytes + 2**20
-    app = server.streamable_http_app(
+    app: Starlette = server.streamable_http_app(
         streamable_http_path=PATH,
         host=host,
         max_request_body_size=max_body,

@@ -146,7 +146,7 @@ def application(
             f"{fewest} to {most} replicas with {num_cpus:g} CPUs and {num_gpus:g} GPUs cannot be had.",
             "Name the fewest first, at least one at most, and no negative shares.",
         )
-    service = {
+    service: dict[str, Any] = {
         "reasoner": reasoner,
         "policy": policy,
         "token": token,

@@ -36,7 +36,7 @@ def image_tools(tool: ImageTool | None = None) -> tuple[AskAboutImage, ShowEvide
     return ask, ShowEvidence(ask)
 
 
-class AskAboutImage(Tool):  # type: ignore[misc]
+class AskAboutImage(Tool):
     """Asks, and returns answer, confidence, evidence and advice as a dict. Errors are raised, and say what to do."""
 
     name = NAME
@@ -66,7 +66,7 @@ class AskAboutImage(Tool):  # type: ignore[misc]
         return self.last.brief
 
 
-class ShowEvidence(Tool):  # type: ignore[misc]
+class ShowEvidence(Tool):
     """Shows the newest image that was asked about, with the regions marked that the answer rests on."""
 
     name = "show_evidence"

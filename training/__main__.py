@@ -4,6 +4,7 @@
     python -m training --out /tmp/model --quick               two minutes: a smaller model of simple scenes
     python -m training --out DIR --seed 1                     the whole recipe with other weights and other pictures
     python -m training --out DIR --from latent_tool/models/embedded   its third stage alone, from those weights on
+    python -m training --out DIR --from DIR --settle --seed 1         its end, from the third stage on
     python -m training --out DIR --resume                     continue a run that was stopped
     python -m training --out DIR --evaluate-only              measure DIR again and rewrite its card
     python -m training --out DIR --second-run OTHER           set the figures of another run beside those of DIR's card
@@ -42,7 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
         missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
         if missing:
             raise MissingExtraError(f"Training the embedded model ({', '.join(missing)})", "train")
-        recipe = replace(settings.QUICK if options.quick else settings.FULL, seed=options.seed)
+        if options.settle and not options.start:
+            raise SettingsError("There is nothing to settle.", "Name the third stage's checkpoint with --from DIR.")
+        chosen = settings.QUICK if options.quick else settings.SETTLING if options.settle else settings.FULL
+        recipe = replace(chosen, seed=options.seed)
         recipe = replace(recipe, processes=options.processes or recipe.processes)
         if options.second_run:
             return _note_second_run(options.out, options.second_run, recipe)
@@ -62,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--run", type=Path, help="folder of states and logs (default: training/runs/full or quick)")
     parser.add_argument("--from", type=Path, dest="start", metavar="DIR", help="run the third stage alone, from DIR on")
+    parser.add_argument(
+        "--settle", action="store_true", help="with --from: a shorter third stage, mostly ordinary scenes"
+    )
     parser.add_argument("--processes", type=int, choices=range(1, 9), help="that share the pictures of a step")
     parser.add_argument("--quick", action="store_true", help="a two-minute recipe")
     parser.add_argument("--seed", type=int, choices=range(SEEDS), metavar="N", default=0, help=f"0 to {SEEDS - 1}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 IMAGE_SIZE = 96  # pixels per side after stretching
 PATCH_SIZE = 12  # pixels per side of an image cell
@@ -72,6 +72,21 @@ class Recipe:
 
 
 FULL = Recipe()
+# After the third stage, with ``--from`` and ``--settle``: the same lessons at half the rate, mostly ordinary scenes and
+# crowded ones, for what the canvases took from them.
+SETTLING = replace(
+    FULL,
+    looking_steps=320,
+    looking_decay=320,
+    looking_matrix_rate=0.0012,
+    looking_rate=0.12,
+    looking_ordinary_share=0.8,
+    looking_ordinary_beside_share=0.48,
+    looking_stranger_share=0.1,
+    looking_unanswerable_share=0.25,
+    looking_slow_share=0.85,
+    crowded_share=0.35,
+)
 QUICK = Recipe(
     vision_layers=2,
     text_layers=2,

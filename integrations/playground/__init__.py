@@ -14,7 +14,7 @@ import base64
 import io
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -26,7 +26,7 @@ from latent_tool.integrations.http_service import ServiceLimits, create_app
 from latent_tool.langchain.reasoner import LatentReasoner
 from latent_tool.scenes import SEEDS_PER_SPLIT, generate
 from latent_tool.schema import ReasoningResult
-from latent_tool.settings import Budget, ImagePolicy, explain_validation
+from latent_tool.settings import Budget, BudgetLevel, ImagePolicy, explain_validation
 from latent_tool.views.heat import HEAT_OPACITY, HEAT_STOPS
 from latent_tool.views.report import SHARED_STYLE, report_html
 
@@ -137,7 +137,7 @@ def _static(name: str, kind: str, before: str) -> Callable[[Request], Awaitable[
 
 def _setup(reasoner: LatentReasoner, policy: ImagePolicy, limits: ServiceLimits) -> dict[str, Any]:
     """What the page needs to know of the reasoner: its name, the levels of budgets, ceilings, and its constructor."""
-    levels = {name: Budget.level(name).model_dump(mode="json") for name in ("quick", "standard", "thorough")}  # type: ignore[arg-type]
+    levels = {name: Budget.level(name).model_dump(mode="json") for name in get_args(BudgetLevel)}
     own = reasoner.budget.model_dump(mode="json")
     known = {"model": "embedded", "device": "auto", "dtype": "auto"} | dict.fromkeys(
         ("attention", "grounding", "controls"), False
