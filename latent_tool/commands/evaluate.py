@@ -29,12 +29,24 @@ def evaluate(
             "By default greedy, reasoning and search.",
         ),
     ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The benchmark that the file holds, with its columns, rule and groups: mmstar, mmvp, pope, vstar, "
+            "hrbench, chartqa, textvqa or mathvista.",
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of a benchmark's pictures; by default that of its file."),
+    ] = None,
     match: Annotated[
         str | None,
         typer.Option(
             metavar="RULE",
-            help="When an answer is right: exact, choice, numeric, numeric:0.5, numeric:5% or module:function; rows of "
-            "the data may say otherwise.",
+            help="When an answer is right: exact, choice, numeric, numeric:0.5, numeric:5%, rounded:2, yes-no, vqa, "
+            "vqa:averaged, anls, relaxed:0.05, f1 or module:function; rows of the data may say otherwise.",
         ),
     ] = None,
     synonyms: Annotated[
@@ -87,6 +99,8 @@ def evaluate(
         workers = ray_actors.actors(actors, num_cpus=num_cpus, num_gpus=num_gpus)
     items = load_dataset(
         data,
+        preset=preset,
+        images=images,
         match=match,
         synonyms=synonyms,
         question=question,
@@ -184,7 +198,7 @@ def _show(summary: dict[str, Any], folder: Path) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from latent_tool.evaluation.report import number, p_value, with_interval
+    from latent_tool.evaluation.report import measures_table, number, p_value, with_interval
     from latent_tool.evaluation.summary import GATED
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
@@ -207,4 +221,13 @@ def _show(summary: dict[str, Any], folder: Path) -> None:
         )
     console: Console = Console(highlight=False)
     console.print(table)
+    if any(facts["measures"] for facts in summary["methods"].values()):
+        _, header, rows, _ = measures_table(summary["methods"])
+        own = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+        for name in header:
+            own.add_column(name, justify="left" if name == "method" else "right")
+        for row in rows:
+            own.add_row(*map(Text, row))
+        console.print()
+        console.print(own)
     console.print(Text(f"\nfixed, broken, p: against greedy (McNemar). AUROC: of the confidence. {folder}/report.html"))

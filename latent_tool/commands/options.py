@@ -112,8 +112,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 Data = Annotated[
     str,
     typer.Argument(
-        help="A .jsonl, .csv or .json file, a folder of images with a labels file, easy-vqa[:test|train], or "
-        "scenes[:held_out|hard|train[:first-last]] (seeds, one question each)."
+        help="A .jsonl, .csv, .json, .tsv (VLMEvalKit) or .parquet file, a folder of images with a labels file, "
+        "easy-vqa[:test|train], or scenes[:held_out|hard|train[:first-last]] (seeds, one question each)."
     ),
 ]
 Question = Annotated[str | None, typer.Option(help="Asked where a row has no question of its own.")]

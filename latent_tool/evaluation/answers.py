@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from latent_tool.errors import LatentToolError
 from latent_tool.evaluation.datasets import Item
 from latent_tool.evaluation.datasets.items import sound
+from latent_tool.evaluation.matching import GRADED
 from latent_tool.evaluation.methods import Method
 from latent_tool.evaluation.runs import Failure, Row
 from latent_tool.schema import ReasoningResult
@@ -173,6 +174,7 @@ def _row(
             "votes": [forms[place] for place in sorted(forms)],
             "probabilities": [measured(each) for each in outcome.probabilities],
         }
+    graded = item.match.kind in GRADED
     return Row(
         id=item.id,
         method=method.name,
@@ -182,6 +184,8 @@ def _row(
         label=item.label,
         answer=answer,
         correct=None if item.label is None else item.match.right(answer, item.label),
+        credit=item.match.credit(answer, item.label) if item.label is not None and graded else None,
+        group=item.group,
         scores=scores,
         seconds=seconds,
         candidates=outcome.usage.candidates,
@@ -205,6 +209,7 @@ def _failed(method: Method, item: Item, error: Exception, seconds: float, asked:
         question=item.question,
         images=item.images,
         label=item.label,
+        group=item.group,
         seconds=seconds,
         error=Failure(type=type(error).__name__, message=sound(message)),
         details=line if asked else {**line, "asked": False},

@@ -20,7 +20,16 @@ from latent_tool.files import write_whole
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["figure_svg", "html_report", "markdown_report", "markdown_table", "page", "tables", "write_reports"]
+__all__ = [
+    "figure_svg",
+    "html_report",
+    "markdown_report",
+    "markdown_table",
+    "measures_table",
+    "page",
+    "tables",
+    "write_reports",
+]
 
 Table = tuple[str, list[str], list[list[str]], str]
 _NONE = "-"
@@ -62,6 +71,8 @@ def tables(summary: Mapping[str, Any]) -> list[Table]:
     """Title, header, rows and an explanation of every table of a report."""
     methods = summary["methods"]
     found = [_methods_table(summary, methods)]
+    if any(facts.get("measures") for facts in methods.values()):
+        found.append(measures_table(methods))
     others = [pair for pair in summary["pairs"] if pair["against"] != summary["baseline"]]
     if others:
         found.append(_pairs_table(others))
@@ -129,6 +140,28 @@ def _methods_table(summary: Mapping[str, Any], methods: Mapping[str, Any]) -> Ta
     )
     header = ["method", "n", "errors", "accuracy", "fixed / broken", "p", "gain", "candidates", "calls", "tokens", "s"]
     return "Methods", header, rows, note
+
+
+def measures_table(methods: Mapping[str, Any]) -> Table:
+    """What a benchmark measures beside the share of right answers."""
+    rows = []
+    for name, facts in methods.items():
+        measures = facts.get("measures") or {}
+        yes_no = measures.get("yes_no") or {}
+        rows.append(
+            [
+                name,
+                with_interval(measures.get("credit")),
+                with_interval(measures.get("groups")),
+                *[number(yes_no.get(key)) for key in ("precision", "recall", "f1", "yes")],
+            ]
+        )
+    note = (
+        "*score*: mean of the rule's graded credit (VQA accuracy, ANLS, F1 of words). *groups*: share of pairs, or of "
+        "questions asked with turned options, that were answered rightly every time. *precision*, *recall*, *F1*: of "
+        "the answer yes, and the share of answers that are yes."
+    )
+    return "The benchmark's own measures", ["method", "score", "groups", "precision", "recall", "F1", "yes"], rows, note
 
 
 def _pairs_table(pairs: Sequence[Mapping[str, Any]]) -> Table:

@@ -53,6 +53,8 @@ class Row(Part):
     label: str | None = None
     answer: str | None = None
     correct: bool | None = Field(None, description="None: no label, or no answer.")
+    credit: float | None = Field(None, ge=0, le=1, description="Score by the data's rule, where that is graded.")
+    group: str | None = Field(None, description="Name of the items that count together.")
     scores: dict[str, float | None] = {}
     seconds: float = Field(0.0, ge=0, description="Share of the batch's time, without the visual scores.")
     candidates: int = Field(0, ge=0, description="States scored.")

@@ -17,6 +17,7 @@ import numpy as np
 
 from latent_tool import statistics
 from latent_tool.errors import MissingExtraError
+from latent_tool.evaluation.measures import benchmark_measures
 from latent_tool.evaluation.runs import Row, Run
 from latent_tool.scores import COMPARED
 
@@ -133,6 +134,7 @@ def _method(run: Run, name: str, base: str | None) -> dict[str, Any]:
         "broken_rows": sum(not row.asked for row in rows),
         "visual_errors": _visual_errors(rows),
         "accuracy": None,
+        "measures": None,
         "types": {},
         "paired": None,
         "scores": {},
@@ -145,6 +147,7 @@ def _method(run: Run, name: str, base: str | None) -> dict[str, Any]:
     if not usable:
         return found
     found["accuracy"] = _share(usable)
+    found["measures"] = benchmark_measures(usable)
     kinds = sorted({row.type for row in usable if row.type is not None})
     found["types"] = {kind: _share([row for row in usable if row.type == kind]) for kind in kinds}
     if base is not None and name != base:

@@ -16,10 +16,11 @@ from typing import Any
 
 from latent_tool.errors import DatasetError
 
-__all__ = ["ALIASES", "FIELDS", "Rows", "csv_rows", "json_rows", "jsonl_rows", "problem_of"]
+__all__ = ["ALIASES", "FIELDS", "Rows", "csv_rows", "json_rows", "jsonl_rows", "long_cells", "problem_of"]
 
 
-FIELDS = {"id", "image", "images", "question", "label", "type", "match", "options", "boxes", "reasoning"}
+FIELDS = {"id", "image", "images", "question", "label", "answers", "type", "match", "options", "boxes", "reasoning"}
+FIELDS |= {"group"}
 # Other names under which fields are known: DMLR's, and what people write.
 ALIASES = {
     "idx": "id",
@@ -108,7 +109,7 @@ def jsonl_rows(text: str, _name: str) -> Rows:
 
 
 @contextmanager
-def _long_cells(size: int) -> Iterator[None]:
+def long_cells(size: int) -> Iterator[None]:
     """Let a cell of a CSV file, such as an image as a data URI, be as long as the file."""
     before = csv.field_size_limit(max(size, csv.field_size_limit()))
     try:
@@ -119,7 +120,7 @@ def _long_cells(size: int) -> Iterator[None]:
 
 def csv_rows(text: str, name: str) -> Rows:
     """Rows of a CSV file whose first line names the columns."""
-    with _long_cells(len(text)):
+    with long_cells(len(text)):
         rows = list(_csv_rows_of(text, name))
     yield from rows
 

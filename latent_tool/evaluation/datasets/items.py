@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from latent_tool.errors import DatasetError, SettingsError
 from latent_tool.evaluation.matching import Match
@@ -17,7 +17,7 @@ from latent_tool.settings import ImagePolicy
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Box", "Item", "broken_item", "dataset_fingerprint", "open_images", "sample", "sound"]
+__all__ = ["Box", "Item", "StoredImage", "broken_item", "dataset_fingerprint", "open_images", "sample", "sound"]
 
 Box = tuple[float, float, float, float]
 Loader = Callable[[], "tuple[Image, ...]"]
@@ -40,6 +40,7 @@ class Item:
         problem: why the row cannot be used; such an item is never asked.
         content: identifies the images in the data set's fingerprint.
         images: what the images are called in the files of a run: never their bytes, credentials or queries.
+        group: name of the items that count together, such as a pair; ``None``: it counts alone.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Item:
     problem: str | None = None
     content: str = ""
     images: tuple[str, ...] = ()
+    group: str | None = None
 
     def load(self) -> tuple[Image, ...]:
         """The images, upright RGB."""
@@ -61,12 +63,33 @@ class Item:
 
 
 def sample(items: Sequence[Item], number: int, seed: int = 0) -> list[Item]:
-    """At most ``number`` items drawn without replacement, in their own order."""
+    """At most ``number`` items drawn without replacement, in their own order; groups are drawn whole.
+
+    Raises ``SettingsError`` if not one group fits.
+    """
     if number < 1:
         raise SettingsError("A sample has at least one item.", "Use a number of 1 or more.")
     if number >= len(items):
         return list(items)
+    if any(item.group is not None for item in items):
+        return _sample_of_groups(items, number, seed)
     return [items[place] for place in sorted(random.Random(seed).sample(range(len(items)), number))]
+
+
+def _sample_of_groups(items: Sequence[Item], number: int, seed: int) -> list[Item]:
+    members: dict[str, list[int]] = {}
+    for place, item in enumerate(items):
+        members.setdefault(f"alone {place}" if item.group is None else f"group {item.group}", []).append(place)
+    names = list(members)
+    random.Random(seed).shuffle(names)
+    chosen: list[int] = []
+    for name in names:
+        if len(chosen) + len(members[name]) <= number:
+            chosen += members[name]
+    if not chosen:
+        least = min(map(len, members.values()))
+        raise SettingsError(f"A group has {least} items at least, more than {number}.", "Draw more.")
+    return [items[place] for place in sorted(chosen)]
 
 
 def dataset_fingerprint(items: Sequence[Item]) -> str:
@@ -76,6 +99,7 @@ def dataset_fingerprint(items: Sequence[Item]) -> str:
         match = item.match
         facts: list[object] = [item.id, item.question, item.label, item.type, str(match), match.options, item.problem]
         facts += [match.synonyms] if match.synonyms else []
+        facts += [match.answers, item.group] if match.answers or item.group else []
         whole.update(json.dumps([*facts, item.content], ensure_ascii=True).encode() + b"\n")
     return whole.hexdigest()
 
@@ -103,8 +127,27 @@ def _refuse(problem: str) -> tuple[Image, ...]:
     raise DatasetError(f"The row cannot be used: {problem}.")
 
 
-def open_images(references: tuple[str, ...], policy: ImagePolicy) -> tuple[Image, ...]:
+class StoredImage(Protocol):
+    """A picture inside a file of rows, read again whenever it is opened.
+
+    Attributes:
+        size: bytes of the encoded picture.
+        digest: SHA-256 of what is stored.
+    """
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    def read(self) -> bytes:
+        """Read the encoded picture. Raises ``DatasetError`` if the file has changed."""
+        ...
+
+
+def open_images(references: tuple[str | StoredImage, ...], policy: ImagePolicy) -> tuple[Image, ...]:
     """The images of some references, upright RGB."""
     from latent_tool.images.load import load_image
 
-    return tuple(load_image(reference, policy).image for reference in references)
+    return tuple(load_image(each if isinstance(each, str) else each.read(), policy).image for each in references)

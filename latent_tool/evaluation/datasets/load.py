@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from latent_tool.errors import DatasetError
+from latent_tool.errors import DatasetError, SettingsError
+from latent_tool.evaluation.datasets.benchmarks import preset_named
 from latent_tool.evaluation.datasets.items import Item, sample
 from latent_tool.evaluation.datasets.packaged import easy_vqa, scenes
 from latent_tool.evaluation.datasets.rows import Reader
@@ -20,6 +21,8 @@ __all__ = ["load_dataset"]
 def load_dataset(
     spec: str | Path,
     *,
+    preset: str | None = None,
+    images: str | Path | None = None,
     match: str | None = None,
     synonyms: str | Path | None = None,
     question: str | None = None,
@@ -32,12 +35,17 @@ def load_dataset(
     """The questions of a data set.
 
     Args:
-        spec: a ``.jsonl``, ``.csv`` or ``.json`` file, a folder of images with a file ``labels.jsonl``, ``.csv`` or
-            ``.json`` in it, ``easy-vqa[:test|train]`` or ``scenes[:split[:first-last]]`` (seeds, both included; one
-            question about each scene).
+        spec: a ``.jsonl``, ``.csv`` or ``.json`` file, a ``.tsv`` file as VLMEvalKit has them, a ``.parquet`` file (one
+            shard stands for all of its split; needs the extra ``datasets``) or a folder of them, a folder of images
+            with a file ``labels.jsonl``, ``.csv`` or ``.json`` in it, ``easy-vqa[:test|train]`` or
+            ``scenes[:split[:first-last]]`` (seeds, both included; one question about each scene).
+        preset: the benchmark that the file holds (``benchmarks.PRESETS``): what its columns mean, the rule its authors
+            score by, and which rows count together.
+        images: folder that the pictures of a benchmark are in; by default that of the file. Pictures outside of it are
+            not opened.
         match: rule for rows that name none (``Match.parse``). By default multiple choice where a row or its question
             lists options that the label is one of, or where the label is a marked letter; numeric for numbers in JSON
-            and in DMLR files; else exact. Rows may name exact, choice and numeric, never a function.
+            and in DMLR files; else exact. Rows may name any rule but a function.
         synonyms: file of words that mean the same in exact and choice matching, such as ``square = rectangle``.
         question: asked where a row has none.
         policy: which images may be opened; by default any readable file.
@@ -50,12 +58,16 @@ def load_dataset(
     text = str(spec)
     name, _, rest = text.partition(":")
     default = None if match is None else Match.parse(match)
+    known = None if preset is None else preset_named(preset)
+    if known is not None and name in ("scenes", "easy-vqa"):
+        raise SettingsError("A preset is for a benchmark's file.", f"Leave it out for {name}.")
     if name == "scenes":
         items = scenes(rest)
     elif name == "easy-vqa":
         items = easy_vqa(rest or "test")
     else:
-        reader = Reader(policy or ImagePolicy.local(), default, question, unlabelled)
+        folder = None if images is None else expanded(images)
+        reader = Reader(policy or ImagePolicy.local(), default, question, unlabelled, known, folder)
         items = reader.read(expanded(text))
     if not items:
         raise DatasetError(f"The data set {text!r} has no questions.", "Check the file, or the range of scenes.")

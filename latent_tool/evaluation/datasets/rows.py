@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from latent_tool.errors import DatasetError, ImageNotAllowedError, LatentToolError
-from latent_tool.evaluation.datasets.formats import ALIASES, csv_rows, json_rows, jsonl_rows, problem_of
-from latent_tool.evaluation.datasets.items import Box, Item, broken_item, open_images, sound
+from latent_tool.evaluation.datasets.benchmarks import Preset, RowProblem, Translator
+from latent_tool.evaluation.datasets.formats import ALIASES, Rows, csv_rows, json_rows, jsonl_rows, problem_of
+from latent_tool.evaluation.datasets.items import Box, Item, StoredImage, broken_item, open_images, sound
+from latent_tool.evaluation.datasets.parquet import parquet_rows, shards_of
+from latent_tool.evaluation.datasets.tables import table_rows
 from latent_tool.evaluation.matching import Match
 from latent_tool.evaluation.normalising import is_letter, options_in, split_letter, unwrap
 from latent_tool.settings import ImagePolicy
@@ -34,8 +37,18 @@ _ELSEWHERE = ("data:", "http://", "https://")
 class Reader:
     """Turns rows of a file into items; see ``load_dataset`` for what it is told."""
 
-    def __init__(self, policy: ImagePolicy, match: Match | None, question: str | None, unlabelled: bool) -> None:
+    def __init__(
+        self,
+        policy: ImagePolicy,
+        match: Match | None,
+        question: str | None,
+        unlabelled: bool,
+        preset: Preset | None = None,
+        images: Path | None = None,
+    ) -> None:
         self.policy = policy
+        self.preset = preset
+        self.images = images
         self.match = match
         self.question = question
         self.unlabelled = unlabelled
@@ -55,22 +68,18 @@ class Reader:
             )
         if folder:
             labels = next((path / name for name in _LABEL_FILES if (path / name).is_file()), None)
-            if labels is None:
+            if labels is not None:
+                return self._unmentioned(path, self.read(labels))
+            if not any(path.glob("*.parquet")):
                 raise DatasetError(
-                    f"The folder {path.name!r} has no labels.", f"Put one of {', '.join(_LABEL_FILES)} into it."
+                    f"The folder {path.name!r} has no labels.",
+                    f"Put one of {', '.join(_LABEL_FILES)} or parquet files into it.",
                 )
-            return self._unmentioned(path, self.read(labels))
-        rows = {".jsonl": jsonl_rows, ".csv": csv_rows, ".json": json_rows}.get(path.suffix.lower())
-        if rows is None:
-            raise DatasetError(f"{path.name!r} is no data set that can be read.", "Give a .jsonl, .csv or .json file.")
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DatasetError(f"{path.name!r} cannot be read ({error}).", "Give a readable file in UTF-8.") from None
+        rows, translator = self._rows(path, folder)
         items: list[Item] = []
         seen: dict[str, int] = {}
-        for number, (line, row) in enumerate(rows(text, path.name)):
-            item = self._item(number, line, row, path.parent)
+        for number, (line, row) in enumerate(rows):
+            item = self._item(number, line, row, path.parent, translator)
             if item.id in seen:
                 problem = f"the id {item.id[:100]!r} was used on line {seen[item.id]} already"
                 name = f"{item.id} (line {line})"
@@ -79,7 +88,29 @@ class Reader:
                 item = replace(item, id=name, problem=item.problem or problem)
             seen[item.id] = line
             items.append(item)
-        return self._without_ambiguity(items)
+        items = self._without_ambiguity(items)
+        return items if translator is None else translator.grouped(items)
+
+    def _rows(self, path: Path, folder: bool) -> tuple[Rows, Translator | None]:
+        """The rows of a file or of a folder of shards, and what their columns mean if those are a benchmark's."""
+        suffix = ".parquet" if folder else path.suffix.lower()
+        table = self.preset is not None or suffix in (".tsv", ".parquet")
+        home = path if folder else path.parent
+        translator = Translator(self.preset, home, self.images, self.policy.max_bytes) if table else None
+        if suffix == ".parquet":
+            return parquet_rows(shards_of(path)), translator
+        if suffix == ".tsv" or (suffix == ".csv" and self.preset is not None):
+            return table_rows(path, "," if suffix == ".csv" else "\t"), translator
+        rows = {".jsonl": jsonl_rows, ".csv": csv_rows, ".json": json_rows}.get(suffix)
+        if rows is None:
+            raise DatasetError(
+                f"{path.name!r} is no data set that can be read.", "Give a .jsonl, .csv, .json, .tsv or .parquet file."
+            )
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DatasetError(f"{path.name!r} cannot be read ({error}).", "Give a readable file in UTF-8.") from None
+        return rows(text, path.name), translator
 
     def _without_ambiguity(self, items: list[Item]) -> list[Item]:
         """The items of one file, whose labels that are indices in text are not taken for the options' texts.
@@ -109,7 +140,9 @@ class Reader:
                 items.append(broken_item(f"unlabelled: {name}", None, f"no row is about the picture {name}"))
         return items
 
-    def _item(self, number: int, line: int, row: Mapping[str, Any] | str, folder: Path) -> Item:
+    def _item(
+        self, number: int, line: int, row: Mapping[str, Any] | str, folder: Path, translator: Translator | None
+    ) -> Item:
         """One row as an item; what is wrong with it becomes its ``problem``.
 
         Without an id of its own, a row of a DMLR file is known by its place in the list, others by their line.
@@ -117,6 +150,16 @@ class Reader:
         fallback = f"line {line}"
         if isinstance(row, str):
             return broken_item(fallback, line, row)
+        if translator is not None:
+            try:
+                if said := problem_of(row):
+                    return broken_item(fallback, line, said)
+                row = translator.row(row)
+            except Exception as error:  # whatever is wrong with a row is its own
+                said = str(error) if isinstance(error, RowProblem) else f"{type(error).__name__}: {str(error)[:200]}"
+                return broken_item(fallback, line, said)
+            if self.match is not None:
+                row.pop("match", None)
         dmlr = "prompt" in row and "solution" in row
         fields: dict[str, Any] = {}
         names: dict[str, str] = {}
@@ -134,11 +177,17 @@ class Reader:
             if problem:
                 raise _RowError(problem)
             question = _text(fields.get("question", self.question), "question")
-            label = None if fields.get("label") is None else _label(fields["label"])
+            answers = _answers(fields.get("answers"))
+            label = max(answers, key=answers.count) if answers else None
+            if fields.get("label") is not None:
+                label = _label(fields["label"])
+                answers = answers and (answers if label in answers else (label, *answers))
             if label is None and not self.unlabelled:
                 raise _RowError("there is no label")
             match = self._match(fields, question, label, dmlr)
-            if label is not None and match.kind == "choice" and match.options:
+            if answers:
+                match = replace(match, answers=answers)
+            elif label is not None and match.kind == "choice" and match.options:
                 label = self._indexed(name, fields, match, label)
             problem = None if label is None else match.problem(label)
             if problem:
@@ -155,7 +204,11 @@ class Reader:
                 reasoning=_scalar(fields, "reasoning"),
                 line=line,
                 content="|".join(_content(reference) for reference in references),
-                images=tuple(shown_image(reference) for reference in _named_images(fields)),
+                images=tuple(
+                    shown_image(reference) if isinstance(reference, str) else f"<image of line {line}>"
+                    for reference in _named_images(fields)
+                ),
+                group=_scalar(fields, "group"),
             )
         except LatentToolError as error:
             return broken_item(name, line, error.message.rstrip("."), fields)
@@ -203,7 +256,8 @@ class Reader:
             return Match("choice", options)
         if label is None:
             return Match()
-        number = isinstance(fields["label"], int | float) and not isinstance(fields["label"], bool)
+        given_label = fields.get("label")
+        number = isinstance(given_label, int | float) and not isinstance(given_label, bool)
         listed = Match("choice", options_in(question))
         if listed.options and (
             listed.problem(label) is None
@@ -215,11 +269,11 @@ class Reader:
             return Match("choice")
         return Match("numeric") if number or (dmlr and _is_number(label)) else Match()
 
-    def _references(self, fields: Mapping[str, Any], folder: Path) -> list[str]:
+    def _references(self, fields: Mapping[str, Any], folder: Path) -> list[str | StoredImage]:
         """Image references, with paths made absolute from the file's folder; missing files are a problem."""
-        references = []
+        references: list[str | StoredImage] = []
         for named in _named_images(fields):
-            if named.startswith(_ELSEWHERE):
+            if not isinstance(named, str) or named.startswith(_ELSEWHERE):
                 references.append(named)
                 continue
             try:
@@ -249,11 +303,13 @@ class _RowError(Exception):
     """What is wrong with a row."""
 
 
-def _named_images(fields: Mapping[str, Any]) -> list[str]:
+def _named_images(fields: Mapping[str, Any]) -> list[str | StoredImage]:
     """The image references as a row has them."""
     given = fields.get("images", fields.get("image"))
     listed = given if isinstance(given, list) else [given]
-    if not listed or not all(isinstance(reference, str) and reference.strip() for reference in listed):
+    if not listed or not all(
+        reference.strip() if isinstance(reference, str) else hasattr(reference, "digest") for reference in listed
+    ):
         raise _RowError("there is no image")
     return listed
 
@@ -280,6 +336,15 @@ def _label(value: Any) -> str:
     if not isinstance(value, str | int | float):
         raise _RowError("the label is neither a text nor a number")
     return unwrap(str(value))
+
+
+def _answers(value: Any) -> tuple[str, ...]:
+    """Accepted answers as a list; each as often as it was given."""
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not value:
+        raise _RowError("the answers are no list of texts")
+    return tuple(_label(each) for each in value)
 
 
 def _is_number(text: str) -> bool:
@@ -323,8 +388,10 @@ def _file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _content(reference: str) -> str:
+def _content(reference: str | StoredImage) -> str:
     """What identifies an image: the hash of a file, or of the reference itself."""
+    if not isinstance(reference, str):
+        return reference.digest
     if reference.startswith(_ELSEWHERE):
         return hashlib.sha256(reference.encode()).hexdigest()
     try:
