@@ -5,6 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INTEGRATIONS := .venv-integrations
 
+# Files of tests are shared out to so many processes; WORKERS=0: one after another, in this process.
+WORKERS ?= 2
+IN_PARALLEL := -n $(WORKERS) --dist loadfile
+
 # Threads that wait without spinning: on a busy machine, spinning makes small models twenty times slower.
 export OMP_WAIT_POLICY := PASSIVE
 
@@ -38,10 +42,10 @@ demo: $(VENV)/base  ## Ask the embedded model a question about a picture.
 	else echo "Browser tests need /usr/bin/chromium: install Debian's chromium and chromium-driver." >&2; fi
 
 test: $(VENV)/dev /usr/bin/chromium  ## Run all tests, or those that ARGS names: make test ARGS="tests/unit -k layers".
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(IN_PARALLEL) $(ARGS)
 
 test-fast: $(VENV)/dev  ## Run the tests of single rooms, without a browser: a first check while you work.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -m "not slow and not browser" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(IN_PARALLEL) tests/unit -m "not slow and not browser" $(ARGS)
 
 # The frameworks have an environment of their own; there, a test that is skipped has failed.
 $(INTEGRATIONS)/ready: pyproject.toml constraints.txt
