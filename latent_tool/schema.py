@@ -74,7 +74,7 @@ CONFIDENCE_SOURCES = {
 }
 _UNSURE = 0.5  # below, the model holds its own answer for more likely wrong than right
 
-StopReason = Literal["iterations", "max_candidates", "deadline", "target_reward", "patience", "no_latents"]
+StopReason = Literal["confident", "iterations", "max_candidates", "deadline", "target_reward", "patience", "no_latents"]
 FinishReason = Literal["stop", "length", "deadline"]
 
 ImageReference = Annotated[
@@ -466,7 +466,9 @@ class ReasoningResult(Plain):
     grounding: Grounding | None = None
     controls: Controls | None = None
     usage: Usage | None = None
-    stop_reason: StopReason | None = Field(None, description="Why the search ended.")
+    stop_reason: StopReason | None = Field(
+        None, description="Why no more was done for the answer: it was confident, or the limit that ended the search."
+    )
     finish_reason: FinishReason | None = Field(None, description="Why the decoding ended.")
     model: str = ""
     settings: SearchSettings | None = None

@@ -32,6 +32,7 @@ __all__ = [
 
 BudgetLevel = Literal["quick", "standard", "thorough"]
 ImageFormat = Literal["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]
+Probability = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -107,6 +108,11 @@ class Budget(Settings):
         description="Seconds from the call to the last token: image loading, queueing, prefill, search and decoding; "
         "not the loading of the model.",
     )
+    target_confidence: Probability | None = Field(
+        0.95,
+        description="Ask the plain model first, and stop there if the joint probability of its answer reaches this. "
+        "None: always search.",
+    )
     target_reward: Finite | None = Field(None, description="Stop as soon as the best reward reaches this value.")
     patience: int | None = Field(None, ge=1, description="Stop after this many rounds without a better reward.")
 
@@ -151,7 +157,7 @@ class Budget(Settings):
 _LEVELS: dict[str, Budget] = {
     "quick": Budget(iterations=3, max_patches=8, max_views=4, patience=2),
     "standard": Budget(),
-    "thorough": Budget(iterations=40, max_patches=32, max_views=16),
+    "thorough": Budget(iterations=40, max_patches=32, max_views=16, target_confidence=None),
 }
 
 
@@ -171,6 +177,8 @@ class SearchSettings(Settings):
                           normalised advantages                    buries the gradient; a batch of 8 costs little more
     ``scale``             noise in units of the embeddings' RMS    sigma then means the same for every model
     ``init``              the model's own greedy reasoning         the best start measured
+    ``search_below``      0.7: search only where still unsure      four answers in five need no search, and searching
+                                                                   them makes none of them better
     ``proposals``         the top m cells *not yet injected*       otherwise later rounds propose what is already there
     ``view_depth``        2, the paper has none                    copies of cells hold nothing new; a window of the
                                                                    original, encoded again, does
@@ -204,6 +212,12 @@ class SearchSettings(Settings):
         "the mean over all of them, or in the distribution over the options of the question.",
     )
     top_k: int = Field(10, ge=3, description="Tokens that the top-k rewards look at.")
+
+    search_below: Probability | None = Field(
+        0.7,
+        description="Where the plain model has not reached the budget's target_confidence: decode from where the "
+        "latents start, and search only if the joint probability of that answer is below this. None: always search.",
+    )
 
     init_noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         0.0, description="Deviation of noise added once to where the latents start, in units of `scale`; a control."
@@ -283,6 +297,7 @@ class SearchSettings(Settings):
             "eta": 0.01,
             "proposals": "top",
             "view_depth": 0,
+            "search_below": None,
         }
         return cls(**{**values, **changes})
 

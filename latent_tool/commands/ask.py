@@ -78,6 +78,14 @@ def ask(
             rich_help_panel=options.SEARCH,
         ),
     ] = None,
+    always_search: Annotated[
+        bool,
+        typer.Option(
+            "--always-search",
+            help="Search even where the model is sure without: only a search injects patches.",
+            rich_help_panel=options.SEARCH,
+        ),
+    ] = False,
     max_patches: Annotated[
         int | None, typer.Option(min=0, max=4096, help="Image cells injected at most.", rich_help_panel=options.SEARCH)
     ] = None,
@@ -149,6 +157,8 @@ def ask(
         "deadline_s": deadline,
     }
     chosen = Budget.level(budget.value).but(**{name: value for name, value in limits.items() if value is not None})
+    if always_search:
+        chosen = chosen.but(target_confidence=None)
     settings = SearchSettings.paper() if preset is Preset.paper else SearchSettings()
     if latents == 0:  # without latents there is no place where they start
         settings = settings.but(latents=0, init=SearchSettings().init)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from PIL.Image import Image
@@ -14,7 +15,7 @@ from latent_tool.models.prefix import Inputs
 from latent_tool.schema import Controls, Grounding, MeasuredConfidence, Usage
 from latent_tool.settings import Budget, GenerationSettings, NoiseSettings, SearchSettings
 
-__all__ = ["Examined", "Job", "Outcome", "Sampled", "joint"]
+__all__ = ["Examined", "Job", "Outcome", "Sampled", "joint", "pooled"]
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class Outcome:
     """What one question led to, tensors included.
 
     ``latents``: ``(L, d)`` of the decoded state, or ``None`` for the plain model; ``patches``: its injected cells;
-    ``plain_probability``: of the answer by the model without either, see ``Scores``; ``attention``: of the latents to
-    every image cell, if that was measured.
+    ``plain_probability``: of the answer by the model without either, see ``Scores``; ``stop_reason``: why no more was
+    done for it; ``attention``: of the latents to every image cell, if that was measured.
     """
 
     job: Job
@@ -64,6 +65,7 @@ class Outcome:
     decoded: Decoded
     answer: ExtractedAnswer
     plain_probability: float | None
+    stop_reason: str
     attention: tuple[float, ...] | None
     grounding: Grounding | None
     controls: Controls | None
@@ -109,3 +111,8 @@ def joint(log_probabilities: Tensor, answer: ExtractedAnswer) -> float | None:
     """
     log_p = log_probabilities[answer.start : answer.stop]
     return min(1.0, float(log_p.double().sum().exp())) if len(log_p) else None
+
+
+def pooled(answer_probability: float, plain_probability: float) -> float:
+    """Return the geometric mean of an answer's probability with and without latents (a logarithmic opinion pool)."""
+    return math.sqrt(answer_probability * plain_probability)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from latent_tool.engine.rounds import search_step
 from latent_tool.errors import ContextLengthError, NotEnoughMemoryError, SettingsError
 from latent_tool.method.reward import Logits
 from latent_tool.method.search import Outcome as SearchOutcome
-from latent_tool.method.search import Round, search
+from latent_tool.method.search import Round, State, search
 from latent_tool.models.decoding import Decoded, ExtractedAnswer, extract_answer, generation_rules
 from latent_tool.models.families import answer_marks
 from latent_tool.models.prefix import Inputs, Prefix
@@ -124,7 +124,7 @@ class Question:
             self.reserve_time((self.now() - before) / max(calls, 1))
             if tokens:
                 return self.vlm.embed(tokens).float()
-        return self.vlm.embed([self._init_token(settings.init_token)]).float().expand(count, -1).clone()
+        return self.vlm.embed([self.init_token()]).float().expand(count, -1).clone()
 
     def _noised_start(self, start: Tensor) -> Tensor:
         """Move the initial latents once by noise, from a stream of its own."""
@@ -133,8 +133,12 @@ class Question:
         noise = torch.randn(start.shape, generator=generator).to(start)
         return start + self.job.settings.init_noise * unit * noise
 
-    def _init_token(self, wanted: str | None) -> int:
-        tokenizer = self.vlm.tokenizer
+    def init_token(self) -> int:
+        """Return the token whose embedding the latents start from, unless they start from reasoning.
+
+        Raises ``SettingsError`` if the model has no such token.
+        """
+        tokenizer, wanted = self.vlm.tokenizer, self.job.settings.init_token
         if wanted is not None:
             token = tokenizer.convert_tokens_to_ids(wanted)
             if token is None or token == tokenizer.unk_token_id:
@@ -149,8 +153,10 @@ class Question:
             wanted = per_call * (1 + min(self.job.budget.max_new_tokens, _RESERVED_TOKENS))  # and the plain probability
             self.clock.reserve = max(0.0, min(wanted, (self.job.deadline - self.now()) / 2))
 
-    async def search(self, prefix: Prefix, start: Tensor, budget: Budget) -> SearchOutcome:
-        """Search from the initial latents ``(L, d)``, and tell every round."""
+    async def search(
+        self, prefix: Prefix, start: Tensor, budget: Budget, sure: Callable[[State], Awaitable[bool]]
+    ) -> SearchOutcome:
+        """Search from the initial latents ``(L, d)`` unless they are ``sure`` already, and tell every round."""
         settings, began = self.job.settings, self.now()
 
         async def on_round(row: Round) -> None:
@@ -167,10 +173,24 @@ class Question:
             unit=self.vlm.embedding_rms() if settings.scale == "embedding_rms" else 1.0,
             stop=self.clock.search_must_end,
             on_round=on_round,
+            sure=sure,
         )
 
-    async def decode(self, prefix: Prefix, latents: Tensor | None, patches: Sequence[int], budget: Budget) -> Decoded:
-        """Decode, past the deadline too for the one token without which there is no answer."""
+    async def decode(
+        self,
+        prefix: Prefix,
+        latents: Tensor | None,
+        patches: Sequence[int],
+        budget: Budget,
+        floor: float = 0.0,
+        begun: Decoded | None = None,
+    ) -> Decoded:
+        """Decode, past the deadline too for the one token without which there is no answer.
+
+        Args:
+            floor: give up with ``finish_reason="unsure"`` once the joint probability of the tokens is below this.
+            begun: what was decoded of the same state before it was given up.
+        """
         asked = 0
 
         def stop() -> bool:
@@ -178,20 +198,31 @@ class Question:
             asked += 1
             return self.clock.expired() and asked > 1
 
-        decoded = await Decode(prefix, latents, patches, budget.max_new_tokens, stop, self.job.generation)
-        self.clock.calls += len(decoded.tokens)
+        decoded = await Decode(
+            prefix, latents, patches, budget.max_new_tokens, stop, self.job.generation, begun=begun, floor=floor
+        )
+        self.clock.calls += len(decoded.tokens) - (0 if begun is None else len(begun.tokens))
         return decoded
 
     async def plain_probability(
-        self, prefix: Prefix, latents: Tensor | None, decoded: Decoded, answer: ExtractedAnswer
+        self,
+        prefix: Prefix,
+        latents: Tensor | None,
+        decoded: Decoded,
+        answer: ExtractedAnswer,
+        plain: Decoded | None = None,
     ) -> float | None:
-        """Return the joint probability of the answer's tokens by the model before it thought; one forward pass.
+        """Return the joint probability of the answer's tokens by the model before it thought.
+
+        One forward pass, unless ``plain``, what that model itself has decoded, begins with the same tokens.
 
         The search raises the confidence in whatever it ends with; this one it cannot raise. The pass is made past the
         deadline, too: without it an answer that was just in time would have no confidence.
         """
         if latents is None or answer.start == answer.stop:
             return joint(decoded.log_probabilities, answer)
+        if plain is not None and plain.tokens[: answer.stop] == decoded.tokens[: answer.stop]:
+            return joint(plain.log_probabilities, answer)
         self.clock.expired()  # raises if the question was cancelled
         log_p = await TokenLogProbabilities(prefix, None, (), decoded.tokens[: answer.stop])
         self.clock.calls += 1

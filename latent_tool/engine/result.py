@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from latent_tool.engine.job import Outcome, joint
+from latent_tool.engine.job import Outcome, joint, pooled
 from latent_tool.engine.rounds import trace_row
 from latent_tool.errors import SettingsError
 from latent_tool.models.vlm import VisionLanguageModel
@@ -26,7 +26,7 @@ def as_result(vlm: VisionLanguageModel, outcome: Outcome) -> ReasoningResult:
         top_k_mass=searched.best.top_k_mass if searched else None,
         answer_probability=probability,
         plain_probability=plain,
-        pooled_probability=None if probability is None or plain is None else math.sqrt(probability * plain),
+        pooled_probability=None if probability is None or plain is None else pooled(probability, plain),
         mean_token_probability=float(answer_log_p.mean().exp()) if len(answer_log_p) else None,
         first_token_entropy=float(outcome.decoded.entropies[outcome.answer.start])
         if outcome.answer.start < len(outcome.decoded.entropies)
@@ -58,7 +58,7 @@ def as_result(vlm: VisionLanguageModel, outcome: Outcome) -> ReasoningResult:
         grounding=outcome.grounding,
         controls=outcome.controls,
         usage=outcome.usage,
-        stop_reason=searched.stop_reason if searched else "no_latents",
+        stop_reason=outcome.stop_reason,
         finish_reason=outcome.decoded.finish_reason,
         model=vlm.name,
         settings=job.settings,

@@ -1,16 +1,14 @@
-"""The way of one question, from its images to its outcome; ``question`` and ``examine`` have the steps."""
+"""The way of one question, from its images to its outcome; ``ladder``, ``question`` and ``examine`` have the steps."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from torch import Tensor
-
 from latent_tool.engine.examine import attention_of, examine
 from latent_tool.engine.in_step import Tell
 from latent_tool.engine.job import Outcome, Sampled
+from latent_tool.engine.ladder import climb
 from latent_tool.engine.question import Question
-from latent_tool.method.search import Outcome as SearchOutcome
 from latent_tool.models.requests import Prefill, Sample
 from latent_tool.schema import ReasoningStep, Usage
 from latent_tool.settings import SamplingSettings
@@ -31,31 +29,21 @@ async def answer(question: Question) -> Outcome:
     clock.phase_done("prefill")
     clock.require_time("anything was scored")
 
-    latents: Tensor | None = None
-    patches: tuple[int, ...] = ()
-    searched: SearchOutcome | None = None
-    if job.settings.latents:
-        start = await question.initial_latents(prefix)
-        searched = await question.search(prefix, start, budget)
-        latents, patches = searched.best.latents, searched.best.patches
-    clock.phase_done("search")
-
-    await Tell(ReasoningStep(phase="decode", iterations=budget.iterations))
-    decoded = await question.decode(prefix, latents, patches, budget)
-    extracted = question.extract(prefix, decoded)
-    plain = await question.plain_probability(prefix, latents, decoded, extracted)
-    clock.phase_done("decode")
+    reached = await climb(question, prefix, budget)
+    latents, patches, searched, decoded = reached.latents, reached.patches, reached.search, reached.decoded
 
     attention: tuple[float, ...] | None = None
     if job.attention and latents is None:
         warnings.append("Without latents there is no attention to the image cells that could be measured.")
+        if reached.stop_reason == "confident":
+            warnings.append("The model was sure without them; Budget(target_confidence=None) always searches.")
     elif job.attention and latents is not None and not clock.expired():
         attention = await attention_of(prefix, latents, patches)
         clock.calls += 1
         clock.phase_done("attention")
     grounding = controls = None
     if job.grounding is not None or job.controls:
-        grounding, controls, cut = await examine(question, prefix, budget, latents, patches, decoded, extracted)
+        grounding, controls, cut = await examine(question, prefix, budget, latents, patches, decoded, reached.answer)
         warnings += cut
         clock.phase_done("grounding")
     late = [
@@ -91,8 +79,9 @@ async def answer(question: Question) -> Outcome:
         patches,
         searched,
         decoded,
-        extracted,
-        plain,
+        reached.answer,
+        reached.plain_probability,
+        reached.stop_reason,
         attention,
         grounding,
         controls,

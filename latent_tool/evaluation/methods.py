@@ -2,14 +2,14 @@
 
     greedy               the plain model
     reasoning            its own greedy reasoning as latents, no search: where the search starts
-    search               the latent search
+    search               the reasoner as it is set: by default it searches only where it is unsure
     search-no-patches    the search without injecting patches
     patches-no-search    patches injected, the latents left where they start
     random-latents       draws around the start, no gradient, as many evaluations; the best by the same reward
     random-draw          one draw around the start, whatever its reward
     self-consistency     several answers drawn from the plain model; the most common one
 
-A name may carry settings: ``search:paper``, ``search:latents=4,reward_position=latents``, ``search:budget=quick``,
+A name may carry settings: ``search:paper``, ``search:latents=4,search_below=none``, ``search:budget=quick``,
 ``self-consistency:samples=5,temperature=1``. This module knows settings; it calls no model.
 """
 
@@ -119,18 +119,19 @@ def _shaped(method: Method, base: str, seen: tuple[Method, ...]) -> Method:
     settings, budget = method.settings, method.budget
     if base == "greedy":
         return replace(method, settings=_plain(settings))
+    always = settings.but(search_below=None)  # what a part of the search does alone is seen where nothing stops it
     if base == "reasoning":
-        return replace(method, settings=settings.but(init="reasoning"), budget=budget.but(iterations=0))
+        return replace(method, settings=always.but(init="reasoning"), budget=budget.but(iterations=0))
     if base == "search-no-patches":
-        return replace(method, settings=settings.but(patches_per_latent=0))
+        return replace(method, settings=always.but(patches_per_latent=0))
     if base == "patches-no-search":
-        return replace(method, settings=settings.but(samples=0))
+        return replace(method, settings=always.but(samples=0))
     if base == "random-draw":
-        return replace(method, settings=settings.but(init_noise=settings.sigma), budget=budget.but(iterations=0))
+        return replace(method, settings=always.but(init_noise=settings.sigma), budget=budget.but(iterations=0))
     if base == "random-latents":
         matched = next((each.name for each in seen if each.name.partition(":")[0] == "search"), None)
         draws = max(settings.samples, 8)
-        drawn = settings.but(
+        drawn = always.but(
             eta=0, patches_per_latent=0, samples=draws, antithetic=False, baseline="none", sigma_decay=1.0
         )
         return replace(method, kind="random", settings=drawn, budget=budget.but(iterations=_ROUNDS), matches=matched)

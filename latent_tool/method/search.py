@@ -74,12 +74,17 @@ class Outcome:
     """The best state, how it was found, and what it cost."""
 
     best: State
-    initial_reward: float
+    start: State
     injections: tuple[Injection, ...]
     rounds: tuple[Round, ...]
     candidates: int
     discarded: int
     stop_reason: str
+
+    @property
+    def initial_reward(self) -> float:
+        """Reward of the initial latents without patches."""
+        return self.start.reward
 
 
 class LatentModel(Protocol):
@@ -109,6 +114,11 @@ class LatentModel(Protocol):
 
 async def _untold(row: Round) -> None:
     """Nobody listens to the rounds."""
+
+
+async def _never_sure(state: State) -> bool:
+    """No state ends the search."""
+    return False
 
 
 class _LimitReached(Exception):
@@ -290,6 +300,7 @@ async def search(
     unit: float = 1.0,
     stop: Callable[[], str | None] = lambda: None,
     on_round: Callable[[Round], Awaitable[None]] = _untold,
+    sure: Callable[[State], Awaitable[bool]] = _never_sure,
 ) -> Outcome:
     """Search for the state with the highest reward.
 
@@ -302,6 +313,8 @@ async def search(
         unit: what ``sigma`` is measured in, for example the RMS of the model's embeddings.
         stop: called before every batch but the first; returns a stop reason to end the search with the best so far.
         on_round: awaited with the row of every round as soon as the round is over.
+        sure: awaited with the initial state before the first round; ``True`` ends the search, which has found what it
+            was for.
 
     Raises ``NumericalError`` when the initial state has no finite reward.
     """
@@ -313,12 +326,15 @@ async def search(
             "The model's logits are not finite for the initial latents.",
             "Load the model in float32 or bfloat16, or start the latents elsewhere (init).",
         )
-    initial_reward = run.current.reward
+    start = run.current
     await run.close_round(0, None, 0)
 
     reason: str | None = None
     improved = 0  # the round in which the best reward last rose
-    for number in range(1, budget.iterations + 1):
+    rounds = range(1, budget.iterations + 1)
+    if rounds and run.limit_between_rounds(0) is None and await sure(run.best):
+        rounds, reason = range(0), "confident"
+    for number in rounds:
         if reason := run.limit_between_rounds(number - 1 - improved):
             break
         best, scored, injected = run.best, run.candidates, len(run.injections)
@@ -338,7 +354,7 @@ async def search(
     kept = set(run.best.patches)
     return Outcome(
         best=run.best,
-        initial_reward=initial_reward,
+        start=start,
         injections=tuple(group for group in run.injections if kept.issuperset(group.cells)),
         rounds=tuple(run.rounds),
         candidates=run.candidates,

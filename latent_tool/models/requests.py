@@ -90,7 +90,8 @@ class Decode(Request[Decoded]):
     """An answer from a state, ``Decoded``; latents ``(L, d)``, or ``None`` for the plain model.
 
     ``pause`` is asked after some tokens; ``True`` ends this request with ``finish_reason="paused"``, and another one
-    that has ``begun`` with its reply goes on from there.
+    that has ``begun`` with its reply goes on from there. So does a request that ended with ``"unsure"``: the joint
+    probability of its tokens has fallen below ``floor``, and no further token could raise it.
     """
 
     prefix: Prefix
@@ -101,6 +102,7 @@ class Decode(Request[Decoded]):
     generation: GenerationSettings | None = None
     pause: Callable[[], bool] = never
     begun: Decoded | None = None
+    floor: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -471,6 +472,7 @@ class VisionLanguageModel(Prefilling):
                 generation=each.generation,
                 pause=each.pause,
                 begun=each.begun,
+                floor=each.floor,
             )
             rows.append(_Row(each.prefix, stem, suffix, decoding))
         return self._run_decodings(rows)
@@ -540,10 +542,11 @@ class VisionLanguageModel(Prefilling):
         pause: Callable[[], bool] = never,
         begun: Decoded | None = None,
         choose: Callable[[Tensor], int] | None = None,
+        floor: float = 0.0,
     ) -> Decoding:
         """One decoding: is sent what the model says at every step, yields the token that is chosen next.
 
-        ``choose``: from scores ``(vocabulary,)``; by default the most probable one.
+        ``choose``: from scores ``(vocabulary,)``; by default the most probable one. ``floor``: see ``Decode``.
         """
         # What the logits processors see: the prompt and the tail, as in `generate`; latents and patches have no ids.
         written = [*prefix.inputs.tensors["input_ids"][0].tolist(), *prefix.inputs.tail]
@@ -554,6 +557,7 @@ class VisionLanguageModel(Prefilling):
         log_probabilities: list[Tensor] = []
         entropies: list[Tensor] = []
         finish_reason = "length"
+        joint = math.exp(float(before.log_probabilities.sum()))
         while len(tokens) < max_new_tokens:
             if stop():
                 finish_reason = "deadline"
@@ -574,6 +578,11 @@ class VisionLanguageModel(Prefilling):
             if token in rules.stop_tokens or token in ends or self._spells(tokens, rules.stop_strings):
                 finish_reason = "stop"
                 break
+            if floor:
+                joint *= math.exp(float(log_probabilities[-1]))
+                if joint < floor:
+                    finish_reason = "unsure"
+                    break
         if not entropies:
             return Decoded(tuple(tokens), before.log_probabilities, before.entropies, finish_reason)
         log_p = torch.cat([before.log_probabilities, torch.stack(log_probabilities).cpu()])

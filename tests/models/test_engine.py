@@ -36,7 +36,7 @@ from latent_tool.settings import Budget, GenerationSettings, NoiseSettings, Sear
 QUESTION = "what is right of the circle?"
 SHORT = Budget(iterations=3, max_patches=6)
 # Injects patches readily, so that a defect in their handling shows.
-EAGER = SearchSettings(reward_position="both", patches_per_latent=2, init="token")
+EAGER = SearchSettings(search_below=None, reward_position="both", patches_per_latent=2, init="token")
 PAPER = SearchSettings.paper()
 
 
@@ -69,7 +69,9 @@ def naive_reward(engine: Engine, found: Outcome) -> float:
     return float(read_reward(logits, found.job.settings).reward[0])
 
 
-@pytest.mark.parametrize("settings", [EAGER, PAPER, SearchSettings()], ids=["eager", "paper", "default"])
+@pytest.mark.parametrize(
+    "settings", [EAGER, PAPER, SearchSettings(search_below=None)], ids=["eager", "paper", "default"]
+)
 def test_the_reported_reward_is_that_of_the_returned_state(
     engine: Engine, picture: Image.Image, settings: SearchSettings
 ) -> None:

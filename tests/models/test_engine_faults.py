@@ -24,7 +24,7 @@ from latent_tool.models.serving import together
 from latent_tool.models.shared_prefix import SuffixBatch
 from latent_tool.settings import Budget, NoiseSettings, SearchSettings
 
-TINY = SearchSettings(latents=2, samples=4, patches_per_latent=2, reward_position="both")
+TINY = SearchSettings(search_below=None, latents=2, samples=4, patches_per_latent=2, reward_position="both")
 BUDGET = Budget(iterations=1, max_patches=3, max_new_tokens=3)
 JOBS = [
     Job(

@@ -137,7 +137,12 @@ def test_threads_with_mixed_images_and_questions_get_their_own_answers() -> None
     pictures = [draw_shapes("circle", (200, 30 * index, 40)) for index in range(4)]
     questions = ["what color is the circle?", "how many shapes are there?"]
     jobs = [
-        Job((pictures[index % 4],), questions[index // 4 % 2], budget=Budget(iterations=1), seed=index % 4)
+        Job(
+            (pictures[index % 4],),
+            questions[index // 4 % 2],
+            budget=Budget(iterations=1, target_confidence=None),
+            seed=index % 4,
+        )
         for index in range(16)
     ]
     engine.answer(jobs[0])
@@ -181,7 +186,7 @@ def test_an_inexact_split_is_found_and_not_used(monkeypatch: pytest.MonkeyPatch)
 def test_images_that_nobody_asks_about_again_push_nothing_out() -> None:
     """Noised and masked images are looked at once; the picture itself stays."""
     engine = Engine(load(ModelSpec()))
-    settings = SearchSettings(latents=2, samples=4)
+    settings = SearchSettings(search_below=None, latents=2, samples=4)
     job = Job((draw_shapes(),), "what color is the circle?", settings=settings, budget=Budget(iterations=0))
     noise = NoiseSettings(draws=2)
     outcome = engine.answer(replace(job, grounding=noise, controls=True))
@@ -197,7 +202,7 @@ def test_images_that_nobody_asks_about_again_push_nothing_out() -> None:
 
 def test_scoring_again_uses_nothing_that_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(load(ModelSpec()))
-    settings = SearchSettings(latents=2, samples=4)
+    settings = SearchSettings(search_below=None, latents=2, samples=4)
     outcome = engine.answer(
         Job((draw_shapes(),), "what color is the circle?", settings=settings, budget=Budget(iterations=1))
     )

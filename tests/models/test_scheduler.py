@@ -22,7 +22,7 @@ from latent_tool.settings import Budget, SearchSettings
 
 PICTURES = [draw_shapes("circle" if index % 2 else "triangle", (220, 25 * index, 25)) for index in range(4)]
 QUESTIONS = ["what color is the circle?", "how many shapes are there?", "what is right of the red circle?"]
-SMALL = SearchSettings(latents=2, samples=4, patches_per_latent=2)
+SMALL = SearchSettings(search_below=None, latents=2, samples=4, patches_per_latent=2)
 ENDLESS = Budget(iterations=10_000)
 
 

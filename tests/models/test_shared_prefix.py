@@ -148,7 +148,7 @@ JOBS = [
     Job(
         (draw_shapes("circle" if index % 2 else "triangle", (220, 25 * index, 25)),),
         QUESTIONS[index % 2] if index != 3 else "what is left of the blue square in this image?",
-        settings=SearchSettings(reward_position="both", patches_per_latent=2),
+        settings=SearchSettings(search_below=None, reward_position="both", patches_per_latent=2),
         budget=Budget(iterations=3, max_patches=4 + index),
         seed=index,
         attention=index == 1,

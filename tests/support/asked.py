@@ -22,7 +22,8 @@ OUTSIDE = "/etc/hostname"
 def small_tool(min_confidence: float | None = 0.5, **policy: Any) -> ImageTool:
     """A tool that searches just enough to have everything in its result."""
     reasoner = LatentReasoner(
-        budget=Budget(iterations=1, max_patches=4), settings=SearchSettings(latents=2, samples=4, patches_per_latent=2)
+        budget=Budget(iterations=1, max_patches=4),
+        settings=SearchSettings(search_below=None, latents=2, samples=4, patches_per_latent=2),
     )
     return ImageTool(reasoner=reasoner, min_confidence=min_confidence, image_policy=ImagePolicy.untrusted(**policy))
 

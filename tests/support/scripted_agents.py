@@ -14,7 +14,7 @@ from latent_tool.langchain.messages import image_block
 
 CIRCLE = "what color is the circle?"
 SQUARE = "what color is the square?"
-TINY = SearchSettings(latents=2, samples=4, patches_per_latent=2)
+TINY = SearchSettings(search_below=None, latents=2, samples=4, patches_per_latent=2)
 
 
 def small_reasoner(iterations: int = 1, **fields: Any) -> LatentReasoner:

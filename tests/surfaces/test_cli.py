@@ -69,6 +69,14 @@ def test_ask_for_programs(folder: Path) -> None:
     assert set(result.usage.seconds) >= {"images", "prefill", "search", "decode", "grounding"}
 
 
+def test_a_sure_answer_needs_no_search_unless_it_is_asked_for(folder: Path) -> None:
+    asked = ("ask", "shapes.png", QUESTION, "--iterations", "1", "--json")
+    sure = ReasoningResult.model_validate_json(run(*asked, folder=folder).stdout)
+    assert (sure.answer, sure.stop_reason, sure.trace) == ("red", "confident", [])
+    searched = ReasoningResult.model_validate_json(run(*asked, "--always-search", folder=folder).stdout)
+    assert (searched.answer, searched.stop_reason, len(searched.trace)) == ("red", "iterations", 2)
+
+
 def test_below_the_threshold_the_exit_code_is_3_and_says_what_to_do(folder: Path) -> None:
     done = run("ask", "shapes.png", QUESTION, "--iterations", "0", "--min-confidence", "1", "--json", folder=folder)
     assert done.returncode == 3
@@ -264,7 +272,7 @@ HOSTILE_QUESTION = "[bold]\x1b[2J</script><script>alert(1)</script> what color i
 
 def test_the_heat_map_measures_what_it_shows(folder: Path) -> None:
     done = run(
-        *("ask", "shapes.png", QUESTION, "--iterations", "1", "--json"),
+        *("ask", "shapes.png", QUESTION, "--iterations", "1", "--always-search", "--json"),
         *("--overlay", "seen.png", "--heatmap", "heat.png", "--report", "why.html"),
         folder=folder,
     )
@@ -355,7 +363,7 @@ def test_ids_of_models_are_never_broken(folder: Path, columns: str) -> None:
 
 
 def test_patches_are_summed_up(folder: Path) -> None:
-    asked = ("ask", "shapes.png", QUESTION, "--iterations", "4", "--seed", "1")
+    asked = ("ask", "shapes.png", QUESTION, "--iterations", "4", "--always-search", "--seed", "1")
     short, every = (run(*asked, *more, folder=folder).stdout for more in ((), ("--patches",)))
     count = len(json.loads(run(*asked, "--json", folder=folder).stdout)["patches"])
     assert len(every.splitlines()) >= len(short.splitlines()) + count

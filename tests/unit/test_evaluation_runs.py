@@ -33,7 +33,7 @@ from latent_tool.settings import NoiseSettings, SamplingSettings, SearchSettings
 
 SCENES = "scenes:held_out:7000000-7000006"
 METHODS = ["greedy", "search:iterations=1,max_patches=2", "random-latents", "self-consistency:samples=3"]
-SMALL = LatentReasoner(budget=Budget(iterations=1, max_patches=2))
+SMALL = LatentReasoner(budget=Budget(iterations=1, max_patches=2, target_confidence=None))
 
 
 def plain(run: Run) -> list[dict[str, Any]]:

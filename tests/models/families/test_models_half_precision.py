@@ -26,7 +26,7 @@ def test_bfloat16_stays_within_the_stated_tolerance(family):
     prefix = vlm.prefill(inputs)
     latents, patches = draw_latents(exact, 8), some_cells(exact, len(inputs.cells))
     scored = vlm.score(prefix, latents, patches)
-    settings = SearchSettings(reward_position="both")
+    settings = SearchSettings(search_below=None, reward_position="both")
     rewards = read_reward(scored, settings).reward
     truth = exact.score(exact.prefill(exact.prepare([picture()], QUESTION)), latents, patches)
     assert scored.answer.dtype == torch.bfloat16

@@ -130,7 +130,9 @@ def test_an_answers_attention_covers_every_cell_of_its_prompt(kind: str) -> None
     """Of one image and of two, in tiles and cut out; where boxes are not known there is still a weight."""
     engine = Engine(loaded(kind))
     images = tuple(load_image(photo(with_object), ImagePolicy.local()).image for with_object in (True, False))
-    found = engine.answer(Job(images, "?", budget=Budget(iterations=1, max_new_tokens=2), attention=True))
+    found = engine.answer(
+        Job(images, "?", budget=Budget(iterations=1, max_new_tokens=2, target_confidence=None), attention=True)
+    )
     result = engine.result(found)
     assert result.attention is not None
     assert [(each.image, each.box) for each in result.attention] == [(c.image, c.box) for c in found.inputs.cells]

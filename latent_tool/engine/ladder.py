@@ -1,0 +1,126 @@
+"""The ladder inside one call: an answer costs more only while it is unsure.
+
+    plain        the model's own answer; it stands if its probability reaches the budget's ``target_confidence``
+    reasoning    the answer from where the latents start; it stands unless its probability is below ``search_below``
+    search       the answer from the best state that the search finds
+
+All rungs share the prefix, and nothing is computed twice: a decoding is given up as soon as its probability can no
+longer reach what its rung asks for; the search begins with the state that the reasoning was decoded from, and if that
+stays the best one, its decoding goes on where it was given up. The ladder does not look at ``min_confidence``: a
+calibrated threshold speaks of answers that all came about in one way.
+
+Without latents there is the plain model alone. There is the search alone where either setting is ``None``, where the
+reward is the confidence, and without rounds, which asks for the start of the latents as such.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from latent_tool.engine.in_step import Tell
+from latent_tool.engine.job import joint
+from latent_tool.engine.question import Question
+from latent_tool.method.search import Outcome as SearchOutcome
+from latent_tool.method.search import State
+from latent_tool.models.decoding import Decoded, ExtractedAnswer
+from latent_tool.models.prefix import Prefix
+from latent_tool.schema import ReasoningStep
+from latent_tool.settings import Budget
+
+__all__ = ["Reached", "climb"]
+
+
+@dataclass(frozen=True)
+class Reached:
+    """An answer, and the state it was decoded from: latents ``(L, d)``, or ``None`` for the plain model, and cells.
+
+    ``plain_probability``: of the answer by the plain model; ``stop_reason``: why no more was done for it.
+    """
+
+    latents: Tensor | None
+    patches: tuple[int, ...]
+    search: SearchOutcome | None
+    decoded: Decoded
+    answer: ExtractedAnswer
+    plain_probability: float | None
+    stop_reason: str
+
+
+async def climb(question: Question, prefix: Prefix, budget: Budget) -> Reached:
+    """Answer from the first rung that is sure enough, else from the last."""
+    job, clock = question.job, question.clock
+    target, search_below = budget.target_confidence, job.settings.search_below
+    if job.confidence == "reward" or not budget.iterations or target is None or search_below is None:
+        target = search_below = None
+    question.init_token()  # a token that does not exist is refused on every rung
+    clock.phase_done("search")  # every result says how long the search took, if only that there was none
+
+    # 1. The plain model.
+    plain: Decoded | None = None
+    if not job.settings.latents or target is not None:
+        await Tell(ReasoningStep(phase="decode", iterations=budget.iterations))
+        floor = target if job.settings.latents and target is not None else 0.0
+        plain = await question.decode(prefix, None, (), budget, floor)
+        clock.phase_done("decode")
+        if not job.settings.latents:
+            return await _from_state(question, prefix, plain, None, "no_latents")
+        if plain.finish_reason == "deadline":
+            return await _from_state(question, prefix, plain, None, "deadline")
+        if target is not None and _probability(question, prefix, plain) >= target:
+            return await _from_state(question, prefix, plain, None, "confident")
+
+    # 2. Where the latents start: the search asks whether that is enough, once it has scored it.
+    begun: Decoded | None = None
+
+    async def sure(start: State) -> bool:
+        nonlocal begun
+        if search_below is None:
+            return False
+        clock.phase_done("search")
+        begun = await question.decode(prefix, start.latents, start.patches, budget, search_below)
+        clock.phase_done("decode")
+        return _probability(question, prefix, begun) >= search_below
+
+    # 3. The search.
+    searched = await question.search(prefix, await question.initial_latents(prefix), budget, sure)
+    clock.phase_done("search")
+
+    # What would look at the image again comes here: the search has ended, and its answer may be unsure still.
+
+    await Tell(ReasoningStep(phase="decode", iterations=budget.iterations))
+    best = searched.best
+    decoded = begun if best is searched.start else None
+    if decoded is None or not _whole(decoded):
+        decoded = await question.decode(prefix, best.latents, best.patches, budget, begun=decoded)
+    return await _from_state(question, prefix, decoded, searched, searched.stop_reason, plain)
+
+
+def _whole(decoded: Decoded) -> bool:
+    """Whether a decoding was neither given up nor cut by the deadline."""
+    return decoded.finish_reason in ("stop", "length")
+
+
+def _probability(question: Question, prefix: Prefix, decoded: Decoded) -> float:
+    """Joint probability of the answer's tokens in the state they were decoded from; 0 where there is no answer."""
+    if not _whole(decoded):
+        return 0.0
+    answer = question.extract(prefix, decoded)
+    return (joint(decoded.log_probabilities, answer) or 0.0) if answer.text else 0.0
+
+
+async def _from_state(
+    question: Question,
+    prefix: Prefix,
+    decoded: Decoded,
+    searched: SearchOutcome | None,
+    stop_reason: str,
+    plain: Decoded | None = None,
+) -> Reached:
+    """The answer that was decoded from the best state of a search, or without one from the plain model."""
+    latents, patches = (None, ()) if searched is None else (searched.best.latents, searched.best.patches)
+    answer = question.extract(prefix, decoded)
+    probability = await question.plain_probability(prefix, latents, decoded, answer, plain)
+    question.clock.phase_done("decode")
+    return Reached(latents, patches, searched, decoded, answer, probability, stop_reason)
