@@ -113,6 +113,9 @@ def _run(out: Path, run: Path | None, recipe: Recipe, resume: bool, force: bool,
     with checkpoint.replacing(candidate) as folder:
         checkpoint.export(model, checkpoint.build_processor(recipe), folder)
         made = [stage for stage in stages.STAGES if getattr(recipe, f"{stage}_steps")]
+        made += (
+            ["settling"] if recipe == replace(settings.SETTLING, seed=recipe.seed, processes=recipe.processes) else []
+        )
         metrics = _measurer(recipe)(folder) | {"seed": recipe.seed, "stages": made}
         _write(folder, metrics, recipe)
     if (out / METRICS).exists() and not force:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from training.settings import CELLS, CELLS_PER_SIDE, IMAGE_SIZE, PATCH_SIZE, Recipe
+from training.settings import CELLS, CELLS_PER_SIDE, FULL, IMAGE_SIZE, PATCH_SIZE, SETTLING, Recipe
 from training.world import TEST_PHOTOGRAPHS, TRAINING_PHOTOGRAPHS
 
 _TITLES = {
@@ -85,12 +85,16 @@ _LOOKED = """\
    text and plots ({strange:.0%} of the pictures), about things that are absent or too small to see in any of the
    pictures, and about other topics.
 """
+_SETTLED = """\
+4. **Settling**: {steps} further steps of the same at about half the rate, with more ordinary and crowded scenes, for
+   what the canvases took from them (`--from DIR --settle --seed 1`).
+"""
 
 _MADE = """
 ## How it was made
 
-`python -m training` in the repository makes it from random weights, with fixed seeds; the shipped weights come from one
-run of it from end to end.
+`python -m training` in the repository makes it from random weights, with fixed seeds, its stages
+one after another, each from the weights that the one before left.
 
 1. **Vision warm-up**: {vision_steps} steps of {vision_images} generated pictures, with the name, colour and place of
    what lies in each image cell as labels.
@@ -153,15 +157,17 @@ def render(metrics: dict[str, Any], recipe: Recipe) -> str:
             photo=recipe.photograph_share,
             foreign=recipe.unanswerable_share,
             crowded=recipe.crowded_share,
-            looking=_LOOKED.format(
-                steps=recipe.looking_steps, batch=recipe.looking_batch, strange=recipe.looking_stranger_share
-            )
-            if looked
-            else "",
+            looking=_looking(metrics["stages"]) if looked else "",
         )
     )
     parts.append(_targets(metrics))
     return "".join(parts)
+
+
+def _looking(made: list[str]) -> str:
+    """The third stage, and its end where the checkpoint has it."""
+    text = _LOOKED.format(steps=FULL.looking_steps, batch=FULL.looking_batch, strange=FULL.looking_stranger_share)
+    return text + (_SETTLED.format(steps=SETTLING.looking_steps) if "settling" in made else "")
 
 
 def _sets(metrics: dict[str, Any]) -> str:
