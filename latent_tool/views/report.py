@@ -52,7 +52,7 @@ STOPPED = {
     "target_reward": "the target reward was reached",
     "patience": "the reward no longer rose",
     "converged": "nothing was left to improve",
-    "confident": "the answer was sure enough; searching on would have changed nothing",
+    "confident": "the answer was sure enough before any search",
     "no_latents": "there was nothing to search: no latents",
     "cancelled": "the caller stopped it",
 }

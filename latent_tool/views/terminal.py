@@ -28,6 +28,7 @@ COLUMNS, ROWS = 40, 14  # characters of the tiny picture at most
 DIMMED = 0.75  # share of grey over what is not evidence
 GREY = (104, 104, 104)
 NO_PATCHES = "none: injecting any did not raise the reward"
+NO_SEARCH = "none: the answer was sure enough without"
 
 
 def plain(text: str) -> str:
@@ -168,10 +169,15 @@ def _confidence(result: ReasoningResult, blocks: str) -> Any:
     return Text(f"{confidence_text(result.confidence)} ") + bar + source
 
 
+def _no_patches(result: ReasoningResult) -> str:
+    """Say why nothing was injected."""
+    return NO_SEARCH if result.stop_reason == "confident" else NO_PATCHES
+
+
 def _patch_summary(result: ReasoningResult) -> str:
     """How many, what they brought, and where the one is that the latents looked at most."""
     if not result.patches:
-        return NO_PATCHES
+        return _no_patches(result)
     count = len(result.patches)
     most = max(result.patches, key=lambda patch: patch.attention)
     where = "" if most.box is None else f" at {', '.join(f'{value:g}' for value in most.box)}"
@@ -182,7 +188,7 @@ def _patch_table(result: ReasoningResult) -> Any:
     from rich.table import Table
 
     if not result.patches:
-        return NO_PATCHES
+        return _no_patches(result)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in ("patch", "cell", "box (left, top, right, bottom)", "attention", "gain"):
         table.add_column(name, justify="left" if name.startswith("box") else "right")
