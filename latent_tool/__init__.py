@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from latent_tool.checkup import doctor
     from latent_tool.langchain.chat_model import ChatLatentReasoner
     from latent_tool.langchain.reasoner import LatentReasoner
     from latent_tool.langchain.remote import RemoteReasoner
@@ -30,6 +31,7 @@ __all__ = [
     "ReasoningResult",
     "RemoteReasoner",
     "SearchSettings",
+    "doctor",
 ]
 
 _HOMES = {
@@ -44,6 +46,7 @@ _HOMES = {
     "ReasoningResult": "schema",
     "RemoteReasoner": "langchain.remote",
     "SearchSettings": "settings",
+    "doctor": "checkup",
 }
 
 

@@ -15,6 +15,7 @@ import typer
 
 from latent_tool.commands.ask import ask
 from latent_tool.commands.calibrate import calibrate
+from latent_tool.commands.doctor import doctor
 from latent_tool.commands.evaluate import evaluate
 from latent_tool.commands.mcp import mcp
 from latent_tool.commands.models import models
@@ -57,6 +58,7 @@ def _main(
 _COMMANDS: dict[str, Callable[..., None]] = {
     "ask": ask,
     "models": models,
+    "doctor": doctor,
     "play": play,
     "eval": evaluate,
     "calibrate": calibrate,

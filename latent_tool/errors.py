@@ -15,7 +15,10 @@
     │       └── ImageDecodeError       these bytes are no image that can be opened
     ├── ModelError                 the model is wrong for this package
     │   ├── ModelNotFoundError         no such directory or hub id
+    │   │   ├── ModelAccessError           the hub does not give it to this user
+    │   │   └── HubUnreachableError        it is not here, and the hub cannot be reached
     │   ├── ModelLoadError             the checkpoint is broken or incomplete
+    │   │   └── DiskFullError              there is no room to download it
     │   ├── ModelNotSupportedError     the architecture does not fit the method
     │   └── ContextLengthError         the prompt does not fit the model's context
     ├── DeadlineError              the deadline passed before anything was scored
@@ -46,6 +49,8 @@ __all__ = [
     "ContextLengthError",
     "DatasetError",
     "DeadlineError",
+    "DiskFullError",
+    "HubUnreachableError",
     "ImageDecodeError",
     "ImageError",
     "ImageNotAllowedError",
@@ -54,6 +59,7 @@ __all__ = [
     "InputError",
     "LatentToolError",
     "MissingExtraError",
+    "ModelAccessError",
     "ModelError",
     "ModelLoadError",
     "ModelNotFoundError",
@@ -159,8 +165,22 @@ class ModelNotFoundError(ModelError):
     """There is no such checkpoint directory or hub id."""
 
 
+class ModelAccessError(ModelNotFoundError):
+    """The hub does not give the model to this user: it is gated or private."""
+
+
+class HubUnreachableError(ModelNotFoundError):
+    """The model is not on this machine, and the hub cannot be reached."""
+
+    retryable = True
+
+
 class ModelLoadError(ModelError):
     """The checkpoint is broken or incomplete."""
+
+
+class DiskFullError(ModelLoadError):
+    """There is no room on the disk to download the model."""
 
 
 class ModelNotSupportedError(ModelError):

@@ -130,6 +130,7 @@ def ask(
     ] = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    quantize: options.Quantize = None,
 ) -> None:
     """Ask one question about an image.
 
@@ -172,6 +173,7 @@ def ask(
         model=model,
         device=device,
         dtype=dtype,
+        quantization_config=quantize,
         budget=chosen,
         settings=settings,
         seed=seed,

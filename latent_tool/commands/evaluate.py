@@ -57,6 +57,7 @@ def evaluate(
     model: options.Model = "embedded",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    quantize: options.Quantize = None,
     system: options.System = None,
     budget: options.Budget = options.Level.standard,
     seed: Annotated[int, typer.Option(help="Seed of the search and of samples.")] = 0,
@@ -112,7 +113,14 @@ def evaluate(
     if "all" in chosen:
         chosen = list(METHODS)
     options.tell_what_it_is(model)
-    reasoner = LatentReasoner(model=model, device=device, dtype=dtype, budget=budget.value, seed=seed)
+    reasoner = LatentReasoner(
+        model=model,
+        device=device,
+        dtype=dtype,
+        quantization_config=quantize,
+        budget=budget.value,
+        seed=seed,
+    )
     with show_progress(quiet) as progress:
         run = run_evaluation(
             reasoner,

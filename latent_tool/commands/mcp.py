@@ -35,6 +35,7 @@ def mcp(
     model: options.Model = "embedded",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    quantize: options.Quantize = None,
     budget: Annotated[str, typer.Option(help="quick, standard or thorough.")] = "standard",
     deadline: Annotated[float | None, typer.Option(metavar="SECONDS", help="For one question at most.")] = None,
     min_confidence: Annotated[
@@ -58,6 +59,7 @@ def mcp(
         model=model,
         device=device,
         dtype=dtype,
+        quantization_config=quantize,
         budget=Budget.level(cast("BudgetLevel", budget)).but(deadline_s=deadline),
         calibration=calibration,
     )

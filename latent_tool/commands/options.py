@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
@@ -40,6 +40,7 @@ __all__ = [
     "Limit",
     "MaxMegabytes",
     "Model",
+    "Quantize",
     "Question",
     "Quiet",
     "System",
@@ -77,6 +78,10 @@ class Level(StrEnum):
     thorough = "thorough"
 
 
+Quantize = Annotated[
+    Literal["8bit", "4bit"] | None,
+    typer.Option(help="Quantize the weights as they are loaded; needs the extra quantize.", rich_help_panel=MODEL),
+]
 Model = Annotated[
     str, typer.Option(help="Checkpoint directory or hub id; the model that ships with the package by default.")
 ]

@@ -22,6 +22,7 @@ def play(
     model: options.Model = "embedded",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    quantize: options.Quantize = None,
     budget: Annotated[str, typer.Option(help="What the page begins with: quick, standard or thorough.")] = "standard",
     min_confidence: Annotated[
         float, typer.Option(min=0, max=1, metavar="C", help="Where the threshold begins, 0 to 1.")
@@ -53,6 +54,7 @@ def play(
             model=model,
             device=device,
             dtype=dtype,
+            quantization_config=quantize,
             budget=Budget.level(cast("BudgetLevel", budget)),
             min_confidence=min_confidence,
             attention=attention,

@@ -35,6 +35,7 @@ def serve(
     model: options.Model = "embedded",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    quantize: options.Quantize = None,
     budget: Annotated[str, typer.Option(help="When a client names none: quick, standard or thorough.")] = "standard",
     min_confidence: Annotated[
         float | None, typer.Option(min=0, max=1, metavar="C", help="Abstain below it unless a client says otherwise.")
@@ -71,6 +72,7 @@ def serve(
         model=model,
         device=device,
         dtype=dtype,
+        quantization_config=quantize,
         budget=own,
         min_confidence=min_confidence,
         calibration=calibration,

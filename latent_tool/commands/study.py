@@ -18,6 +18,7 @@ def study(
     model: options.Model = "embedded",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    quantize: options.Quantize = None,
     question: options.Question = None,
     system: options.System = None,
     budget: options.Budget = options.Level.standard,
@@ -51,7 +52,9 @@ def study(
     require_libraries()
     items = load_dataset(data, match=match, question=question, keep_going=keep_going, limit=limit)
     options.tell_what_it_is(model)
-    reasoner = LatentReasoner(model=model, device=device, dtype=dtype, budget=budget.value, seed=seed)
+    reasoner = LatentReasoner(
+        model=model, device=device, dtype=dtype, quantization_config=quantize, budget=budget.value, seed=seed
+    )
     with show_progress(quiet) as tell:
         found = run_study(
             reasoner,

@@ -122,7 +122,9 @@ class LatentReasoner(RequestRunnable):
     local_files_only: bool = Field(False, description="Never ask the hub.")
     token: SecretStr | None = Field(None, description="Access token for the hub.")
     attn_implementation: str | None = Field(None, description="Passed to from_pretrained.")
-    quantization_config: Any = Field(None, description="Passed to from_pretrained, for example a BitsAndBytesConfig.")
+    quantization_config: Any = Field(
+        None, description="'8bit', '4bit', or what from_pretrained takes, for example a BitsAndBytesConfig."
+    )
     allow_pickle: bool = Field(False, description="Also load pickled weights, which can run code.")
     trust_remote_code: bool = Field(False, description="Run code from the checkpoint's repository.")
     prefix_cache_bytes: int = Field(

@@ -36,7 +36,9 @@ from latent_tool.errors import (
 )
 from latent_tool.models.decoding import generation_rules
 from latent_tool.models.families import family as family_of
+from latent_tool.models.hub import gated, hub_error
 from latent_tool.models.limits import require_sane_configuration, require_sane_pictures
+from latent_tool.models.quantization import named_quantization
 from latent_tool.models.vlm import VisionLanguageModel
 from latent_tool.settings import PREFIX_CACHE_BYTES
 
@@ -60,7 +62,8 @@ class ModelSpec:
         local_files_only: never ask the hub.
         token: access token for the hub; never shown.
         attn_implementation: passed to ``from_pretrained``; ``None``: what the model does best.
-        quantization_config: passed to ``from_pretrained``, for example a ``BitsAndBytesConfig``.
+        quantization_config: ``"8bit"`` or ``"4bit"``, or passed to ``from_pretrained``, such as a
+            ``BitsAndBytesConfig``.
         allow_pickle: also load weights that are pickled, which can run code. Only for files you trust.
         trust_remote_code: run code from the checkpoint's repository. Only for repositories you trust.
         prefix_cache_bytes: what the prefixes of images may take in memory, so that another question about the same
@@ -135,11 +138,12 @@ def load(spec: ModelSpec) -> VisionLanguageModel:
 
 def load_weights(spec: ModelSpec) -> PreTrainedModel:
     """Load the model alone, frozen and in evaluation mode; raises what ``load`` raises."""
+    named = isinstance(spec.quantization_config, str)
     options: dict[str, Any] = {
         "dtype": _dtype(spec),
-        "device_map": spec.device_map,
+        "device_map": _where_quantized(spec) if named else spec.device_map,
         "attn_implementation": spec.attn_implementation,
-        "quantization_config": spec.quantization_config,
+        "quantization_config": named_quantization(spec.quantization_config) if named else spec.quantization_config,
         "use_safetensors": None if spec.allow_pickle else True,
     }
     given = {key: value for key, value in options.items() if value is not None}
@@ -147,6 +151,8 @@ def load_weights(spec: ModelSpec) -> PreTrainedModel:
         try:
             loader: Any = AutoModelForImageTextToText
             model, report = loader.from_pretrained(_source(spec), output_loading_info=True, **given, **_where(spec))
+        except LatentToolError:
+            raise
         except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as error:
             raise _explain(error, spec) from error
         except Exception as error:  # safetensors raises its own class for a damaged file
@@ -185,11 +191,18 @@ def best_device() -> str:
 
 def _device(spec: ModelSpec, *, quantized: bool) -> str | None:
     """Where to move the model; ``None``: it stays where it was loaded."""
-    if spec.device_map is not None:
+    if spec.device_map is not None or isinstance(spec.quantization_config, str):
         return None
     if spec.device != "auto":
         return spec.device
     return None if quantized or spec.model == EMBEDDED else best_device()
+
+
+def _where_quantized(spec: ModelSpec) -> Any:
+    """Where weights go while they are quantized, since they may not be moved afterwards."""
+    if spec.device_map is not None:
+        return spec.device_map
+    return {"": best_device() if spec.device in (None, "auto") else spec.device}
 
 
 def _where(spec: ModelSpec) -> dict[str, Any]:
@@ -296,13 +309,12 @@ def _explain(error: Exception, spec: ModelSpec) -> LatentToolError:
     text = str(error)
     if isinstance(error, ImportError):
         return _missing_package(error, f"Loading {spec.model!r}")
+    if (known := hub_error(error, spec.model, spec.revision, spec.local_files_only)) is not None:
+        return known
     if isinstance(error, ValueError | OSError) and any(f"{name}`" in text for name in ("accelerate", "bitsandbytes")):
         return _missing_package(error, f"Loading {spec.model!r}")
     if "gated repo" in text or "401 Client Error" in text or "403 Client Error" in text:
-        return ModelNotFoundError(
-            f"The hub does not give {spec.model!r} to this user.",
-            "Ask for access on its page, then log in (hf auth login) or pass token=.",
-        )
+        return gated(spec.model)
     if isinstance(error, ValueError) and ("attn_implementation" in text or "attention implementation" in text.lower()):
         return ModelLoadError(
             f"{spec.model!r} cannot use the attention implementation {spec.attn_implementation!r}.",

@@ -425,3 +425,32 @@ def test_a_picture_is_decoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch
     done = CliRunner().invoke(app, ["ask", "shapes.png", QUESTION, "--iterations", "0", *outputs])
     assert done.exit_code == 0, done.output
     assert len(decoded) == 1
+
+
+def test_doctor(folder: Path) -> None:
+    done = run("doctor", "--json", folder=folder)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["ok"] and {"loading", "prefix cache", "boxes", "speed"} <= {
+        each["check"] for each in report["findings"]
+    }
+    assert "prefix cache" in done.stderr  # progress, line by line
+    missing = run("doctor", "--model", str(folder / "nothing"), folder=folder)
+    assert missing.returncode == 1
+    assert "no model directory" in missing.stdout and "save_pretrained" in missing.stdout
+
+
+def test_models_that_fit() -> None:
+    runner = CliRunner()
+    whole = json.loads(runner.invoke(app, ["models", "--json"]).stdout)
+    assert len(whole) == 18 and all(row["checkpoints"] and row["as_of"] == "2026-11" for row in whole)
+    assert all(row["example"] in [each["model"] for each in row["checkpoints"]] for row in whole)
+    small = json.loads(runner.invoke(app, ["models", "--json", "--fits", "8GB"]).stdout)
+    fitting = {each["model"]: each["fits"] for row in small for each in row["checkpoints"]}
+    assert fitting["Qwen/Qwen3-VL-2B-Instruct"] == "bf16" and fitting["Qwen/Qwen2.5-VL-7B-Instruct"] == "4bit"
+    assert "google/gemma-3-27b-it" not in fitting
+    shown = runner.invoke(app, ["models", "--fits", "8GB"]).stdout
+    assert "Qwen/Qwen3-VL-2B-Instruct" in shown and "gemma-3-27b" not in shown
+    assert "No model" in runner.invoke(app, ["models", "--fits", "1MB"]).stdout
+    with pytest.raises(SettingsError, match="no size"):
+        runner.invoke(app, ["models", "--fits", "much"], catch_exceptions=False)

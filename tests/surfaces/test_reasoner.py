@@ -77,6 +77,7 @@ def test_the_public_names_are_pinned() -> None:
         "ReasoningResult",
         "RemoteReasoner",
         "SearchSettings",
+        "doctor",
     ]
     assert set(latent_tool.__all__) <= set(dir(latent_tool))
     assert all(getattr(latent_tool, name).__name__ == name for name in latent_tool.__all__)

@@ -25,6 +25,7 @@ LAYERS = [
     {"latent_tool.method"},
     {"latent_tool.models"},
     {"latent_tool.engine"},
+    {"latent_tool.checkup"},
     {"latent_tool.calibration"},
     {"latent_tool.views"},
     {"latent_tool.langchain"},
@@ -44,7 +45,8 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Who else may be imported, and where.
 ONLY_IN = {
     "transformers": {"latent_tool.models", "training", "benchmarks"},
-    "torch": {"latent_tool.method", "latent_tool.models", "latent_tool.engine", "training", "benchmarks"},
+    "torch": {"latent_tool.method", "latent_tool.models", "latent_tool.engine", "latent_tool.checkup"}
+    | {"training", "benchmarks"},
     "langchain_core": {"latent_tool.langchain", "latent_tool.testing", "latent_tool.integrations", "benchmarks"},
 }
 DOTTED = re.compile(r"(latent_tool|training)(\.[a-z_]+)+")

@@ -222,9 +222,17 @@ class Translator:
 
 
 def _in_pairs(items: list[Item]) -> list[Item]:
-    if len(items) % 2 or not all(item.id.isdigit() for item in items if item.problem is None):
+    """Rows that follow one another by index, two by two; rows of no use stand where they stood in a sorted file."""
+    numbers = [
+        int(item.id) if item.id.isascii() and item.id.isdigit() and len(item.id) < 19 else None for item in items
+    ]
+    known = [number for number in numbers if number is not None]
+    unsound = any(number is None and item.problem is None for number, item in zip(numbers, items, strict=True))
+    if len(items) % 2 or unsound or (len(known) < len(items) and known != sorted(known)):
         raise DatasetError("The rows do not come in pairs by their index.", "Give the whole file.")
-    order = sorted(items, key=lambda item: int(item.id) if item.id.isdigit() else 0)
+    order = list(items)
+    if len(known) == len(items):
+        order.sort(key=lambda item: int(item.id))
     group = {item.id: str(place // 2 + 1) for place, item in enumerate(order)}
     return [replace(item, group=group[item.id]) for item in items]
 
