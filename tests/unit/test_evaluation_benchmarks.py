@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from latent_tool.errors import DatasetError, SettingsError
+from latent_tool.errors import DatasetError, ImageTooLargeError, SettingsError
 from latent_tool.evaluation.datasets import dataset_fingerprint, load_dataset, sample, tables
 from latent_tool.evaluation.datasets.benchmarks import PRESETS
 from latent_tool.evaluation.measures import benchmark_measures
@@ -177,6 +179,34 @@ def test_tables_that_are_none(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "data.tsv").write_bytes(text.encode("latin-1"))
     with pytest.raises(DatasetError, match=said):
         load_dataset(tmp_path / "data.tsv")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rest=st.one_of(
+        st.binary(max_size=200),
+        st.text(alphabet="\t\n\r\"'[],\\x00Aa1=é", max_size=120).map(lambda text: text.encode("utf-8", "replace")),
+    ),
+    preset=st.sampled_from([None, *PRESETS]),
+)
+def test_whatever_stands_in_a_table_is_a_row_or_a_data_set_error(tmp_path: Path, rest: bytes, preset: Any) -> None:
+    columns = b"index\timage\timage_path\tquestion\tanswer\tA\tB\tchoices\tprecision\tanswer_type\n"
+    (tmp_path / "data.tsv").write_bytes(columns + rest)
+    try:
+        items = load_dataset(tmp_path / "data.tsv", keep_going=True, preset=preset)
+    except DatasetError as error:
+        assert error.hint
+    else:
+        assert all(item.problem for item in items)  # no picture is in any of them
+
+
+def test_a_small_picture_in_base64_that_is_huge_once_decoded(tmp_path: Path) -> None:
+    bomb = io.BytesIO()
+    Image.new("1", (19_000, 19_000)).save(bomb, "PNG", optimize=True)
+    assert len(bomb.getvalue()) < 200_000
+    (item,) = load_dataset(tsv(tmp_path, {**ROW, "image": base64.b64encode(bomb.getvalue()).decode()}))
+    with pytest.raises(ImageTooLargeError):
+        item.load()
 
 
 # ------------------------------------------------------------------------------------------------ presets
