@@ -36,7 +36,7 @@ Probability = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-# Prefixes of images that are kept: 256 MiB hold hundreds of the embedded model, a few of a large one.
+# Prefixes of images that are kept: 256 MiB hold a few of a large model; of a small one, their number is bounded.
 PREFIX_CACHE_BYTES = 256 * 2**20
 
 
@@ -179,6 +179,8 @@ class SearchSettings(Settings):
     ``init``              the model's own greedy reasoning         the best start measured
     ``search_below``      0.7: search only where still unsure      four answers in five need no search, and searching
                                                                    them makes none of them better
+    ``refused_within``    1: refusals are remembered nearby        seven proposals of ten were refused before, and most
+                                                                   are refused again
     ``proposals``         the top m cells *not yet injected*       otherwise later rounds propose what is already there
     ``view_depth``        2, the paper has none                    copies of cells hold nothing new; a window of the
                                                                    original, encoded again, does
@@ -253,6 +255,11 @@ class SearchSettings(Settings):
         description="Views: windows of the picture are looked at again, then windows inside what was accepted, so "
         "many levels deep; 0: none.",
     )
+    refused_within: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        1.0,
+        description="A proposal that was refused is not scored again while the latents are within so many sigma (root "
+        "mean square) of where it was; 0: it is.",
+    )
     min_gain: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         0.0, description="A proposal, of cells or of a view, is accepted if the reward rises by more than this."
     )
@@ -298,6 +305,7 @@ class SearchSettings(Settings):
             "proposals": "top",
             "view_depth": 0,
             "search_below": None,
+            "refused_within": 0.0,
         }
         return cls(**{**values, **changes})
 

@@ -12,8 +12,6 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-import torch
-
 from latent_tool.engine.examine import attention_later, examine_later, examine_sampled
 from latent_tool.engine.in_step import InStep, Tell
 from latent_tool.engine.job import Examined, Job, Outcome, Sampled
@@ -25,6 +23,7 @@ from latent_tool.method.asking import Asking, Work
 from latent_tool.method.reward import read_reward
 from latent_tool.models.loading import ModelSpec, load
 from latent_tool.models.serving import together
+from latent_tool.models.threads import use_threads
 from latent_tool.models.vlm import VisionLanguageModel
 from latent_tool.schema import Grounding, ReasoningResult, ReasoningStep
 from latent_tool.settings import NoiseSettings, SamplingSettings
@@ -157,11 +156,6 @@ class Engine:
         while batch.members:
             batch.step()
         return [member.asking.ended() for member in members]
-
-
-def use_threads(number: int) -> None:
-    """Let torch compute with so many threads from now on, in the whole process."""
-    torch.set_num_threads(number)
 
 
 _engines: dict[ModelSpec, Engine] = {}

@@ -28,6 +28,8 @@ OnStep = Callable[[ReasoningStep], None]
 
 # Questions that calls of one's own process may let wait: more than a server would, since nobody is turned away then.
 _IN_PROCESS = 1024
+# Questions in step: a small model's prefixes take little memory, and its passes cost little more for many rows.
+_ACTIVE, _ACTIVE_SMALL = 8, 64
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Scheduler:
     Both limits are attributes and may be changed at any time.
     """
 
-    def __init__(self, engine: Engine, *, max_active: int = 8, max_queue: int = 64) -> None:
+    def __init__(self, engine: Engine, *, max_active: int = _ACTIVE, max_queue: int = 64) -> None:
         if max_active < 1 or max_queue < 0:
             raise SettingsError(
                 "A scheduler needs max_active >= 1 and max_queue >= 0.", "Leave them out for the defaults."
@@ -194,5 +196,6 @@ def get_scheduler(engine: Engine) -> Scheduler:
     with _registry_lock:
         found = engine.attached.get("scheduler")
         if not isinstance(found, Scheduler) or found._closed:
-            found = engine.attached["scheduler"] = Scheduler(engine, max_queue=_IN_PROCESS)
+            active = _ACTIVE_SMALL if engine.vlm.small else _ACTIVE
+            found = engine.attached["scheduler"] = Scheduler(engine, max_active=active, max_queue=_IN_PROCESS)
         return found

@@ -147,6 +147,8 @@ class _Run:
     sampled: float | None = None
     candidates: int = 0
     discarded: int = 0
+    refused: set[tuple[int, ...]] = field(default_factory=set)  # cells of states that a walk has turned down ...
+    refused_at: Tensor | None = None  # ... near these latents
     attention: Tensor | None = None  # of the state that was scored last, if it came with its logits
     started: float = field(default_factory=time.monotonic)
 
@@ -216,12 +218,23 @@ class _Run:
         """Whether a walk from this state could add a cell."""
         return bool(self.settings.patches_per_latent) and len(state.patches) < self.budget.max_patches
 
+    def remember_refusals(self, state: State) -> bool:
+        """Forget what was refused once the latents have moved too far; whether refusals are remembered at all."""
+        limit = self.settings.refused_within * self.sigma * self.unit
+        if self.refused_at is None or float((state.latents - self.refused_at).pow(2).mean().sqrt()) > limit:
+            self.refused.clear()
+            self.refused_at = state.latents
+        return limit > 0
+
     async def walk(self) -> None:
         """Let every latent, in order, propose cells for the current state; keep a proposal if the reward rises.
 
         Proposals of the latents still to come are scored in one batch, and again only after one was accepted; the
         accepted groups are those of the walk that scores one proposal at a time. A state that was not accepted is
         never the best one: a walk that goes one by one might not have scored it.
+
+        Cells that were refused are not scored again while the latents are near where that was: there, few proposals
+        change from round to round, and what was refused is refused again.
         """
         assert self.current is not None
         settings = self.settings
@@ -236,6 +249,7 @@ class _Run:
             attention = await self.model.attention(self.current.latents, self.current.patches)
         attention = attention.float().cpu()  # (L, C)
         # 4. The walk over the latents.
+        remembers = self.remember_refusals(self.current)
         latent = 0
         while latent < len(attention):
             state = self.current
@@ -244,6 +258,13 @@ class _Run:
                 attention[latent:], state.patches, settings.patches_per_latent, settings.proposals, room
             )
             asked = [(latent + offset, cells) for offset, cells in enumerate(proposals) if cells]
+            if remembers:  # and none is scored twice in one batch
+                first = {cells: at for at, cells in reversed(asked)}
+                asked = [
+                    (at, cells)
+                    for at, cells in asked
+                    if state.patches + cells not in self.refused and first[cells] == at
+                ]
             if len(asked) > self.room() > 0:
                 asked = asked[: self.room()]
             if not asked:
@@ -259,6 +280,8 @@ class _Run:
                     self.current = proposed
                     self.keep(proposed)
                     break
+                if remembers:
+                    self.refused.add(state.patches + cells)
             latent += 1
 
     async def close_round(self, number: int, sigma: float | None, injected: int) -> None:

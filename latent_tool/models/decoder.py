@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from latent_tool.models.cache import cache_name
+from latent_tool.models.threads import one_thread
 
 __all__ = ["Decoder"]
+
+# Parameters up to which a model is computed with one thread: twice the embedded model's, half of the smallest others'.
+_SMALL = 30_000_000
 
 
 class Decoder:
@@ -24,6 +28,7 @@ class Decoder:
         self._lock = threading.RLock()
         self._embedding = model.get_input_embeddings()
         self._embedding_rms: float | None = None
+        self._small: bool | None = None
 
     @property
     def device(self) -> torch.device:
@@ -65,8 +70,22 @@ class Decoder:
         size = self._embedding.weight.shape[0]
         return self.embed(range(0, size, max(1, size // 4096))).float().mean(0)
 
+    @property
+    def small(self) -> bool:
+        """Whether the model is so small, and on the CPU, that several threads win nothing."""
+        if self._small is None:
+            count = sum(parameter.numel() for parameter in self.model.parameters())
+            self._small = count <= _SMALL and self.device.type == "cpu"
+        return self._small
+
+    @contextmanager
+    def few_threads(self) -> Iterator[None]:
+        """Compute with one thread if the model is small; see ``threads``."""
+        with one_thread() if self.small else nullcontext():
+            yield
+
     @contextmanager
     def forward_pass(self) -> Iterator[None]:
-        """One forward pass at a time, without gradients."""
-        with self._lock, torch.inference_mode():
+        """One forward pass at a time, without gradients; a small model's with one thread."""
+        with self._lock, self.few_threads(), torch.inference_mode():
             yield

@@ -48,10 +48,13 @@ class PrefixCache:
 
     Args:
         limit: bytes that the entries may take together; 0: nothing is kept.
+        most: entries at most, whatever they take: those of a small model would fill the bytes with hundreds of images
+            that nobody asks about again.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, most: int = 64) -> None:
         self.limit = limit
+        self.most = most
         self.bytes = self.hits = self.misses = 0
         self._entries: OrderedDict[str, ImagePrefix] = OrderedDict()
         self._lock = threading.Lock()
@@ -71,13 +74,16 @@ class PrefixCache:
             return entry
 
     def put(self, key: str, entry: ImagePrefix) -> None:
-        """Keep an entry, and drop the least recently used ones until all fit; one that never fits is not kept."""
+        """Keep an entry and drop the least recently used ones, until all fit and are not too many.
+
+        One that never fits is not kept.
+        """
         with self._lock:
             if key in self._entries or entry.bytes > self.limit:
                 return
             self._entries[key] = entry
             self.bytes += entry.bytes
-            while self.bytes > self.limit:
+            while self.bytes > self.limit or len(self._entries) > self.most:
                 _, dropped = self._entries.popitem(last=False)
                 self.bytes -= dropped.bytes
 

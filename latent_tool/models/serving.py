@@ -81,6 +81,11 @@ def together(vlm: VisionLanguageModel, requests: Sequence[Request[Any]]) -> list
     A batch that fails as a whole (for lack of memory, say) is halved and tried again, down to single states. What does
     not fit into memory alone gets a ``NotEnoughMemoryError``.
     """
+    with vlm.few_threads():
+        return _together(vlm, requests)
+
+
+def _together(vlm: VisionLanguageModel, requests: Sequence[Request[Any]]) -> list[object]:
     kind = type(requests[0])
     if kind is Prefill or len(requests) == 1:
         return [_alone(vlm, request) for request in requests]
@@ -89,7 +94,7 @@ def together(vlm: VisionLanguageModel, requests: Sequence[Request[Any]]) -> list
     except BaseException as error:
         contained(error)  # whoever is at fault fails again below, on its own
     half = len(requests) // 2
-    return together(vlm, requests[:half]) + together(vlm, requests[half:])
+    return _together(vlm, requests[:half]) + _together(vlm, requests[half:])
 
 
 def _alone(vlm: VisionLanguageModel, request: Request[Any]) -> object:

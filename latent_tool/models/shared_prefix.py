@@ -46,8 +46,16 @@ _active = threading.local()
 _CHUNK = 4_000_000
 
 
+# Columns that are made room for when rows grow token by token: at least so many, and then twice as many as are needed.
+_ROOM = 64
+
+
 class _SuffixLayer(DynamicLayer):  # type: ignore[misc]
     """Keys and values of the suffix alone; counts the (longest) prefix as seen.
+
+    What is kept lies in buffers with room for later tokens, of which ``keys`` and ``values`` are the part in use: a
+    token is written into its column, and what stands there already is not copied. Room is made in powers of two, so
+    that few shapes occur; rows that leave make place within the buffers.
 
     ``before``: keys and values ``(2, R, Hkv, V, D)`` the rows begin with; ``keep``: whether another pass follows.
     """
@@ -56,24 +64,55 @@ class _SuffixLayer(DynamicLayer):  # type: ignore[misc]
         super().__init__()
         self.prefix_length = prefix_length
         self.keep = keep
+        self._buffers: tuple[Tensor, Tensor] | None = None  # (R0, Hkv, room, D), R0 rows at least
         if before is not None:
             self.keys, self.values = before[0], before[1]
             self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if self.is_initialized:
-            key_states = torch.cat([self.keys, key_states], dim=-2)
-            value_states = torch.cat([self.values, value_states], dim=-2)
-        if self.keep:
-            self.keys, self.values = key_states, value_states
-            self.is_initialized = True
-        return key_states, value_states
+        more = key_states.shape[-2]
+        if more > 1 or not self.is_initialized or not self.keep:
+            if self.is_initialized:
+                key_states = torch.cat([self.keys, key_states], dim=-2)
+                value_states = torch.cat([self.values, value_states], dim=-2)
+            if self.keep:
+                self.keys, self.values, self._buffers = key_states, value_states, None
+                self.is_initialized = True
+            return key_states, value_states
+        rows, used = len(key_states), self.keys.shape[-2]
+        if self._buffers is None or self._buffers[0].shape[-2] < used + more:
+            self._buffers = _with_room(self.keys, used + more), _with_room(self.values, used + more)
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:rows, :, used : used + more] = states
+        self.keys, self.values = (buffer[:rows, :, : used + more] for buffer in self._buffers)
+        return self.keys, self.values
+
+    def select(self, index: Tensor) -> None:
+        """Keep some of the rows, in ascending order."""
+        if self.keys is None:
+            return
+        at = index.to(self.keys.device)  # layers may be on different devices
+        if self._buffers is None:
+            self.keys, self.values = self.keys[at], self.values[at]
+            return
+        used = self.keys.shape[-2]
+        for buffer, states in zip(self._buffers, (self.keys, self.values), strict=True):
+            buffer[: len(at), :, :used] = states[at]
+        self.keys, self.values = (buffer[: len(at), :, :used] for buffer in self._buffers)
 
     def get_seq_length(self) -> int:
         return self.prefix_length + int(super().get_seq_length())
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0
+
+
+def _with_room(states: Tensor, needed: int) -> Tensor:
+    """A buffer that begins with states ``(R, Hkv, T, D)`` and has room for ``needed`` columns or more."""
+    room = max(_ROOM, 1 << (needed - 1).bit_length())
+    buffer = states.new_empty(*states.shape[:2], room, states.shape[-1])
+    buffer[:, :, : states.shape[2]] = states
+    return buffer
 
 
 @dataclass(frozen=True)
@@ -112,11 +151,18 @@ class SuffixBatch:
             _SuffixLayer(longest, None if before is None else before[index], keep)
             for index in range(len(prefixes[0].cache.layers))
         ]
-        # Per row, how many tokens after the prefix it has, and per column which one stands there; -1: padding.
+        # Per row, how many tokens after the prefix it has, and per column which one stands there; -1: padding. The
+        # same numbers are on the device, where every pass reads them.
+        device = decoder.device
         self.lengths = [0 if stem is None else len(stem.cells) for stem in stems]
         most = max(self.lengths)
-        self._columns = [[-1] * (most - length) + list(range(length)) for length in self.lengths]
-        self._starts = [prefix.next_position for prefix in prefixes]
+        self._ends = torch.tensor(self.lengths, device=device)
+        self._starts = torch.tensor([prefix.next_position for prefix in prefixes], device=device)
+        places = torch.arange(most, device=device) - (most - self._ends[:, None])
+        self._place_buffer = self._places = places.clamp_min(-1)
+        self._padded = [length < most for length in self.lengths]
+        self._first = [(most, length) for length in self.lengths]  # column and place of the first token that is run
+        self._begun = False
         # Rows whose attention to the prefix is read, by position counted from the row's end; filled in by `attend`.
         self.taps: dict[int, slice] = {}
         self._tapped: dict[int, list[Tensor]] = {}
@@ -141,20 +187,16 @@ class SuffixBatch:
         """
         length = max(part.shape[1] for part in suffixes)
         pads = [length - part.shape[1] for part in suffixes for _ in range(len(part))]
-        for row, pad in enumerate(pads):
-            self._columns[row] += [-1] * pad + list(range(self.lengths[row], self.lengths[row] + length - pad))
-            self.lengths[row] += length - pad
+        places = self._next_places(length, pads)  # (R, length)
         parts = [
             part if part.shape[1] == length else torch.nn.functional.pad(part, (0, 0, length - part.shape[1], 0))
             for part in suffixes
         ]
         embeddings = parts[0] if len(parts) == 1 else torch.cat(parts)
-        device = self.decoder.device
-        self._places = torch.tensor(self._columns, device=device)
         # Nothing is masked when one token follows rows without padding.
-        self._plain = length == 1 and not any(-1 in row for row in self._columns)
+        self._plain = length == 1 and not any(self._padded)
         self._masks.clear()
-        positions = torch.tensor(self._starts, device=device)[:, None] + self._places[:, -length:].clamp_min(0)
+        positions = self._starts[:, None] + places.clamp_min(0)
         shape = self.prefixes[0].positions
         if shape is not None:
             positions = positions.expand(*shape.shape[:-2], *positions.shape)
@@ -176,22 +218,48 @@ class SuffixBatch:
             raise RuntimeError("the model computes its logits somewhere else")
         return logits
 
+    def _next_places(self, length: int, pads: Sequence[int]) -> Tensor:
+        """Note which tokens after the prefix stand in the next columns, ``(R, length)``, and return that."""
+        used, device = self._places.shape[1], self._ends.device
+        ahead = torch.arange(length, device=device)
+        if any(pads):
+            gaps = torch.tensor(pads, device=device)
+            places = (self._ends[:, None] + ahead - gaps[:, None]).masked_fill_(ahead < gaps[:, None], -1)
+            self._ends = self._ends + length - gaps
+            self._padded = [padded or pad > 0 for padded, pad in zip(self._padded, pads, strict=True)]
+        else:
+            places = self._ends[:, None] + ahead
+            self._ends = self._ends + length
+        if not self._begun:
+            self._begun = True
+            self._first = [(column + pad, place) for (column, place), pad in zip(self._first, pads, strict=True)]
+        self.lengths = [before + length - pad for before, pad in zip(self.lengths, pads, strict=True)]
+        if self._place_buffer.shape[1] < used + length:
+            self._place_buffer = _with_room(self._places[:, None, :, None], used + length)[:, 0, :, 0]
+        self._place_buffer[:, used : used + length] = places
+        self._places = self._place_buffer[:, : used + length]
+        return places
+
     def select(self, rows: Sequence[int]) -> None:
-        """Go on with some of the rows only, in the order given."""
+        """Go on with some of the rows only, given in ascending order."""
         index = torch.tensor(list(rows), device=self.decoder.device)
         self.prefixes = [self.prefixes[row] for row in rows]
-        self._columns = [self._columns[row] for row in rows]
-        self._starts = [self._starts[row] for row in rows]
         self.lengths = [self.lengths[row] for row in rows]
-        for layer in self.cache.layers:
-            if layer.keys is not None:
-                at = index.to(layer.keys.device)  # layers may be on different devices
-                layer.keys, layer.values = layer.keys[at], layer.values[at]
+        self._padded = [self._padded[row] for row in rows]
+        self._first = [self._first[row] for row in rows]
+        used = self._places.shape[1]
+        self._starts, self._ends = self._starts[index], self._ends[index]
+        self._place_buffer = self._place_buffer[index]
+        self._places = self._place_buffer[:, :used]
+        with torch.inference_mode():
+            for layer in self.cache.layers:
+                layer.select(index)
         self._arrange()
 
     def column(self, row: int, place: int) -> int:
-        """The suffix column of a row's token ``place`` after the prefix."""
-        return self._columns[row].index(place)
+        """The suffix column of a row's token ``place`` after the prefix, of those that the first pass has run."""
+        column, first = self._first[row]
+        return column + place - first
 
     def attention(self, row: int) -> Tensor:
         """Attention ``(positions, C)`` of a tapped row to its image cells, mean over layers and heads, float32."""

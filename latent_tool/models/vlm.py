@@ -155,7 +155,7 @@ class VisionLanguageModel(Prefilling):
             return beside(ask(images, question), parts, windows)
         pictures, images = len(images), [*images, *cut_out(images, windows)]
         # Tokenizers and processors keep state (padding, truncation), so one thread at a time.
-        with self._processor_lock:
+        with self._processor_lock, self.few_threads():
             prompt = render_prompt(
                 self.processor,
                 question,
@@ -551,6 +551,7 @@ class VisionLanguageModel(Prefilling):
         # What the logits processors see: the prompt and the tail, as in `generate`; latents and patches have no ids.
         written = [*prefix.inputs.tensors["input_ids"][0].tolist(), *prefix.inputs.tail]
         rules = generation_rules(self.model, len(written), generation)
+        ids: Tensor | None = None  # the same tokens for the logits processors, with room for those to come
         empty = torch.zeros(0)
         before = Decoded((), empty, empty, "paused") if begun is None else begun
         tokens = list(before.tokens)
@@ -568,8 +569,13 @@ class VisionLanguageModel(Prefilling):
             said = yield tokens[-1] if tokens else None
             scores, token = said.logits, said.best
             if rules.processors:
-                ids = torch.tensor([written + tokens], device=scores.device)
-                scores = rules.processors(ids, scores[None].clone())[0]
+                count = len(written) + len(tokens)
+                if ids is None:
+                    ids = torch.zeros(1, len(written) + max_new_tokens, dtype=torch.long, device=scores.device)
+                    ids[0, :count] = torch.tensor(written + tokens)
+                elif tokens:
+                    ids[0, count - 1] = tokens[-1]
+                scores = rules.processors(ids[:, :count], scores[None].clone())[0]
             if choose is not None or rules.processors:
                 token = (choose or greedy)(scores)
             tokens.append(token)

@@ -214,3 +214,15 @@ def test_scoring_again_uses_nothing_that_was_kept(monkeypatch: pytest.MonkeyPatc
     for name in ("find", "put"):
         monkeypatch.setattr(engine.vlm.prefix_cache, name, refuse)
     assert engine.rescore(outcome) == pytest.approx(outcome.search.best.reward, abs=1e-4)
+
+
+def test_no_more_than_so_many_images_are_kept() -> None:
+    """However few bytes they take; the least recently used one goes."""
+    cache = PrefixCache(2**40, most=2)
+    entries = {name: entry(10) for name in "abc"}
+    cache.put("a", entries["a"])
+    cache.put("b", entries["b"])
+    assert cache.find("a") is not None
+    cache.put("c", entries["c"])
+    assert len(cache) == 2 and cache.find("b") is None and cache.find("a") is not None
+    assert cache.bytes == entries["a"].bytes + entries["c"].bytes

@@ -16,10 +16,14 @@ from latent_tool.errors import NumericalError
 from latent_tool.method.asking import Asking
 from latent_tool.method.patches import propose
 from latent_tool.method.reward import Logits
-from latent_tool.method.search import Outcome, search
+from latent_tool.method.search import Outcome, Round, _Run, search
 from latent_tool.settings import Budget, SearchSettings
 
 CALM = SearchSettings(sigma=0.3, eta=0.05, patches_per_latent=2, scale="absolute")
+
+
+async def _told(row: Round) -> None:
+    """Nobody listens."""
 
 
 def solve(
@@ -92,6 +96,75 @@ def test_the_batched_walk_accepts_what_the_sequential_walk_accepts(
     outcome = solve(model, how, Budget(iterations=1, max_patches=room), seed)
     accepted = outcome.rounds[1].accepted if len(outcome.rounds) > 1 else ()
     assert accepted == sequential_walk(model, torch.zeros_like(model.target), (), how, room)
+
+
+@given(seed=st.integers(0, 10_000), count=st.integers(1, 3), proposals=st.sampled_from(["new", "top"]))
+@settings(max_examples=60, deadline=None)
+def test_what_was_refused_is_refused_again_where_the_latents_stay(seed: int, count: int, proposals: Any) -> None:
+    """Without steps a search that remembers ends as one that does not, and scores nothing twice."""
+    how = CALM.but(samples=0, patches_per_latent=count, proposals=proposals)
+    budget = Budget(iterations=4, max_patches=8)
+    forgets, remembers = toy(latents=4, cells=9, seed=seed), toy(latents=4, cells=9, seed=seed)
+    naive = solve(forgets, how.but(refused_within=0), budget, seed)
+    found = solve(remembers, how, budget, seed)
+    assert (found.best.patches, found.injections) == (naive.best.patches, naive.injections)
+    assert found.best.reward == naive.best.reward
+    assert {cells for _, cells in remembers.scored} == {cells for _, cells in forgets.scored}
+    accepted = [row.accepted for row in found.rounds if row.accepted]
+    once = [cells for _, cells in remembers.scored]
+    # What stood behind an accepted proposal in its batch was never refused, and may be scored again.
+    assert len(once) - len(set(once)) <= 4 * len(accepted)
+    assert len(once) <= len(forgets.scored)
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None)
+def test_refusals_are_forgotten_once_the_latents_have_moved(seed: int) -> None:
+    """Any step is too far: the walks are those of a search that remembers nothing."""
+    budget = Budget(iterations=5, max_patches=6)
+    found, naive = (
+        solve(toy(latents=4, cells=9, seed=seed), CALM.but(refused_within=within), budget, seed)
+        for within in (1e-9, 0.0)
+    )
+    assert (found.best.patches, found.best.reward, found.injections) == (
+        naive.best.patches,
+        naive.best.reward,
+        naive.injections,
+    )
+    assert found.candidates <= naive.candidates
+
+
+@given(seed=st.integers(0, 10_000), within=st.sampled_from([0.2, 1.0, 3.0]))
+@settings(max_examples=40, deadline=None)
+def test_refusals_hold_within_the_stated_distance(seed: int, within: float) -> None:
+    """A walk one proposal at a time, over every round, with a memory written down anew."""
+    how = CALM.but(samples=0, refused_within=within)
+    model = toy(latents=4, cells=9, seed=seed)
+    path = [0.15 * step * torch.randn(4, 3, generator=torch.Generator().manual_seed(seed + step)) for step in range(6)]
+    refused: set[tuple[int, ...]] = set()
+    reference: Tensor | None = None
+    patches: tuple[int, ...] = ()
+    run = _Run(model, how, Budget(max_patches=6), torch.Generator(), 1.0, lambda: None, _told, how.sigma)
+    for latents in path:
+        moved = math.inf if reference is None else float((latents - reference).pow(2).mean().sqrt())
+        if moved > within * how.sigma:
+            refused, reference = set(), latents
+        attention = model.looked(latents, patches)
+        current = model.reward(latents, patches, how)
+        for latent in range(4):
+            (cells,) = propose(attention[latent : latent + 1], patches, how.patches_per_latent, "new", 6 - len(patches))
+            if not cells or patches + cells in refused:
+                continue
+            reward = model.reward(latents, patches + cells, how)
+            if round(reward - current, 6) > how.min_gain:
+                patches, current = patches + cells, reward
+            else:
+                refused.add(patches + cells)
+        state = run.current.patches if run.current is not None else ()
+        (run.current,) = Asking(run.score(latents[None], (state,))).outcome()
+        Asking(run.walk()).outcome()
+        assert run.current is not None and run.current.patches == patches
+        assert run.refused == refused
 
 
 def test_the_default_climbs() -> None:

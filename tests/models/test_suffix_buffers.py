@@ -1,0 +1,111 @@
+"""Rows that grow token by token in buffers, against their naive twin, which concatenates and keeps lists."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from pictures import draw_shapes
+from torch import Tensor
+
+from latent_tool.engine.engine import Engine
+from latent_tool.models.prefix import Prefix
+from latent_tool.models.requests import Score
+from latent_tool.models.shared_prefix import SuffixBatch, _SuffixLayer
+
+
+class Naive(SuffixBatch):
+    """The obvious way: every token copies all columns, and every pass writes down all places anew."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.columns = self._places.tolist()
+
+    def _next_places(self, length: int, pads: Any) -> Tensor:
+        for row, pad in enumerate(pads):
+            begin = self.lengths[row]
+            self.columns[row] += [-1] * pad + list(range(begin, begin + length - pad))
+            self.lengths[row] += length - pad
+        self._places = torch.tensor(self.columns)
+        self._padded = [-1 in row for row in self.columns]
+        return self._places[:, -length:]
+
+    def select(self, rows: Any) -> None:
+        self.columns = [self.columns[row] for row in rows]
+        super().select(rows)
+
+
+def concatenate(self: Any, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    if self.is_initialized:
+        keys, values = torch.cat([self.keys, keys], dim=-2), torch.cat([self.values, values], dim=-2)
+    if self.keep:
+        self.keys, self.values, self.is_initialized = keys, values, True
+    return keys, values
+
+
+def pick(self: Any, index: Tensor) -> None:
+    if self.keys is not None:
+        self.keys, self.values = self.keys[index], self.values[index]
+
+
+@pytest.fixture(scope="module")
+def prefixes(engine: Engine) -> list[Prefix]:
+    found = [
+        engine.vlm.prefill(engine.vlm.prepare([draw_shapes(kind)], question))
+        for kind, question in (("circle", "what is left of the square?"), ("triangle", "what color is it?"))
+    ]
+    # What is known of injected cells: rows begin after it.
+    latents = engine.vlm.embed([5, 6])[None].expand(2, -1, -1)
+    engine.vlm.score_many([Score(found[0], latents, ((3, 4), (3, 9)))])
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_buffers_give_the_very_same_logits(
+    engine: Engine, prefixes: list[Prefix], seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over 150 tokens (room is made three times), with rows of different beginnings that leave one after another."""
+    vlm, draw = engine.vlm, random.Random(seed)
+    count = 6
+    rows = [prefixes[0]] * 4 + [prefixes[1]] * 2
+    stems = [prefixes[0].stems.find((3, 4)) if seed % 2 and row in (1, 2) else None for row in range(count)]
+    begun = [vlm.embed([7, 8, 9][: draw.randint(1, 3)])[None] for _ in range(count)]
+    script = []
+    live = count
+    for _ in range(150):
+        leaves = live > 2 and draw.random() < 0.03
+        going = sorted(draw.sample(range(live), live - 1)) if leaves else None
+        live -= leaves
+        script.append((going, [draw.randrange(20, 60) for _ in range(live)]))
+
+    def run(kind: type[SuffixBatch]) -> list[Tensor]:
+        batch = kind(vlm, rows, stems)
+        logits = [batch.extend(begun, [-1])]
+        for going, tokens in script:
+            if going is not None:
+                batch.select(going)
+            logits.append(batch.extend([vlm.embed(tokens)[:, None]], [-1]))
+        return logits
+
+    found = run(SuffixBatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(_SuffixLayer, "update", concatenate)
+        patch.setattr(_SuffixLayer, "select", pick)
+        expected = run(Naive)
+    assert len(found) == 151 and all(map(torch.equal, found, expected))
+
+
+def test_room_is_made_in_few_steps_and_nothing_is_copied_in_between(engine: Engine, prefixes: list[Prefix]) -> None:
+    batch = SuffixBatch(engine.vlm, [prefixes[0]] * 3)
+    places: set[tuple[int, ...]] = set()
+    tokens = engine.vlm.embed([5, 6, 7])[:, None]
+    for _ in range(200):
+        batch.extend([tokens], [-1])
+        places.add(tuple(layer.keys.data_ptr() for layer in batch.cache.layers))
+    assert len(places) <= 1 + 3  # the first token, and room for 64, 128 and 256
+    before = [layer.keys.data_ptr() for layer in batch.cache.layers]
+    batch.select([0, 2])
+    assert [layer.keys.data_ptr() for layer in batch.cache.layers] == before
+    assert [len(layer.keys) for layer in batch.cache.layers] == [2] * len(before)
