@@ -32,7 +32,8 @@ $(VENV)/dev: $(VENV)/base
 
 demo: $(VENV)/base  ## Ask the embedded model a question about a picture.
 	@mkdir -p out
-	@$(BIN)/latent-tool ask examples/images/shapes.png "What is below the blue square?" --overlay out/demo.png
+	@$(BIN)/latent-tool ask examples/images/shapes.png "What is below the blue square?" --always-search \
+	    --overlay out/demo.png
 
 # The report and the playground are tested in a real browser.
 /usr/bin/chromium:

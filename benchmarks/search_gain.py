@@ -23,14 +23,16 @@ from latent_tool.scenes import Split, generate
 from latent_tool.settings import Budget, SearchSettings
 
 BATCH = 16
+ALWAYS = Budget(target_confidence=None)
 # (name, settings, budget)
 ROWS: dict[str, tuple[SearchSettings, Budget]] = {
     "plain greedy": (SearchSettings(latents=0), Budget()),
     "greedy reasoning as latents, no search": (SearchSettings(), Budget(iterations=0)),
     "default": (SearchSettings(), Budget()),
-    "default, no patches": (SearchSettings(patches_per_latent=0), Budget()),
-    "reward at latents": (SearchSettings(reward_position="latents"), Budget()),
-    "reward at both": (SearchSettings(reward_position="both"), Budget()),
+    "always search": (SearchSettings(), ALWAYS),
+    "always search, no patches": (SearchSettings(patches_per_latent=0), ALWAYS),
+    "reward at latents": (SearchSettings(reward_position="latents"), ALWAYS),
+    "reward at both": (SearchSettings(reward_position="both"), ALWAYS),
     "paper": (SearchSettings.paper(), Budget()),
     "paper, from greedy reasoning": (SearchSettings.paper(init="reasoning"), Budget()),
 }

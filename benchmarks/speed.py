@@ -185,12 +185,13 @@ def ratios(name: str, vlm: VisionLanguageModel, size: tuple[int, int], repeats: 
     inputs = vlm.prepare([image], QUESTION)
     prefix = vlm.prefill(inputs)
     parameters = sum(parameter.numel() for parameter in vlm.model.parameters())
-    settings, budget = SearchSettings(latents=LATENTS), Budget(max_new_tokens=TOKENS)
+    settings, budget = SearchSettings(), Budget(max_new_tokens=TOKENS)
     lines = [
         f"### {name}: {parameters / 1e6:.0f} M parameters, prefix of {prefix.length} tokens\n",
-        f"{LATENTS} latents, {len(CELLS)} injected cells; prefixes shared: {vlm.shares_prefixes(prefix)}. Search: "
-        f"{budget.iterations} rounds of {settings.samples} samples, {settings.patches_per_latent} cells per latent and "
-        f"at most {budget.max_patches} in all, read at the {settings.reward_position}, start {settings.init}.\n",
+        f"Steps: {LATENTS} latents, {len(CELLS)} cells; prefixes shared: {vlm.shares_prefixes(prefix)}. Calls: "
+        f"the defaults, {settings.latents} latents, {budget.iterations} rounds of {settings.samples} samples, "
+        f"{settings.patches_per_latent} cells per latent and at most {budget.max_patches} in all, read at the "
+        f"{settings.reward_position}, start {settings.init}; with random weights no rung of the ladder is sure.\n",
         HEAD,
     ]
     latents = naive_model.draw_latents(vlm, 16, LATENTS)
@@ -218,8 +219,12 @@ def ratios(name: str, vlm: VisionLanguageModel, size: tuple[int, int], repeats: 
         with torch.inference_mode():
             return vlm.model.generate(**given, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False)
 
-    thinking, talking = seconds([lambda: engine.answer(job), generate_plainly], few)
+    hasty = dataclasses.replace(job, budget=Budget.level("quick").but(max_new_tokens=TOKENS))
+    thinking, quick, talking = seconds(
+        [lambda: engine.answer(job), lambda: engine.answer(hasty), generate_plainly], few
+    )
     lines.append(row(f"standard budget + {TOKENS} tokens vs plain generate of {TOKENS}", "<= 1.5", thinking, talking))
+    lines.append(row(f"quick budget + {TOKENS} tokens vs plain generate of {TOKENS}", "<= 1.2", quick, talking))
     (first,) = seconds([lambda: vlm.prefill(inputs)], few)
     vlm.prefix_cache = cached
     others = iter([vlm.prepare([image], f"{QUESTION} or {number}") for number in range(few + 1)])
@@ -265,12 +270,13 @@ def pieces(vlm: VisionLanguageModel, size: tuple[int, int], repeats: int) -> lis
     """What each piece is worth: the same work without it, in alternation with the whole."""
     engine = get_engine(ModelSpec())
     scenes = [generate(seed, "held_out") for seed in range(800_000, 800_008)]
-    jobs = [Job((scene.image,), scene.questions[0].text) for scene in scenes]
+    always = Budget(target_confidence=None)
+    jobs = [Job((scene.image,), scene.questions[0].text, budget=always) for scene in scenes]
     job = Job(
         (tiny_checkpoints.picture(*size),),
         QUESTION,
         settings=SearchSettings(latents=LATENTS),
-        budget=Budget(iterations=3, max_new_tokens=8),
+        budget=Budget(iterations=3, max_new_tokens=8, target_confidence=None),
     )
     large = Engine(vlm)
     works: dict[str, Callable[[], object]] = {
@@ -316,7 +322,8 @@ def fused(repeats: int) -> list[str]:
     jobs = []
     for seed in range(800_000, 800_008):
         scene = generate(seed, "held_out")
-        jobs.append(Job((scene.image,), scene.questions[0].text, seed=seed))
+        always = Budget(target_confidence=None)
+        jobs.append(Job((scene.image,), scene.questions[0].text, seed=seed, budget=always))
     alone = [engine.answer(job) for job in jobs]
     together = [outcome for outcome in engine.answer_many(jobs) if isinstance(outcome, Outcome)]
     apart = [
@@ -387,6 +394,7 @@ def confidence(count: int) -> list[str]:
         "pooled probability, reasoning as latents": probability(SearchSettings(), Budget(iterations=0)),
         "pooled probability, quick budget": probability(SearchSettings(), Budget.level("quick")),
         "pooled probability, standard budget": probability(SearchSettings(), Budget()),
+        "pooled probability, always searched": probability(SearchSettings(), Budget(target_confidence=None)),
     }
     right: dict[str, list[bool]] = {name: [] for name in methods}
     sure: dict[str, list[float]] = {name: [] for name in methods}
@@ -448,7 +456,11 @@ def growth(vlm: VisionLanguageModel, size: tuple[int, int], repeats: int, plot: 
     scene = generate(800_000, "held_out")
     rounds = [5, 10, 20, 40]
     jobs = [
-        Job((scene.image,), scene.questions[0].text, budget=Budget(iterations=number, max_patches=8))
+        Job(
+            (scene.image,),
+            scene.questions[0].text,
+            budget=Budget(iterations=number, max_patches=8, target_confidence=None),
+        )
         for number in rounds
     ]
     phases = seconds([lambda job=job: engine.answer(job) for job in jobs], max(3, repeats // 2))  # type: ignore[misc]

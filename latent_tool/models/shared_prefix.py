@@ -96,8 +96,9 @@ class _SuffixLayer(DynamicLayer):  # type: ignore[misc]
             self.keys, self.values = self.keys[at], self.values[at]
             return
         used = self.keys.shape[-2]
-        for buffer, states in zip(self._buffers, (self.keys, self.values), strict=True):
-            buffer[: len(at), :, :used] = states[at]
+        with torch.inference_mode():
+            for buffer, states in zip(self._buffers, (self.keys, self.values), strict=True):
+                buffer[: len(at), :, :used] = states[at]
         self.keys, self.values = (buffer[: len(at), :, :used] for buffer in self._buffers)
 
     def get_seq_length(self) -> int:
@@ -251,9 +252,8 @@ class SuffixBatch:
         self._starts, self._ends = self._starts[index], self._ends[index]
         self._place_buffer = self._place_buffer[index]
         self._places = self._place_buffer[:, :used]
-        with torch.inference_mode():
-            for layer in self.cache.layers:
-                layer.select(index)
+        for layer in self.cache.layers:
+            layer.select(index)
         self._arrange()
 
     def column(self, row: int, place: int) -> int:

@@ -162,7 +162,8 @@ def test_refusals_hold_within_the_stated_distance(seed: int, within: float) -> N
                 refused.add(patches + cells)
         state = run.current.patches if run.current is not None else ()
         (run.current,) = Asking(run.score(latents[None], (state,))).outcome()
-        Asking(run.walk()).outcome()
+        walked = Asking(run.walk())
+        assert walked.request is None and walked.result is None
         assert run.current is not None and run.current.patches == patches
         assert run.refused == refused
 

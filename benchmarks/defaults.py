@@ -1,0 +1,209 @@
+"""What the defaults cost, and what they are worth: the ladder, long answers of many rows, memory, many at once.
+
+    python benchmarks/defaults.py [--parts ladder decoding memory together] [--questions 2000] [--write FILE]
+
+All on the embedded model but ``decoding``. ``ladder`` asks every question three times, in alternation: the plain model,
+``SearchSettings()`` and ``Budget()`` as they are, and the same with a search that is always made. A cost is processor
+time, every question paying for its own image; the differences are paired.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from scipy.stats import binomtest
+from sklearn.metrics import roc_auc_score
+
+from latent_tool import LatentReasoner
+from latent_tool.engine.engine import Engine, get_engine, use_threads
+from latent_tool.engine.job import Job
+from latent_tool.models.loading import ModelSpec
+from latent_tool.models.prefix_cache import PrefixCache
+from latent_tool.models.shared_prefix import SuffixBatch
+from latent_tool.scenes import generate
+from latent_tool.settings import Budget, SearchSettings
+
+PARTS = ("ladder", "decoding", "memory", "together")
+WAYS: dict[str, tuple[SearchSettings, Budget]] = {
+    "plain": (SearchSettings(latents=0), Budget()),
+    "default": (SearchSettings(), Budget()),
+    "always search": (SearchSettings(), Budget(target_confidence=None)),
+}
+
+
+def scenes(count: int, first_seed: int, per_picture: int = 3) -> list[tuple[Job, str]]:
+    """Questions about held-out scenes, a few per picture, and their answers."""
+    asked: list[tuple[Job, str]] = []
+    seed = first_seed
+    while len(asked) < count:
+        scene = generate(seed, "held_out")
+        asked += [(Job((scene.image,), question.text), question.answer) for question in scene.questions[:per_picture]]
+        seed += 1
+    return asked[:count]
+
+
+def ladder(count: int, first_seed: int, budget_s: float) -> list[str]:
+    """Accuracy, AUROC and cost of the three ways, on the same questions, for so many seconds at most."""
+    use_threads(1)
+    engine = get_engine(ModelSpec())
+    engine.vlm.prefix_cache = PrefixCache(0)  # every question pays for its own image
+    right: dict[str, list[bool]] = {name: [] for name in WAYS}
+    sure: dict[str, list[float]] = {name: [] for name in WAYS}
+    taken: dict[str, list[float]] = {name: [] for name in WAYS}
+    stopped: list[tuple[str | None, int]] = []
+    until = time.monotonic() + budget_s
+    for number, (job, answer) in enumerate(scenes(count, first_seed)):
+        if time.monotonic() > until:
+            break
+        for name, (settings, budget) in WAYS.items():
+            asked = Job(job.images, job.question, settings=settings, budget=budget)
+            if not number:
+                engine.answer(asked)
+            began = time.process_time()
+            outcome = engine.answer(asked)
+            taken[name].append(time.process_time() - began)
+            result = engine.result(outcome)
+            right[name].append(result.answer.strip().lower() == answer.lower())
+            sure[name].append(result.confidence or 0.0)
+            if name == "default":
+                stopped.append((result.stop_reason, outcome.usage.candidates))
+    asked_of = len(stopped)
+    plainly = sum(reason == "confident" and not candidates for reason, candidates in stopped)
+    started = sum(reason == "confident" and candidates > 0 for reason, candidates in stopped)
+    base = statistics.mean(taken["plain"])
+    lines = [
+        f"### The ladder, embedded model: {asked_of} questions about held-out scenes from seed {first_seed:,}\n",
+        f"{plainly / asked_of:.1%} were answered plainly, {started / asked_of:.1%} from the start of the latents, "
+        f"{1 - (plainly + started) / asked_of:.1%} were searched. *fixed / broken* counts answers against *always "
+        "search*, with the exact test of their difference (McNemar).\n",
+        "| way | accuracy | fixed / broken | p | AUROC | mean cost, plain answers | ms of processor, mean |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in WAYS:
+        pairs = list(zip(right[name], right["always search"], strict=True))
+        fixed, broken = sum(new and not old for new, old in pairs), sum(old and not new for new, old in pairs)
+        p = binomtest(fixed, fixed + broken).pvalue if fixed + broken else 1.0
+        ranked = roc_auc_score(right[name], sure[name]) if len(set(right[name])) == 2 else float("nan")
+        mean = statistics.mean(taken[name])
+        lines.append(
+            f"| {name} | {statistics.mean(right[name]):.4f} | {fixed} / {broken} | {p:.2f} | {ranked:.4f} "
+            f"| {mean / base:.2f} | {1e3 * mean:.1f} |"
+        )
+    return [*lines, ""]
+
+
+def decoding(rows: int = 64, tokens: int = 513) -> list[str]:
+    """Milliseconds a token when many rows are decoded, at the beginning and far on, 60 million parameters."""
+    from speed import QUESTION, qwen_shaped, tiny_checkpoints
+
+    use_threads(1)
+    vlm, size = qwen_shaped()
+    prefix = vlm.prefill(vlm.prepare([tiny_checkpoints.picture(*size)], QUESTION))
+    batch = SuffixBatch(vlm, [prefix] * rows)
+    next_tokens = vlm.embed([5 + row for row in range(rows)])[:, None]
+    taken: list[float] = []
+    for _ in range(tokens):
+        began = time.process_time()
+        batch.extend([next_tokens], [-1])
+        taken.append(1e3 * (time.process_time() - began))
+    lines = [
+        f"### {rows} rows, token by token, Qwen2.5-VL shape, prefix of {prefix.length} tokens\n",
+        "Median of 16 tokens; target: at most 1.3 times as long at token 512 as at token 32.\n",
+        "| token | ms | against token 32 |\n|---|---|---|",
+    ]
+    base = statistics.median(taken[24:40])
+    for place in (32, 64, 128, 256, 504):
+        middle = statistics.median(taken[place - 8 : place + 8])
+        lines.append(f"| {place} | {middle:.1f} | {middle / base:.2f} |")
+    return [*lines, ""]
+
+
+def resident() -> float:
+    """Megabytes of memory that the process has in use now."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) / 1024
+    return float("nan")
+
+
+def memory(count: int, first_seed: int, budget_s: float) -> list[str]:
+    """Resident memory while questions about ever new pictures are answered with the defaults."""
+    engine = get_engine(ModelSpec())
+    lines = ["### Resident memory, embedded model, a new picture for every question\n", "| questions | MB |\n|---|---|"]
+    until, every = time.monotonic() + budget_s, max(1, count // 10)
+    for number in range(count + 1):
+        if not number % every or time.monotonic() > until:
+            gc.collect()
+            lines.append(f"| {number} | {resident():.0f} |")
+        if time.monotonic() > until:
+            break
+        scene = generate(first_seed + number, "held_out")
+        engine.answer(Job((scene.image,), scene.questions[0].text))
+    return [*lines, f"\nThe prefix cache holds {len(engine.vlm.prefix_cache)} pictures.\n"]
+
+
+def together(count: int, first_seed: int) -> list[str]:
+    """Questions per second when so many are asked at once of a reasoner with the defaults."""
+    reasoner = LatentReasoner()
+    scenes = [generate(first_seed + number, "held_out") for number in range(count)]
+    requests = [{"image": scene.image, "question": scene.questions[0].text} for scene in scenes]
+
+    async def ask(at_once: int) -> None:
+        places = asyncio.Semaphore(at_once)
+
+        async def one(request: dict[str, object]) -> None:
+            async with places:
+                await reasoner.ainvoke(request)
+
+        await asyncio.gather(*map(one, requests))
+
+    engine: Engine = get_engine(ModelSpec())
+    asyncio.run(ask(8))
+    lines = [f"### `ainvoke`, embedded model, {count} questions\n", "| at once | questions a second |\n|---|---|"]
+    for at_once in (1, 8, 64):
+        best = 0.0
+        for _ in range(3):
+            engine.vlm.prefix_cache.clear()
+            began = time.perf_counter()
+            asyncio.run(ask(at_once))
+            best = max(best, count / (time.perf_counter() - began))
+        lines.append(f"| {at_once} | {best:.1f} |")
+    return [*lines, ""]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--questions", type=int, default=2000, help="questions of the ladder at most")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="seconds for the ladder, and for the memory")
+    parser.add_argument("--first-seed", type=int, default=5_200_000)
+    parser.add_argument("--write", type=Path, help="file to write the tables to")
+    chosen = parser.parse_args()
+    parts: dict[str, Callable[[], list[str]]] = {
+        "together": lambda: together(128, chosen.first_seed + 50_000),
+        "memory": lambda: memory(5000, chosen.first_seed + 100_000, chosen.seconds),
+        "ladder": lambda: ladder(chosen.questions, chosen.first_seed, chosen.seconds),
+        "decoding": decoding,
+    }
+    said = [
+        f"`python benchmarks/defaults.py`: torch {torch.__version__}, {torch.get_num_threads()} threads at the start.\n"
+    ]
+    print(said[0], flush=True)
+    for name, part in parts.items():
+        if name in chosen.parts:
+            found = part()
+            said += found
+            print("\n".join(found), flush=True)
+    if chosen.write is not None:
+        chosen.write.write_text("\n".join(said) + "\n")
+
+
+if __name__ == "__main__":
+    main()
