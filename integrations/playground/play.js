@@ -234,6 +234,7 @@ function budget() {
     const value = field.value === "" ? (name === "deadline_s" ? null : level[name]) : Number(field.value);
     if (value !== level[name]) changes[name] = value;
   }
+  if (at("always").checked && level.target_confidence !== null) changes.target_confidence = null;
   return changes;
 }
 
@@ -498,7 +499,7 @@ function drawWhy() {
       make("td", {}, control.confidence === null ? "\u2013" : share(control.confidence))))));
   }
   const usage = result.usage;
-  at("cost").textContent = usage ? `${usage.candidates} states scored, ${usage.decoder_calls} decoder calls; the search ended: `
+  at("cost").textContent = usage ? `${usage.candidates} states scored, ${usage.decoder_calls} decoder calls; why no more: `
     + `${String(result.stop_reason).replaceAll("_", " ")}.` : "";
 }
 
@@ -576,6 +577,8 @@ async function save() {
 function chooseLevel() {
   const level = setup.levels[at("level").value];
   for (const name of ["iterations", "max_patches", "deadline_s"]) at(name).value = level[name] === null ? "" : level[name];
+  at("always").checked = level.target_confidence === null;
+  at("always").disabled = level.target_confidence === null;  // the level always searches
 }
 
 async function begin() {

@@ -174,9 +174,10 @@ def test_the_page_asks_the_model_and_writes_the_python_that_does_the_same(browse
         page["iterations"].send_keys("2")
         page["seed"].clear()
         page["seed"].send_keys("5")
+        page["always"].click()
         page.ask(question)
         page.answered()
-        budget = Budget().but(iterations=2)
+        budget = Budget().but(iterations=2, target_confidence=None)
         result = reasoner.invoke({"image": SHAPES, "question": question, "budget": budget, "seed": 5})
         assert page.text("answer") == result.answer
         boxes = browser.run("return [...document.querySelectorAll('#patches td:last-child')].map(e => e.textContent)")
@@ -194,7 +195,7 @@ def test_the_page_asks_the_model_and_writes_the_python_that_does_the_same(browse
     assert namespace["result"].answer == result.answer
     assert namespace["result"].confidence == pytest.approx(result.confidence, abs=1e-4)
     assert namespace["result"].patches == result.patches
-    assert 'Budget.level("standard").but(iterations=2)' in code and "seed=5," in code
+    assert 'Budget.level("standard").but(iterations=2, target_confidence=None)' in code and "seed=5," in code
 
 
 @pytest.mark.browser
@@ -218,7 +219,7 @@ def test_pictures_can_be_drawn_and_asked_about_with_the_keyboard_alone(browser: 
             if order[-1] == "copy":
                 break
         assert order[:6] == ["file", "shapes", "bars", "text", "question", "ask"]
-        for name in ("level", "iterations", "max_patches", "deadline_s", "seed", "threshold", "copy"):
+        for name in ("level", "iterations", "max_patches", "always", "deadline_s", "seed", "threshold", "copy"):
             assert name in order, name
         browser.run("document.querySelector('[data-kind=bars]').focus()")
         press(Keys.ENTER)
@@ -418,6 +419,7 @@ def test_budgets_reach_the_reasoner(browser: Browser, script: Script, url: str, 
     page.choose(picture_file)
     page["level"].send_keys("thorough")
     assert page["iterations"].get_attribute("value") == "40"
+    assert page["always"].is_selected() and not page["always"].is_enabled()
     assert 'budget="thorough",' in page.text("python")
     page["max_patches"].clear()
     page["max_patches"].send_keys("3")

@@ -146,6 +146,8 @@ def test_refusals_hold_within_the_stated_distance(seed: int, within: float) -> N
     patches: tuple[int, ...] = ()
     run = _Run(model, how, Budget(max_patches=6), torch.Generator(), 1.0, lambda: None, _told, how.sigma)
     for latents in path:
+        if len(patches) == 6:
+            break  # no walk without room
         moved = math.inf if reference is None else float((latents - reference).pow(2).mean().sqrt())
         if moved > within * how.sigma:
             refused, reference = set(), latents
