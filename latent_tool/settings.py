@@ -179,9 +179,8 @@ class SearchSettings(Settings):
     ``init``              the model's own greedy reasoning         the best start measured
     ``search_below``      0.7: search only where still unsure      four answers in five need no search, and searching
                                                                    them makes none of them better
-    ``refused_within``    1: refusals are remembered nearby        seven proposals of ten were refused before, and most
-                                                                   are refused again
-    ``proposals``         the top m cells *not yet injected*       otherwise later rounds propose what is already there
+    ``proposals``         the top m cells *not yet injected*       otherwise later rounds propose what is already there;
+                                                                   what was refused nearby is not scored again either
     ``view_depth``        2, the paper has none                    copies of cells hold nothing new; a window of the
                                                                    original, encoded again, does
     ====================  =======================================  ====================================================
@@ -246,7 +245,9 @@ class SearchSettings(Settings):
 
     patches_per_latent: int = Field(4, ge=0, le=256, description="Cells m a latent proposes per round; 0: no patches.")
     proposals: Literal["new", "top"] = Field(
-        "new", description="The top m cells not yet injected, or the top m, of which the new ones are added."
+        "new",
+        description="The top m cells not yet injected, which are not scored again while the latents are within one "
+        "sigma (root mean square) of where they were refused; or the top m, of which the new ones are added.",
     )
     view_depth: int = Field(
         2,
@@ -254,11 +255,6 @@ class SearchSettings(Settings):
         le=4,
         description="Views: windows of the picture are looked at again, then windows inside what was accepted, so "
         "many levels deep; 0: none.",
-    )
-    refused_within: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        1.0,
-        description="A proposal that was refused is not scored again while the latents are within so many sigma (root "
-        "mean square) of where it was; 0: it is.",
     )
     min_gain: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         0.0, description="A proposal, of cells or of a view, is accepted if the reward rises by more than this."
@@ -305,7 +301,6 @@ class SearchSettings(Settings):
             "proposals": "top",
             "view_depth": 0,
             "search_below": None,
-            "refused_within": 0.0,
         }
         return cls(**{**values, **changes})
 

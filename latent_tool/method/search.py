@@ -31,6 +31,11 @@ from latent_tool.settings import Budget, SearchSettings
 __all__ = ["Injection", "LatentModel", "Outcome", "Round", "State", "search"]
 
 
+# Proposals that were refused are new again once the latents have moved so many sigma, root mean square: as far as one
+# sample of the noise. Most of a search's proposals were refused a round before, and are refused again.
+_REFUSED_WITHIN = 1.0
+
+
 @dataclass(frozen=True)
 class State:
     """Latents ``(L, d)`` and injected cells that were scored together, and what their logits say."""
@@ -220,7 +225,7 @@ class _Run:
 
     def remember_refusals(self, state: State) -> bool:
         """Forget what was refused once the latents have moved too far; whether refusals are remembered at all."""
-        limit = self.settings.refused_within * self.sigma * self.unit
+        limit = _REFUSED_WITHIN * self.sigma * self.unit if self.settings.proposals == "new" else 0.0
         if self.refused_at is None or float((state.latents - self.refused_at).pow(2).mean().sqrt()) > limit:
             self.refused.clear()
             self.refused_at = state.latents

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from toy import ToyModel, toy
 
 from latent_tool.errors import NumericalError
+from latent_tool.method import search as search_module
 from latent_tool.method.asking import Asking
 from latent_tool.method.patches import propose
 from latent_tool.method.reward import Logits
@@ -29,10 +31,11 @@ async def _told(row: Round) -> None:
 def solve(
     model: ToyModel, how: SearchSettings = CALM, budget: Budget | None = None, seed: int = 0, **options: Any
 ) -> Outcome:
-    start = options.pop("start", torch.zeros_like(model.target))
+    start, within = options.pop("start", torch.zeros_like(model.target)), options.pop("within", 1.0)
     generator = torch.Generator().manual_seed(seed)
     # A toy replies at once: the search ends without a request.
-    return Asking(search(model, start, how, budget or Budget(), generator=generator, **options)).outcome()
+    with patch.object(search_module, "_REFUSED_WITHIN", within):
+        return Asking(search(model, start, how, budget or Budget(), generator=generator, **options)).outcome()
 
 
 @pytest.mark.parametrize("how", [CALM, SearchSettings.paper(sigma=0.5, eta=0.05)], ids=["default", "paper"])
@@ -98,14 +101,14 @@ def test_the_batched_walk_accepts_what_the_sequential_walk_accepts(
     assert accepted == sequential_walk(model, torch.zeros_like(model.target), (), how, room)
 
 
-@given(seed=st.integers(0, 10_000), count=st.integers(1, 3), proposals=st.sampled_from(["new", "top"]))
+@given(seed=st.integers(0, 10_000), count=st.integers(1, 3))
 @settings(max_examples=60, deadline=None)
-def test_what_was_refused_is_refused_again_where_the_latents_stay(seed: int, count: int, proposals: Any) -> None:
+def test_what_was_refused_is_refused_again_where_the_latents_stay(seed: int, count: int) -> None:
     """Without steps a search that remembers ends as one that does not, and scores nothing twice."""
-    how = CALM.but(samples=0, patches_per_latent=count, proposals=proposals)
+    how = CALM.but(samples=0, patches_per_latent=count)
     budget = Budget(iterations=4, max_patches=8)
     forgets, remembers = toy(latents=4, cells=9, seed=seed), toy(latents=4, cells=9, seed=seed)
-    naive = solve(forgets, how.but(refused_within=0), budget, seed)
+    naive = solve(forgets, how, budget, seed, within=0)
     found = solve(remembers, how, budget, seed)
     assert (found.best.patches, found.injections) == (naive.best.patches, naive.injections)
     assert found.best.reward == naive.best.reward
@@ -123,8 +126,7 @@ def test_refusals_are_forgotten_once_the_latents_have_moved(seed: int) -> None:
     """Any step is too far: the walks are those of a search that remembers nothing."""
     budget = Budget(iterations=5, max_patches=6)
     found, naive = (
-        solve(toy(latents=4, cells=9, seed=seed), CALM.but(refused_within=within), budget, seed)
-        for within in (1e-9, 0.0)
+        solve(toy(latents=4, cells=9, seed=seed), CALM, budget, seed, within=within) for within in (1e-9, 0.0)
     )
     assert (found.best.patches, found.best.reward, found.injections) == (
         naive.best.patches,
@@ -134,11 +136,19 @@ def test_refusals_are_forgotten_once_the_latents_have_moved(seed: int) -> None:
     assert found.candidates <= naive.candidates
 
 
+def test_the_paper_s_proposals_are_scored_whatever_was_refused() -> None:
+    counts = {
+        within: solve(toy(latents=4, cells=9), SearchSettings.paper(sigma=0.5, eta=0.05), within=within).candidates
+        for within in (0.0, 1e9)
+    }
+    assert counts[0.0] == counts[1e9]
+
+
 @given(seed=st.integers(0, 10_000), within=st.sampled_from([0.2, 1.0, 3.0]))
 @settings(max_examples=40, deadline=None)
 def test_refusals_hold_within_the_stated_distance(seed: int, within: float) -> None:
     """A walk one proposal at a time, over every round, with a memory written down anew."""
-    how = CALM.but(samples=0, refused_within=within)
+    how = CALM.but(samples=0)
     model = toy(latents=4, cells=9, seed=seed)
     path = [0.15 * step * torch.randn(4, 3, generator=torch.Generator().manual_seed(seed + step)) for step in range(6)]
     refused: set[tuple[int, ...]] = set()
@@ -164,7 +174,8 @@ def test_refusals_hold_within_the_stated_distance(seed: int, within: float) -> N
                 refused.add(patches + cells)
         state = run.current.patches if run.current is not None else ()
         (run.current,) = Asking(run.score(latents[None], (state,))).outcome()
-        walked = Asking(run.walk())
+        with patch.object(search_module, "_REFUSED_WITHIN", within):
+            walked = Asking(run.walk())
         assert walked.request is None and walked.result is None
         assert run.current is not None and run.current.patches == patches
         assert run.refused == refused
