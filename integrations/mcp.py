@@ -268,6 +268,8 @@ async def _follow(tool: ImageTool, arguments: NamedImageArguments, context: Cont
 
 
 def _said(step: ReasoningStep) -> str:
+    if step.view is not None:
+        return f"looked again at {step.view.where}" + (": surer" if step.view.accepted else "")
     if step.trace is None:
         return {"prefill": "looking", "look": "looking again", "search": "thinking", "decode": "answering"}[step.phase]
     return f"thinking: round {step.trace.round} of {step.iterations}, reward {step.trace.best_reward:.4f}"

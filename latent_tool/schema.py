@@ -74,7 +74,9 @@ CONFIDENCE_SOURCES = {
 }
 _UNSURE = 0.5  # below, the model holds its own answer for more likely wrong than right
 
-StopReason = Literal["confident", "iterations", "max_candidates", "deadline", "target_reward", "patience", "no_latents"]
+StopReason = Literal[
+    "confident", "looked", "iterations", "max_candidates", "deadline", "target_reward", "patience", "no_latents"
+]
 FinishReason = Literal["stop", "length", "deadline"]
 
 ImageReference = Annotated[
@@ -255,6 +257,12 @@ class View(Plain):
     )
     milliseconds: float = Field(ge=0, description="What looking at it took; of windows looked at together, its share.")
 
+    @property
+    def where(self) -> str:
+        """The window as text: left, top and right, bottom, as in "412,80-520,190"."""
+        left, top, right, bottom = (f"{edge:.0f}" for edge in self.box)
+        return f"{left},{top}-{right},{bottom}"
+
 
 class CellAttention(Plain):
     """One image cell and how much the latents of the decoded state attend to it."""
@@ -301,10 +309,13 @@ class Scores(Plain):
     )
     plain_probability: float | None = Field(
         None,
-        description="The same of the same tokens by the plain model, which has no latents and no injected patches.",
+        description="The same of the same tokens by the plain model, which has no latents and no injected patches, "
+        "but the window that stayed.",
     )
     pooled_probability: float | None = Field(
-        None, description="Geometric mean of answer_probability and plain_probability (a logarithmic opinion pool)."
+        None,
+        description="Geometric mean of answer_probability and plain_probability (a logarithmic opinion pool), times "
+        "0.93 for every level at which a window was accepted: the surest of several answers is surer than it is right.",
     )
     mean_token_probability: float | None = Field(
         None, description="Geometric mean of the same token probabilities, in [0, 1]."
@@ -448,8 +459,8 @@ class ReasoningResult(Plain):
     patches: list[Patch] = []
     views: list[View] = Field(
         [],
-        description="The windows that were looked at again, in that order; what was decoded has those that were "
-        "accepted beside the whole picture.",
+        description="The windows that were looked at again, in that order; what was decoded has the last one "
+        "that was accepted beside the whole picture.",
     )
     image_sizes: list[tuple[int, int]] = Field([], description="Width and height of every upright image, in pixels.")
     image_numbers: list[int] = Field(

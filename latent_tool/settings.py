@@ -256,6 +256,16 @@ class SearchSettings(Settings):
         description="Views: windows of the picture are looked at again, then windows inside what was accepted, so "
         "many levels deep; 0: none.",
     )
+    look_below: Probability = Field(
+        0.9,
+        description="Windows are looked at where the joint probability of the plain model's answer is below this, or "
+        "the answer means that it cannot be told.",
+    )
+    view_source: Literal["attention", "random"] = Field(
+        "attention",
+        description="Where views are proposed: where the attention is densest, or anywhere, in the same number and "
+        "sizes; a control.",
+    )
     min_gain: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         0.0, description="A proposal, of cells or of a view, is accepted if the reward rises by more than this."
     )

@@ -36,6 +36,7 @@ let picture = null; // {uri, url, name, width, height, drawn: {kind, seed} or nu
 let running = null; // the AbortController of the question under way
 let rows = []; // the trace so far
 let injected = []; // cells taken in so far
+let views = []; // windows looked at again so far
 let planned = 0; // rounds that the budget allows
 let result = null;
 let asked = null; // the request that the result is about, with the picture's name
@@ -156,6 +157,12 @@ function drawPicture() {
       parts.push(mark);
     });
   }
+  for (const each of views.filter(view => view.accepted && view.image === 0)) {
+    const [left, top, right, bottom] = each.box;
+    for (const [kind, wide] of [["window rim", 2 * line], ["window", line]]) {
+      parts.push(make("rect", { class: kind, x: left, y: top, width: right - left, height: bottom - top, "stroke-width": wide }));
+    }
+  }
   svg.replaceChildren(...parts);
   at("detail").hidden = cells.length === 0;
   at("detail").textContent = cells.length ? "Point at a patch, or reach it with the Tab key, to read about it." : "";
@@ -208,6 +215,29 @@ function heatColour(share) {
   return `rgba(${mixed.join(", ")}, ${opacity[0] + share * (opacity[1] - opacity[0])})`;
 }
 
+/* A window as text: left, top and right, bottom. */
+function span(box) {
+  const [left, top, right, bottom] = box.map(Math.round);
+  return `${left},${top}-${right},${bottom}`;
+}
+
+/* The windows that were looked at again, each with what it changed. */
+function drawViews() {
+  at("views").parentElement.parentElement.hidden = result.views.length === 0;
+  const [width, height] = result.image_sizes[0];
+  const sure = (answer, reward) => `${visible(answer.trim(), 60) || "(empty)"} ${share(reward)}`;
+  at("views").replaceChildren(...result.views.slice(0, 64).map(view => {
+    const [left, top, right, bottom] = view.box;
+    const scale = 96 / Math.max(right - left, bottom - top);
+    const part = make("svg", { class: "thumbnail", viewBox: `${left} ${top} ${right - left} ${bottom - top}`, role: "img",
+      width: Math.max(1, Math.round((right - left) * scale)), height: Math.max(1, Math.round((bottom - top) * scale)),
+      "aria-label": `Window ${span(view.box)}` },
+    make("image", { x: 0, y: 0, width, height, href: picture.url, preserveAspectRatio: "none" }));
+    return make("tr", {}, make("td", {}, part), ...[span(view.box), String(view.depth), sure(view.answer_before, view.reward_before),
+      sure(view.answer_after, view.reward_after), view.accepted ? "yes" : ""].map(text => make("td", {}, text)));
+  }));
+}
+
 function describe(patch, number) {
   const box = patch.box ? patch.box.map(edge => digits(edge, 4)).join(", ") : "not known";
   if (patch.attention === undefined) return `Patch ${number}: taken in, box ${box}`;
@@ -229,7 +259,7 @@ function follow(element, number) {
 function budget() {
   const changes = {};
   const level = setup.levels[at("level").value];
-  for (const name of ["iterations", "max_patches", "deadline_s"]) {
+  for (const name of ["iterations", "max_patches", "max_views", "deadline_s"]) {
     const field = at(name);
     const value = field.value === "" ? (name === "deadline_s" ? null : level[name]) : Number(field.value);
     if (value !== level[name]) changes[name] = value;
@@ -319,6 +349,11 @@ function receive(line, known) {
   if (line.step) {
     const step = line.step;
     if (step.phase === "decode") say("Answering …");
+    if (step.view) {
+      views.push(step.view);
+      say(`Looked again at ${span(step.view.box)}` + (step.view.accepted ? ": surer" : ""));
+      drawPicture();
+    }
     if (step.phase !== "search") return;
     rows.push(step.trace);
     injected.forEach(each => { each.fresh = false; });
@@ -335,6 +370,7 @@ function receive(line, known) {
   }
   result = line.result;
   rows = result.trace;
+  views = result.views;
   const seconds = Object.values(result.usage ? result.usage.seconds : {}).reduce((sum, each) => sum + each, 0);
   say(`Answered in ${digits(seconds, 2)} s.`);
   at("answered").hidden = false;
@@ -366,6 +402,7 @@ function showProblem(message, hint) {
 function forget() {
   rows = [];
   injected = [];
+  views = [];
   result = null;
   for (const id of ["problem", "answered", "warnings", "why"]) at(id).hidden = true;
   planned = 0;
@@ -470,6 +507,7 @@ function drawChart() {
 
 function drawWhy() {
   at("why").hidden = false;
+  drawViews();
   at("no-patches").hidden = result.patches.length > 0;
   at("patches").parentElement.parentElement.hidden = result.patches.length === 0;
   at("patches").replaceChildren(...result.patches.slice(0, 256).map(patch => {
@@ -576,7 +614,7 @@ async function save() {
 
 function chooseLevel() {
   const level = setup.levels[at("level").value];
-  for (const name of ["iterations", "max_patches", "deadline_s"]) at(name).value = level[name] === null ? "" : level[name];
+  for (const name of ["iterations", "max_patches", "max_views", "deadline_s"]) at(name).value = level[name] === null ? "" : level[name];
   at("always").checked = level.target_confidence === null;
   at("always").disabled = level.target_confidence === null;  // the level always searches
 }
@@ -591,7 +629,7 @@ async function begin() {
   at("level").value = setup.level;
   at("seed").value = setup.seed;
   at("threshold").value = setup.min_confidence;
-  for (const name of ["iterations", "max_patches", "deadline_s"]) {
+  for (const name of ["iterations", "max_patches", "max_views", "deadline_s"]) {
     if (setup.ceilings[name] !== null) at(name).max = setup.ceilings[name];
   }
   for (const [kind, name] of Object.entries(setup.kinds)) {

@@ -290,10 +290,11 @@ def _follow(reasoner: Any, request: dict[str, Any], quiet: bool) -> ReasoningRes
                 progress.update(
                     task, description="thinking", total=item.iterations, completed=item.trace.round, note=note
                 )
+            elif item.view is not None:
+                progress.update(task, description="looking again", note=f"at {item.view.where}")
             else:
-                progress.update(
-                    task, description={"prefill": "looking", "look": "looking again", "decode": "answering"}[item.phase]
-                )
+                told = {"prefill": "looking", "look": "looking again", "decode": "answering"}
+                progress.update(task, description=told[item.phase])
     raise LatentToolError("The reasoner gave no result.")
 
 

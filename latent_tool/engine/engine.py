@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 from latent_tool.engine.examine import attention_later, examine_later, examine_sampled
 from latent_tool.engine.in_step import InStep, Tell
-from latent_tool.engine.job import Examined, Job, Outcome, Sampled
+from latent_tool.engine.job import Examined, Job, Outcome, Sampled, joint
+from latent_tool.engine.looking import reward_of
 from latent_tool.engine.question import Question
 from latent_tool.engine.result import as_result
 from latent_tool.engine.work import answer, sample
@@ -132,9 +133,13 @@ class Engine:
 
         Nothing that was computed before is used.
         """
-        if outcome.latents is None:
+        looked = any(view.accepted for view in outcome.views)
+        if outcome.latents is None and not looked:
             raise SettingsError("The plain model has no reward.", "Use settings with latents >= 1.")
         prefix = self.vlm.prefill(outcome.inputs, cached=False)
+        if outcome.latents is None:  # the reward is that of looking again
+            log_p = self.vlm.token_log_probabilities(prefix, None, (), outcome.decoded.tokens[: outcome.answer.stop])
+            return reward_of(outcome.answer.text, joint(log_p, outcome.answer))
         logits = self.vlm.score(prefix, outcome.latents[None], (outcome.patches,))
         return float(read_reward(logits, outcome.job.settings).reward[0])
 

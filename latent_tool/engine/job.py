@@ -12,7 +12,7 @@ from latent_tool.engine.signals import Signal
 from latent_tool.method.search import Outcome as SearchOutcome
 from latent_tool.models.decoding import Decoded, ExtractedAnswer
 from latent_tool.models.prefix import Inputs
-from latent_tool.schema import Controls, Grounding, MeasuredConfidence, Usage
+from latent_tool.schema import Controls, Grounding, MeasuredConfidence, Usage, View
 from latent_tool.settings import Budget, GenerationSettings, NoiseSettings, SearchSettings
 
 __all__ = ["Examined", "Job", "Outcome", "Sampled", "joint", "pooled"]
@@ -70,6 +70,7 @@ class Outcome:
     grounding: Grounding | None
     controls: Controls | None
     usage: Usage
+    views: tuple[View, ...]
     warnings: tuple[str, ...]
 
 
@@ -113,6 +114,14 @@ def joint(log_probabilities: Tensor, answer: ExtractedAnswer) -> float | None:
     return min(1.0, float(log_p.double().sum().exp())) if len(log_p) else None
 
 
-def pooled(answer_probability: float, plain_probability: float) -> float:
-    """Return the geometric mean of an answer's probability with and without latents (a logarithmic opinion pool)."""
-    return math.sqrt(answer_probability * plain_probability)
+# What an answer's probability is worth after a window was chosen among several because it made the answer surer.
+LOOK_PRICE = 0.93
+
+
+def pooled(answer_probability: float, plain_probability: float, looks: int = 0) -> float:
+    """Return the geometric mean of an answer's probability with and without latents (a logarithmic opinion pool).
+
+    ``looks``: levels at which a window was accepted; each lowers it to ``LOOK_PRICE`` of itself, for the surest of
+    several answers is surer than it is right.
+    """
+    return math.sqrt(answer_probability * plain_probability) * LOOK_PRICE**looks

@@ -1,6 +1,7 @@
 """The ladder inside one call: an answer costs more only while it is unsure.
 
     plain        the model's own answer; it stands if its probability reaches the budget's ``target_confidence``
+    views        below ``look_below``: windows of the picture beside it; if the answer becomes surer with one, it stands
     reasoning    the answer from where the latents start; it stands unless its probability is below ``search_below``
     search       the answer from the best state that the search finds
 
@@ -9,8 +10,12 @@ longer reach what its rung asks for; the search begins with the state that the r
 stays the best one, its decoding goes on where it was given up. The ladder does not look at ``min_confidence``: a
 calibrated threshold speaks of answers that all came about in one way.
 
-Without latents there is the plain model alone. There is the search alone where either setting is ``None``, where the
-reward is the confidence, and without rounds, which asks for the start of the latents as such.
+Views come before the latents, and an answer that became surer by one is not thought over again: on small details a
+window is what helps, and latents after it change hardly an answer, but make all of them sound sure.
+
+Without latents there is the plain model alone. There is the search alone where ``search_below`` is ``None``, where the
+reward is the confidence, and without rounds, which asks for the start of the latents as such. Where
+``target_confidence`` is ``None``, the search follows whatever the plain model says, unless a window helps.
 """
 
 from __future__ import annotations
@@ -19,8 +24,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from latent_tool.cannot_tell import says_cannot_tell
 from latent_tool.engine.in_step import Tell
 from latent_tool.engine.job import joint
+from latent_tool.engine.looking import Looked, look_again, reward_of
 from latent_tool.engine.question import Question
 from latent_tool.method.search import Outcome as SearchOutcome
 from latent_tool.method.search import State
@@ -36,7 +43,8 @@ __all__ = ["Reached", "climb"]
 class Reached:
     """An answer, and the state it was decoded from: latents ``(L, d)``, or ``None`` for the plain model, and cells.
 
-    ``plain_probability``: of the answer by the plain model; ``stop_reason``: why no more was done for it.
+    ``plain_probability``: of the answer by the plain model; ``stop_reason``: why no more was done for it; ``prefix``:
+    what it was decoded after, with the window that stayed; ``looked``: what looking again led to.
     """
 
     latents: Tensor | None
@@ -46,20 +54,24 @@ class Reached:
     answer: ExtractedAnswer
     plain_probability: float | None
     stop_reason: str
+    prefix: Prefix
+    looked: Looked
 
 
 async def climb(question: Question, prefix: Prefix, budget: Budget) -> Reached:
     """Answer from the first rung that is sure enough, else from the last."""
     job, clock = question.job, question.clock
     target, search_below = budget.target_confidence, job.settings.search_below
-    if job.confidence == "reward" or not budget.iterations or target is None or search_below is None:
+    alone = job.confidence == "reward" or not budget.iterations or search_below is None
+    looks = bool(job.settings.latents and job.settings.view_depth and budget.max_views) and not alone
+    if alone or target is None:
         target = search_below = None
     question.init_token()  # a token that does not exist is refused on every rung
     clock.phase_done("search")  # every result says how long the search took, if only that there was none
 
     # 1. The plain model.
     plain: Decoded | None = None
-    if not job.settings.latents or target is not None:
+    if not job.settings.latents or target is not None or looks:
         await Tell(ReasoningStep(phase="decode", iterations=budget.iterations))
         floor = target if job.settings.latents and target is not None else 0.0
         plain = await question.decode(prefix, None, (), budget, floor)
@@ -68,10 +80,33 @@ async def climb(question: Question, prefix: Prefix, budget: Budget) -> Reached:
             return await _from_state(question, prefix, plain, None, "no_latents")
         if plain.finish_reason == "deadline":
             return await _from_state(question, prefix, plain, None, "deadline")
-        if target is not None and _probability(question, prefix, plain) >= target:
+        sure_of_it = target is not None and _probability(question, prefix, plain) >= target
+        if sure_of_it and not (looks and says_cannot_tell(question.extract(prefix, plain).text)):
             return await _from_state(question, prefix, plain, None, "confident")
 
-    # 2. Where the latents start: the search asks whether that is enough, once it has scored it.
+    # 2. Windows of the picture beside it.
+    looked = Looked()
+    if looks and plain is not None:
+        if not _whole(plain):
+            plain = await question.decode(prefix, None, (), budget, begun=plain)
+        answer = question.extract(prefix, plain)
+        reward = reward_of(answer.text, _probability(question, prefix, plain))
+        clock.phase_done("decode")
+        if reward < job.settings.look_below:
+            looked = await look_again(question, prefix.inputs, answer.text, reward, budget)
+        clock.phase_done("look")
+        if looked.best is not None:
+            prefix, decoded = looked.best.prefix, looked.best.decoded
+            if not _whole(decoded) or decoded.finish_reason == "length":  # read as far as answers are compared
+                fits, _ = question.fit_context(prefix.inputs)
+                decoded = await question.decode(prefix, None, (), fits, begun=decoded)
+            return await _from_state(question, prefix, decoded, None, "looked", None, looked)
+        if sure_of_it or clock.search_must_end():
+            return await _from_state(
+                question, prefix, plain, None, "confident" if sure_of_it else "deadline", None, looked
+            )
+
+    # 3. Where the latents start: the search asks whether that is enough, once it has scored it.
     begun: Decoded | None = None
 
     async def sure(start: State) -> bool:
@@ -83,18 +118,16 @@ async def climb(question: Question, prefix: Prefix, budget: Budget) -> Reached:
         clock.phase_done("decode")
         return _probability(question, prefix, begun) >= search_below
 
-    # 3. The search.
+    # 4. The search.
     searched = await question.search(prefix, await question.initial_latents(prefix), budget, sure)
     clock.phase_done("search")
-
-    # What would look at the image again comes here: the search has ended, and its answer may be unsure still.
 
     await Tell(ReasoningStep(phase="decode", iterations=budget.iterations))
     best = searched.best
     decoded = begun if best is searched.start else None
     if decoded is None or not _whole(decoded):
         decoded = await question.decode(prefix, best.latents, best.patches, budget, begun=decoded)
-    return await _from_state(question, prefix, decoded, searched, searched.stop_reason, plain)
+    return await _from_state(question, prefix, decoded, searched, searched.stop_reason, plain, looked)
 
 
 def _whole(decoded: Decoded) -> bool:
@@ -117,10 +150,11 @@ async def _from_state(
     searched: SearchOutcome | None,
     stop_reason: str,
     plain: Decoded | None = None,
+    looked: Looked | None = None,
 ) -> Reached:
     """The answer that was decoded from the best state of a search, or without one from the plain model."""
     latents, patches = (None, ()) if searched is None else (searched.best.latents, searched.best.patches)
     answer = question.extract(prefix, decoded)
     probability = await question.plain_probability(prefix, latents, decoded, answer, plain)
     question.clock.phase_done("decode")
-    return Reached(latents, patches, searched, decoded, answer, probability, stop_reason)
+    return Reached(latents, patches, searched, decoded, answer, probability, stop_reason, prefix, looked or Looked())

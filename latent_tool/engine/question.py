@@ -23,6 +23,7 @@ from latent_tool.models.families import answer_marks
 from latent_tool.models.prefix import Inputs, Prefix
 from latent_tool.models.requests import Attend, Decode, Reason, Score, TokenLogProbabilities
 from latent_tool.models.vlm import VisionLanguageModel
+from latent_tool.models.windows import Window
 from latent_tool.settings import Budget
 
 __all__ = ["Question"]
@@ -71,16 +72,20 @@ class Question:
         self.now = now
         self.clock = Clock(job, now)
 
-    def inputs(self) -> Inputs:
-        """Render the prompt as the model takes it."""
+    def inputs(self, windows: Sequence[Window] = (), text: str | None = None) -> Inputs:
+        """Render the prompt as the model takes it, with windows of the images beside them.
+
+        ``text``: another question about the same images.
+        """
         try:
             return self.vlm.prepare(
                 self.job.images,
-                self.job.question,
+                self.job.question if text is None else text,
                 system=self.job.system,
                 position=self.job.settings.latent_position,
                 thinking_markers=self.job.settings.thinking_markers,
                 images_first=self.job.images_first,
+                windows=windows,
             )
         except MemoryError:
             raise NotEnoughMemoryError("The images do not fit into memory.", "Use smaller images.") from None

@@ -20,13 +20,14 @@ def as_result(vlm: VisionLanguageModel, outcome: Outcome) -> ReasoningResult:
     probability = joint(outcome.decoded.log_probabilities, outcome.answer)
     plain = outcome.plain_probability
     answer_log_p = outcome.decoded.log_probabilities[outcome.answer.start : outcome.answer.stop]
+    looks = sum(view.accepted for view in outcome.views)
     scores = Scores(
         reward=searched.best.reward if searched else None,
         initial_reward=searched.initial_reward if searched else None,
         top_k_mass=searched.best.top_k_mass if searched else None,
         answer_probability=probability,
         plain_probability=plain,
-        pooled_probability=None if probability is None or plain is None else pooled(probability, plain),
+        pooled_probability=None if probability is None or plain is None else pooled(probability, plain, looks),
         mean_token_probability=float(answer_log_p.mean().exp()) if len(answer_log_p) else None,
         first_token_entropy=float(outcome.decoded.entropies[outcome.answer.start])
         if outcome.answer.start < len(outcome.decoded.entropies)
@@ -52,6 +53,7 @@ def as_result(vlm: VisionLanguageModel, outcome: Outcome) -> ReasoningResult:
         scores=scores,
         tokens=_tokens(vlm, outcome),
         patches=_patches(outcome),
+        views=list(outcome.views),
         image_sizes=[(image.width, image.height) for image in job.images],
         trace=[trace_row(row) for row in searched.rounds] if searched else [],
         attention=_cell_attention(outcome),

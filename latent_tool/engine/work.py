@@ -31,10 +31,15 @@ async def answer(question: Question) -> Outcome:
 
     reached = await climb(question, prefix, budget)
     latents, patches, searched, decoded = reached.latents, reached.patches, reached.search, reached.decoded
+    encoded = prefix.encoded + reached.looked.encoded
+    prefix, inputs = reached.prefix, reached.prefix.inputs
+    warnings += reached.looked.warnings
 
     attention: tuple[float, ...] | None = None
     if job.attention and latents is None:
         warnings.append("Without latents there is no attention to the image cells that could be measured.")
+        if reached.stop_reason == "looked":
+            warnings.append("A window made the answer surer before there were any; Budget(max_views=0) looks at none.")
         if reached.stop_reason == "confident":
             warnings.append("The model was sure without them; Budget(target_confidence=None) always searches.")
     elif job.attention and latents is not None and not clock.expired():
@@ -70,6 +75,8 @@ async def answer(question: Question) -> Outcome:
         latent_tokens=0 if latents is None else len(latents),
         patch_tokens=len(patches),
         generated_tokens=len(decoded.tokens),
+        views=len(reached.looked.views),
+        vision_passes=encoded,
         seconds=clock.seconds,
     )
     return Outcome(
@@ -86,6 +93,7 @@ async def answer(question: Question) -> Outcome:
         grounding,
         controls,
         usage,
+        reached.looked.views,
         (*job.warnings, *inputs.warnings, *warnings),
     )
 

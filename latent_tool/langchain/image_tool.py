@@ -214,7 +214,8 @@ class ToolReply:
             },
         )
         boxes = [list(patch.box) for patch in self.result.patches if patch.box is not None]
-        return {**answer, "evidence": boxes, "advice": self.text}
+        windows = [list(view.box) for view in self.result.views if view.accepted]
+        return {**answer, "evidence": boxes, "looked_again": windows, "advice": self.text}
 
     @property
     def picture_uris(self) -> list[str]:
@@ -233,6 +234,10 @@ BRIEF_SCHEMA: dict[str, Any] = {
         "image_sizes": {"type": "array", "description": "Width and height of every image, in pixels."},
         "warnings": {"type": "array", "items": {"type": "string"}},
         "evidence": {"type": "array", "description": "Regions (left, top, right, bottom) the answer rests on."},
+        "looked_again": {
+            "type": "array",
+            "description": "Windows (left, top, right, bottom) that were looked at again, closer, and made it surer.",
+        },
         "advice": {"type": "string", "description": "The same in words, and what may be relied on."},
     },
     "required": ["answer", "confidence", "accepted", "advice"],
@@ -389,6 +394,7 @@ def describe(result: ReasoningResult, *, spent: bool | None = None) -> str:
     if result.image_numbers:
         numbers = ", ".join(map(str, result.image_numbers))
         lines.append(f"Asked about: image{'s' if len(result.image_numbers) > 1 else ''} {numbers} of the conversation.")
+    lines += _looked_again(result)
     lines.append(_evidence(result))
     note = what_it_is(result.model, "agent")
     about = f"{note} " if note else ""
@@ -407,6 +413,18 @@ def describe(result: ReasoningResult, *, spent: bool | None = None) -> str:
         lines.append(f"Note: {about.rstrip()}")
     lines += [f"Note: {warning}" for warning in result.warnings]
     return "\n".join(lines)
+
+
+def _looked_again(result: ReasoningResult) -> list[str]:
+    """Say which windows of the picture the answer rests on, where it became surer with any."""
+    kept = [view for view in result.views if view.accepted]
+    if not kept:
+        return []
+    named = []
+    for view in kept:
+        number = result.image_numbers[view.image] if result.image_numbers else view.image + 1
+        named.append(f"image {number} at {view.where}" if len(result.image_sizes) > 1 else view.where)
+    return [f"Looked again, closer, at {'; '.join(named)} (left,top-right,bottom in pixels)."]
 
 
 def _evidence(result: ReasoningResult) -> str:

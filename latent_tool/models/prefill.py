@@ -22,7 +22,7 @@ from latent_tool.models.cache import fork_cache, new_cache
 from latent_tool.models.decoder import Decoder
 from latent_tool.models.memory import out_of_memory
 from latent_tool.models.prefix import Inputs, Prefix, Stems
-from latent_tool.models.prefix_cache import ImagePrefix, PrefixCache, cut_cache, cut_tensors, image_key
+from latent_tool.models.prefix_cache import AttentionMemory, ImagePrefix, PrefixCache, cut_cache, cut_tensors, image_key
 from latent_tool.models.prompts import Markers
 from latent_tool.models.shared_prefix import layers_fit
 from latent_tool.models.watch import watched
@@ -85,6 +85,7 @@ class Prefilling(Decoder):
         # Whether a prompt can be computed in two parts, and from an earlier picture on; None: not known yet.
         self._splits: bool | None = None
         self._goes_on: bool | None = None
+        self.neutral_attention = AttentionMemory()
 
     @property
     def image_token(self) -> int:

@@ -87,10 +87,14 @@ def common_length(sequences: Sequence[Sequence[int]]) -> int:
 
 @dataclass(frozen=True)
 class Cell:
-    """One image cell of the prompt: which image it belongs to, and its box in pixels of the upright image."""
+    """One image cell of the prompt: which image it belongs to, and its box in pixels of the upright image.
+
+    ``window``: which of the windows beside the images it was seen in, from 0; ``None``: in the image itself.
+    """
 
     image: int
     box: Box | None
+    window: int | None = None
 
 
 @dataclass(frozen=True)

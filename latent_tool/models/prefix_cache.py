@@ -19,7 +19,7 @@ from transformers import DynamicCache
 
 from latent_tool.models.cache import fork_cache
 
-__all__ = ["PER_TOKEN", "ImagePrefix", "PrefixCache", "cut_cache", "cut_tensors", "image_key"]
+__all__ = ["PER_TOKEN", "AttentionMemory", "ImagePrefix", "PrefixCache", "cut_cache", "cut_tensors", "image_key"]
 
 # Inputs that have one entry per token of the prompt.
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -92,6 +92,28 @@ class PrefixCache:
         with self._lock:
             self._entries.clear()
             self.bytes = 0
+
+
+class AttentionMemory:
+    """What pictures are attended to whatever is asked: attention ``(C,)`` by key, of the pictures that came last."""
+
+    KEPT = 256
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def find(self, key: str) -> Tensor | None:
+        """The attention of a key, if it is known."""
+        with self._lock:
+            return self._known.get(key)
+
+    def put(self, key: str, attention: Tensor) -> None:
+        """Keep an attention, and drop the oldest ones."""
+        with self._lock:
+            self._known[key] = attention
+            while len(self._known) > self.KEPT:
+                self._known.popitem(last=False)
 
 
 def cut_tensors(tensors: Mapping[str, Any], length: int) -> dict[str, Any]:

@@ -44,14 +44,17 @@ def moved(cells: Sequence[Cell], pictures: int, windows: Sequence[Window]) -> tu
             window = windows[cell.image - pictures]
             box, (left, top, _, _) = cell.box, window.box
             placed = None if box is None else (box[0] + left, box[1] + top, box[2] + left, box[3] + top)
-            cell = replace(cell, image=window.image, box=placed)
+            cell = Cell(window.image, placed, cell.image - pictures)
         found.append(cell)
     return tuple(found)
 
 
 def beside(inputs: Inputs, parts: Sequence[Inputs], windows: Sequence[Window]) -> Inputs:
     """Return a question's inputs with the cells of windows injected, whose own prompts are ``parts``."""
-    placed = [replace(part, cells=moved(part.cells, 0, [window])) for part, window in zip(parts, windows, strict=True)]
+    placed = []
+    for number, (part, window) in enumerate(zip(parts, windows, strict=True)):
+        own = [replace(cell, window=number) for cell in moved(part.cells, 0, [window])]
+        placed.append(replace(part, cells=tuple(own)))
     cells = (*inputs.cells, *(cell for part in placed for cell in part.cells))
     return replace(inputs, cells=cells, injected=tuple(placed))
 

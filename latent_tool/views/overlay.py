@@ -2,7 +2,8 @@
 
 Patches that were injected stay as they are, less attended ones under a thin veil; the rest of the image lies under a
 thicker one, so that colours inside the evidence stay true. Neighbouring patches share one outline in two tones (amber
-and black), which is seen on dark and on light images and by colour-blind eyes. Labels count the patches from 1 in the
+and black), which is seen on dark and on light images and by colour-blind eyes; windows that were looked at again are
+outlined in blue and black. Labels count the patches from 1 in the
 order of their injection (label 1 is ``result.patches[0]``) and stand outside of the evidence.
 
 This module knows results and Pillow, nothing of models. Pillow and numpy are imported when a picture is drawn.
@@ -37,6 +38,7 @@ VEIL = 0.5  # share of grey over what is not evidence
 THIN_VEIL = 0.25  # share of grey over evidence without attention; the most attended patch has none
 
 AMBER = (255, 176, 0)
+BLUE = (86, 180, 233)
 BLACK = (0, 0, 0)
 GREY = (128, 128, 128)
 FRAME = (30, 32, 36)
@@ -98,6 +100,7 @@ def overlay(
     canvas = Image.new("RGB", layout.canvas, FRAME)
     draw = ImageDraw.Draw(canvas)
     canvas.paste(picture, (layout.left, layout.top))
+    _draw_windows(draw, layout, result, index)
     for colour, reach in ((BLACK, 2 * layout.line), (AMBER, layout.line)):
         for _, (left, top, right, bottom), _ in drawn:
             draw.rectangle((left - reach, top - reach, right + reach - 1, bottom + reach - 1), fill=colour)
@@ -206,6 +209,21 @@ def _veiled(picture: Image.Image, layout: Layout, cells: Sequence[tuple[Cells, f
     return Image.composite(Image.new("RGB", picture.size, GREY), picture, veil)
 
 
+# --- windows ----------------------------------------------------------------------------------------------------------
+
+
+def _draw_windows(draw: ImageDraw.ImageDraw, layout: Layout, result: ReasoningResult, index: int) -> None:
+    """Outline the windows of an image that were looked at again and stayed, on their inner side."""
+    for view in result.views:
+        where = layout.cells(view.box) if view.accepted and view.image == index else None
+        if where is None:
+            continue
+        left, top, right, bottom = where
+        reach = layout.line
+        draw.rectangle((left - reach, top - reach, right + reach - 1, bottom + reach - 1), outline=BLACK, width=reach)
+        draw.rectangle((left, top, right - 1, bottom - 1), outline=BLUE, width=2 * reach)
+
+
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
@@ -236,6 +254,8 @@ def _caption_lines(result: ReasoningResult, index: int, without_place: int) -> l
     lines = [plain_text(result.answer) or "(empty answer)", confidence]
     if len(result.image_sizes) > 1:
         lines.append(f"image {index + 1} of {len(result.image_sizes)}")
+    if again := [view.where for view in result.views if view.accepted and view.image == index]:
+        lines.append(f"looked again at {', '.join(again)}")
     if without_place:
         lines.append(f"{without_place} more {'patch' if without_place == 1 else 'patches'} without a known place")
     return lines

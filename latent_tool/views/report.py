@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["report_html", "summary_html", "write_report"]
 
 MOST_PATCHES = 100  # listed and drawn
+MOST_VIEWS = 32
 MOST_TOKENS = 256
 MOST_ROUNDS = 50  # rows of the table; the chart has more
 MOST_TEXT = 3_000  # characters of one text
@@ -53,6 +54,7 @@ STOPPED = {
     "patience": "the reward no longer rose",
     "converged": "nothing was left to improve",
     "confident": "the answer was sure enough before any search",
+    "looked": "a window of the picture made the answer surer",
     "no_latents": "there was nothing to search: no latents",
     "cancelled": "the caller stopped it",
 }
@@ -108,6 +110,8 @@ def report_html(
         names_shown=names is not None,
         patches=rows,
         more_patches=len(result.patches) - len(rows),
+        views=_view_rows(result),
+        kept=[view.where for view in result.views if view.accepted],
         grounding=_grounding(result.grounding),
         fell=_fell(result),
         chart=reward_chart(result.trace, result.confidence, result.min_confidence),
@@ -209,6 +213,26 @@ def _patch_rows(result: ReasoningResult) -> list[dict[str, Any]]:
     return rows
 
 
+def _view_rows(result: ReasoningResult) -> list[dict[str, Any]]:
+    """The windows that were looked at again, with the part of the page's picture that each of them is."""
+    rows = []
+    for view in result.views[:MOST_VIEWS]:
+        known = result.image_sizes[view.image] if view.image < len(result.image_sizes) else None
+        layout = None if known is None else layout_of(known, PICTURE_SIDE)
+        part = None
+        if layout is not None and known is not None:
+            across, down = layout.width / known[0], layout.height / known[1]
+            left, top, right, bottom = view.box
+            size = max(1.0, (right - left) * across), max(1.0, (bottom - top) * down)
+            scale = 96 / max(size)
+            part = {
+                "box": [round(value, 2) for value in (layout.left + left * across, layout.top + top * down, *size)],
+                "size": [max(1, round(edge * scale)) for edge in size],
+            }
+        rows.append({"view": view, "part": part})
+    return rows
+
+
 def _figure(
     result: ReasoningResult, rows: Sequence[dict[str, Any]], image: object, index: int, name: str
 ) -> dict[str, Any]:
@@ -225,6 +249,11 @@ def _figure(
             level = round(255 * THIN_VEIL / VEIL * (1 - row["share"]))
             marks.append({"row": row, "rect": rect, "veil": f"#{level:02x}{level:02x}{level:02x}"})
             placed.append((row["number"], cells))
+    windows = [
+        {"x": where[0], "y": where[1], "width": where[2] - where[0], "height": where[3] - where[1]}
+        for view in result.views
+        if view.accepted and view.image == index and (where := layout.cells(view.box)) is not None
+    ]
     return {
         "name": name,
         "uri": _data_uri(upright),
@@ -233,6 +262,7 @@ def _figure(
         "layout": layout,
         "heat": _heat(result, index, layout),
         "marks": marks,
+        "windows": windows,
         "labels": labels_of(layout, placed),
     }
 
@@ -314,6 +344,8 @@ def _costs(result: ReasoningResult) -> list[tuple[str, str, str]]:
         ("rounds", number_text(rounds), limit("iterations")),
         ("candidates scored", number_text(usage.candidates), limit("max_candidates")),
         ("candidates discarded", number_text(usage.discarded), NOTHING),
+        ("windows looked at again", number_text(usage.views), limit("max_views")),
+        ("vision passes", number_text(usage.vision_passes), NOTHING),
         ("patches injected", number_text(usage.patch_tokens), limit("max_patches")),
         ("latents", number_text(usage.latent_tokens), NOTHING),
         ("tokens generated", number_text(usage.generated_tokens), limit("max_new_tokens")),

@@ -130,6 +130,8 @@ def print_result(
     facts.add_row("confidence", _confidence(result, "#-" if console.options.ascii_only else "█░"))
     if result.scores.reward is not None:
         facts.add_row("reward", f"{result.scores.initial_reward:.4f} -> {result.scores.reward:.4f}")
+    if result.views:
+        facts.add_row("looked again", Text(_views(result)))
     facts.add_row("patches", _patch_table(result) if patches else _patch_summary(result))
     if pictures is not None and can_draw(console) and any(patch.box is not None for patch in result.patches):
         for index, image in enumerate(pictures()):
@@ -149,7 +151,8 @@ def print_result(
         seconds = sum(result.usage.seconds.values())
         facts.add_row(
             "cost",
-            f"{result.usage.candidates} candidates, {result.usage.decoder_calls} decoder calls, {seconds:.2f} s "
+            f"{result.usage.candidates} candidates, {result.usage.vision_passes} vision passes, "
+            f" {result.usage.decoder_calls} decoder calls, {seconds:.2f} s "
             f"({result.stop_reason})",
         )
     for path in written:
@@ -171,7 +174,25 @@ def _confidence(result: ReasoningResult, blocks: str) -> Any:
 
 def _no_patches(result: ReasoningResult) -> str:
     """Say why nothing was injected."""
-    return NO_SEARCH if result.stop_reason == "confident" else NO_PATCHES
+    return NO_SEARCH if result.stop_reason in ("confident", "looked") else NO_PATCHES
+
+
+def _views(result: ReasoningResult) -> str:
+    """Say which windows stayed and what each changed, or that none did."""
+    kept = [view for view in result.views if view.accepted]
+    count = f"{len(result.views)} window{'' if len(result.views) == 1 else 's'}"
+    if not kept:
+        return f"at {count}; the answer became surer with none"
+    lines = []
+    for view in kept:
+        image = f" of image {view.image + 1}" if len(result.image_sizes) > 1 else ""
+        change = f"{_sure(view.answer_before, view.reward_before)} -> {_sure(view.answer_after, view.reward_after)}"
+        lines.append(f"at {view.where}{image}: {change}")
+    return "\n".join([*lines, f"({count} looked at)"])
+
+
+def _sure(answer: str, reward: float) -> str:
+    return f"{plain(answer)[:60] or '(empty)'} {confidence_text(reward)}"
 
 
 def _patch_summary(result: ReasoningResult) -> str:

@@ -1,0 +1,243 @@
+"""Look again: windows of the picture, encoded at their own resolution, stay only if the answer becomes surer.
+
+    repeat for every level
+        1  attention of the last position to the cells, relative to a neutral question     (method/views.py)
+        2  windows of several sizes where it is densest
+        3  answer with each of them beside the picture
+        4  keep the best one if its reward rises; the next level looks inside it, and may put a smaller one in its place
+
+The whole picture always stays. Deciding beforehand whether a window would help is worth little; so every window is
+looked at first, and accepted, or not, by what the model says then.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from latent_tool.cannot_tell import says_cannot_tell
+from latent_tool.engine.in_step import Tell
+from latent_tool.engine.job import joint
+from latent_tool.engine.question import Question
+from latent_tool.errors import (
+    ContextLengthError,
+    DeadlineError,
+    ImageError,
+    LatentToolError,
+    ModelLoadError,
+    ModelNotSupportedError,
+    NotEnoughMemoryError,
+    NumericalError,
+)
+from latent_tool.method.views import density, propose_windows, random_windows, relative_attention
+from latent_tool.models.decoding import Decoded, ExtractedAnswer
+from latent_tool.models.prefix import Inputs, Prefix
+from latent_tool.models.prefix_cache import PER_TOKEN, image_key
+from latent_tool.models.requests import DecodeEach, Prefill
+from latent_tool.models.windows import Window
+from latent_tool.schema import ReasoningStep, View
+from latent_tool.settings import Budget
+
+__all__ = ["Looked", "Seen", "look_again", "reward_of"]
+
+# What keeps one window from being looked at, and the question from nothing.
+_IMPOSSIBLE = (
+    ContextLengthError,
+    ImageError,
+    ModelLoadError,
+    ModelNotSupportedError,
+    NotEnoughMemoryError,
+    NumericalError,
+)
+NEUTRAL = "Describe the picture."
+_TOLD = 0.5
+_READ = 64  # tokens of an answer that windows are compared by, at most
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An answer of the plain model, and what it was read from."""
+
+    prefix: Prefix
+    decoded: Decoded
+    answer: ExtractedAnswer
+    reward: float
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What looking again led to.
+
+    ``best``: the answer with the window that was accepted last, ``None`` if none was; ``encoded``: windows and pictures
+    that went through the vision tower; ``warnings``: why some could not be looked at.
+    """
+
+    best: Seen | None = None
+    views: tuple[View, ...] = ()
+    encoded: int = 0
+    warnings: tuple[str, ...] = ()
+
+
+def reward_of(text: str, probability: float | None) -> float:
+    """Return how sure an answer is: its joint probability, or 0 if it is empty or means that it cannot be told."""
+    return 0.0 if not text or says_cannot_tell(text) else probability or 0.0
+
+
+async def look_again(question: Question, inputs: Inputs, answer: str, reward: float, budget: Budget) -> Looked:
+    """Look at windows of the pictures while the answer becomes surer.
+
+    Args:
+        inputs: of the question, without windows; the prefix cache has their pictures.
+        answer: the answer so far.
+        reward: how sure it is, see ``reward_of``; what a window has to exceed by more than ``min_gain``.
+        budget: ``max_views`` windows at most.
+    """
+    settings, clock = question.job.settings, question.clock
+    looked = _Looking(question, inputs, budget)
+    best: Seen | None = None
+    inside: Window | None = None
+    for depth in range(1, settings.view_depth + 1):
+        proposals = (await looked.proposals(best, inside))[: budget.max_views - len(looked.views)]
+        if not proposals or clock.search_must_end():
+            break
+        began = question.now()
+        seen = await looked.read(proposals)
+        if not seen:
+            break
+        share = (question.now() - began) * 1000 / len(seen)
+        before = answer, reward
+        index, rise = max(((at, one.reward - reward) for at, (_, one) in enumerate(seen)), key=lambda each: each[1])
+        # Something is always said of some window: what replaces "cannot tell" has to be more likely right than wrong.
+        told = reward > 0 or not says_cannot_tell(answer) or rise >= _TOLD
+        accepted = round(rise, 6) > settings.min_gain and told
+        for at, (window, one) in enumerate(seen):
+            view = View(
+                image=window.image,
+                box=tuple(map(float, window.box)),
+                depth=depth,
+                accepted=accepted and at == index,
+                answer_before=before[0],
+                answer_after=one.answer.text,
+                reward_before=before[1],
+                reward_after=one.reward,
+                milliseconds=share,
+            )
+            looked.views.append(view)
+            await Tell(ReasoningStep(phase="look", view=view, iterations=budget.iterations))
+        if not accepted:
+            break
+        window, best = seen[index]
+        inside, answer, reward = window, best.answer.text, best.reward
+    return Looked(best, tuple(looked.views), looked.encoded, looked.warnings)
+
+
+class _Looking:
+    """One question's looking: what was looked at, and what it cost."""
+
+    def __init__(self, question: Question, inputs: Inputs, budget: Budget) -> None:
+        self.question = question
+        self.inputs = inputs
+        self.budget = budget
+        self.views: list[View] = []
+        self.encoded = 0
+        self.warnings: tuple[str, ...] = ()
+        self._random = random.Random(question.job.seed)
+
+    async def proposals(self, best: Seen | None, inside: Window | None) -> list[Window]:
+        """Propose windows of the picture that is attended to most, or inside the one that was accepted."""
+        job = self.question.job
+        if job.settings.view_source == "random":
+            image = self._random.randrange(len(job.images)) if inside is None else inside.image
+            area = (0, 0, *job.images[image].size) if inside is None else inside.box
+            return [Window(image, box) for box in random_windows(area, inside is None, self._random)]
+        prefix = await self._attended(self.inputs) if best is None else best.prefix
+        if prefix is None or prefix.attention is None:
+            return []
+        number = None if inside is None else 0  # of the one window beside the pictures
+        shown = [at for at, cell in enumerate(prefix.inputs.cells) if cell.window == number]
+        weights = relative_attention(prefix.attention[shown], await self._neutral() if inside is None else None)
+        cells = [prefix.inputs.cells[at] for at in shown]
+        if inside is None:
+            held = [0.0] * len(job.images)
+            for weight, cell in zip(weights.tolist(), cells, strict=True):
+                held[cell.image] += weight
+            image = held.index(max(held))
+            area = (0, 0, *job.images[image].size)
+        else:
+            image, area = inside.image, inside.box
+        layout = density(weights, [cell.box if cell.image == image else None for cell in cells], area)
+        return [Window(image, box) for box in propose_windows(layout, area, second=inside is None)]
+
+    def warn(self, error: LatentToolError) -> None:
+        """Note why a window could not be looked at; the answer without it stands."""
+        self.warnings = (f"Not every window could be looked at again: {error.message}",)
+
+    async def _attended(self, inputs: Inputs, begins: Inputs | None = None) -> Prefix | None:
+        """Compute a prefix with the attention of its last position; ``None`` if it cannot be computed."""
+        clock = self.question.clock
+        try:
+            prefix = await Prefill(
+                inputs, lambda: clock.require_time("the picture was looked at again"), attend=True, begins=begins
+            )
+        except DeadlineError:  # there is an answer already
+            return None
+        except _IMPOSSIBLE as error:
+            self.warn(error)
+            return None
+        clock.calls += 1
+        self.encoded += prefix.encoded
+        return prefix
+
+    async def _neutral(self) -> Tensor | None:
+        """Return the attention under a neutral question, computed once per picture."""
+        vlm, job = self.question.vlm, self.question.job
+        pixels = {name: value for name, value in self.inputs.tensors.items() if name not in PER_TOKEN}
+        key = f"{image_key(pixels)} {(job.system, job.images_first, job.settings.latent_position)}"
+        known = vlm.neutral_attention.find(key)
+        if known is None:
+            try:
+                inputs = self.question.inputs(text=NEUTRAL)
+            except _IMPOSSIBLE:
+                return None
+            prefix = await self._attended(inputs)
+            if prefix is None or prefix.attention is None or len(prefix.attention) != len(self.inputs.cells):
+                return None
+            known = prefix.attention
+            vlm.neutral_attention.put(key, known)
+        return known
+
+    async def read(self, windows: Sequence[Window]) -> list[tuple[Window, Seen]]:
+        """Answer with each window beside the pictures; those that do not fit the model are left out."""
+        prefixes: list[tuple[Window, Prefix]] = []
+        for window in windows:
+            if self.question.clock.search_must_end():
+                break
+            try:
+                inputs = self.question.inputs([window])
+                self.question.fit_context(inputs)
+            except _IMPOSSIBLE as error:
+                self.warn(error)
+                continue
+            prefix = await self._attended(inputs, self.inputs)
+            if prefix is not None:
+                prefixes.append((window, prefix))
+        if not prefixes:
+            return []
+        job, clock = self.question.job, self.question.clock
+        most = min(self.budget.max_new_tokens, _READ)
+        try:
+            decoded = await DecodeEach([prefix for _, prefix in prefixes], most, clock.expired, job.generation)
+        except _IMPOSSIBLE as error:
+            self.warn(error)
+            return []
+        clock.calls += max(len(one.tokens) for one in decoded)
+        seen = []
+        for (window, prefix), one in zip(prefixes, decoded, strict=True):
+            answer = self.question.extract(prefix, one)
+            whole = one.finish_reason in ("stop", "length")
+            reward = reward_of(answer.text, joint(one.log_probabilities, answer)) if whole else 0.0
+            seen.append((window, Seen(prefix, one, answer, reward)))
+        return seen

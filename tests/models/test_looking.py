@@ -1,0 +1,143 @@
+"""Looking again on the embedded model: what is decoded is what was scored, and nothing changes where nothing helps."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+
+from latent_tool.engine.engine import Engine
+from latent_tool.engine.job import Job, Outcome
+from latent_tool.engine.looking import reward_of
+from latent_tool.errors import CancelledError
+from latent_tool.scenes import generate
+from latent_tool.schema import ReasoningStep
+from latent_tool.settings import Budget, SearchSettings
+
+BUDGET = Budget(iterations=1, max_patches=2)
+
+
+def jobs(count: int, **options: object) -> Iterator[Job]:
+    """Questions about small things on large canvases."""
+    for seed in range(3_100_000, 3_100_000 + count):
+        scene = generate(seed, "canvas", max_questions=1, scale=3.0)
+        for question in scene.questions:
+            yield Job((scene.image,), question.text, **{"budget": BUDGET, **options})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def outcomes(engine: Engine) -> list[Outcome]:
+    return [engine.answer(job) for job in jobs(10)]
+
+
+def test_windows_are_looked_at_and_some_stay(outcomes: list[Outcome]) -> None:
+    views = [view for outcome in outcomes for view in outcome.views]
+    assert any(view.accepted for view in views)
+    assert not all(view.accepted for view in views)
+    assert {view.depth for view in views} == {1, 2}
+    for outcome in outcomes:
+        accepted = [view for view in outcome.views if view.accepted]
+        assert [view.depth for view in accepted] == list(range(1, len(accepted) + 1))
+        shown = {cell.window for cell in outcome.inputs.cells} - {None}
+        assert shown == ({0} if accepted else set())  # the innermost
+        for outer, inner in itertools.pairwise(accepted):
+            assert outer.box[0] <= inner.box[0] < inner.box[2] <= outer.box[2]
+            assert outer.box[1] <= inner.box[1] < inner.box[3] <= outer.box[3]
+
+
+def test_a_window_stays_only_if_the_answer_becomes_surer(outcomes: list[Outcome]) -> None:
+    for outcome in outcomes:
+        for view in outcome.views:
+            best = max(each.reward_after for each in outcome.views if each.depth == view.depth)
+            assert view.accepted == (view.reward_after == best and best > view.reward_before)
+
+
+def test_scoring_the_answers_state_again_gives_its_reward(engine: Engine, outcomes: list[Outcome]) -> None:
+    """From the pictures on, and without latents: with them the search's reward is reproduced as ever."""
+    plain = [one for one in outcomes if one.latents is None and any(view.accepted for view in one.views)]
+    assert plain
+    for outcome in plain:
+        last = [view for view in outcome.views if view.accepted][-1]
+        assert last.answer_after == outcome.answer.text
+        assert engine.rescore(outcome) == pytest.approx(last.reward_after, abs=1e-4)
+    for outcome in outcomes:
+        if outcome.search is not None:
+            assert engine.rescore(outcome) == pytest.approx(outcome.search.best.reward, abs=1e-4)
+
+
+def test_the_costs_are_told(engine: Engine, outcomes: list[Outcome]) -> None:
+    for outcome in outcomes[1:]:  # with the first window, the model is asked whether it needs the picture again
+        result = engine.result(outcome)
+        assert result.usage is not None
+        assert result.usage.views == len(result.views) <= BUDGET.max_views
+        assert len(result.views) <= result.usage.vision_passes <= len(result.views) + 1
+        assert (result.usage.seconds.get("look", 0) > 0) == bool(result.views)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"budget": BUDGET.but(max_views=0)},
+        {"settings": SearchSettings(view_depth=0)},
+        {"settings": SearchSettings.paper()},
+        {"settings": SearchSettings(latents=0)},
+    ],
+)
+def test_it_can_be_switched_off(engine: Engine, options: dict[str, object]) -> None:
+    for job in jobs(2, **options):
+        outcome = engine.answer(job)
+        assert outcome.views == ()
+        assert {cell.window for cell in outcome.inputs.cells} == {None}
+
+
+def test_the_budget_limits_the_windows(engine: Engine) -> None:
+    for job in jobs(3, budget=BUDGET.but(max_views=2)):
+        assert len(engine.answer(job).views) <= 2
+
+
+def test_a_batch_answers_like_one_after_another(engine: Engine, outcomes: list[Outcome]) -> None:
+    together = engine.answer_many(list(jobs(10)))
+    for alone, found in zip(outcomes, together, strict=True):
+        assert isinstance(found, Outcome)
+        assert found.answer.text == alone.answer.text
+        assert [view.box for view in found.views] == [view.box for view in alone.views]
+
+
+def test_random_windows_are_of_the_same_number_and_sizes(engine: Engine) -> None:
+    for job in jobs(3, settings=SearchSettings(view_source="random")):
+        first, again = (engine.answer(job) for _ in range(2))
+        assert [view.box for view in first.views] == [view.box for view in again.views]
+        width, _ = job.images[0].size
+        sides = [(view.box[2] - view.box[0]) / width for view in first.views if view.depth == 1]
+        assert sides == pytest.approx([0.375, 0.5, 0.6875, 0.5][: len(sides)], abs=2 / width)
+
+
+def test_every_window_is_told_as_a_step(engine: Engine) -> None:
+    (job,) = jobs(1)
+    steps = engine.run(job)
+    told: list[ReasoningStep] = []
+    while True:
+        try:
+            told.append(next(steps))
+        except StopIteration as end:
+            outcome: Outcome = end.value
+            break
+    assert tuple(step.view for step in told if step.phase == "look") == outcome.views
+
+
+def test_an_answer_that_cannot_be_told_has_no_reward() -> None:
+    assert reward_of("cannot tell", 0.9) == reward_of("", 0.9) == reward_of("red", None) == 0
+    assert reward_of("red", 0.4) == 0.4
+
+
+def test_cancelled_while_it_looks(engine: Engine) -> None:
+    from latent_tool.engine.signals import Signal
+
+    (job,) = jobs(1)
+    signal = Signal()
+    steps = engine.run(Job(job.images, job.question, budget=BUDGET, cancelled=signal))
+    with pytest.raises(CancelledError):
+        for step in steps:
+            if step.phase == "look":
+                signal.set()

@@ -1,0 +1,95 @@
+"""Where windows are proposed: against slow twins, and on layouts whose densest place is plain to see."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from latent_tool.method.views import density, propose_windows, random_windows, relative_attention
+
+AREA = (0.0, 0.0, 320.0, 240.0)
+GRID = [(x * 40.0, y * 30.0, x * 40.0 + 40, y * 30.0 + 30) for y in range(8) for x in range(8)]
+
+
+def test_density_keeps_the_weight_of_every_cell() -> None:
+    weights = torch.rand(64, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    layout = density(weights, GRID, AREA)
+    assert float(layout.sum()) == pytest.approx(float(weights.sum()) / (10 * 7.5) * 10 * 7.5)
+    for number, weight in enumerate(weights.tolist()):
+        y, x = divmod(number, 8)
+        assert float(layout[4 * y : 4 * y + 4, 4 * x : 4 * x + 4].sum()) == pytest.approx(weight)
+
+
+def test_density_of_boxes_that_overlap_and_reach_out_equals_a_count_of_points() -> None:
+    source = random.Random(1)
+    boxes = []
+    for _ in range(12):
+        left, top = source.uniform(-20, 280), source.uniform(-20, 200)
+        boxes.append((left, top, left + source.uniform(5, 90), top + source.uniform(5, 90)))
+    weights = torch.rand(13, generator=torch.Generator().manual_seed(2), dtype=torch.double)
+    layout = density(weights, [*boxes, None], AREA)
+    naive = torch.zeros(32, 32, dtype=torch.double)
+    for (left, top, right, bottom), weight in zip(boxes, weights.tolist(), strict=False):
+        for row in range(32):
+            for column in range(32):
+                across = min(right, (column + 1) * 10) - max(left, column * 10)
+                down = min(bottom, (row + 1) * 7.5) - max(top, row * 7.5)
+                if across > 0 and down > 0:
+                    naive[row, column] += weight * across * down / ((right - left) * (bottom - top))
+    torch.testing.assert_close(layout, naive)
+
+
+def test_windows_hold_the_cell_that_is_attended_to() -> None:
+    for hot in range(64):
+        weights = torch.zeros(64)
+        weights[hot] = 1
+        windows = propose_windows(density(weights, GRID, AREA), AREA, second=True)
+        assert len(windows) == 3  # nothing stands out beside it
+        left, top, right, bottom = GRID[hot]
+        for window in windows:
+            assert window[0] <= left and window[1] <= top and window[2] >= right and window[3] >= bottom
+        middle = (left + right) / 2
+        if 120 < middle < 200:  # not at the edge: near the window's middle
+            assert abs((windows[0][0] + windows[0][2]) / 2 - middle) <= 20
+
+
+def test_a_second_place_is_proposed_elsewhere() -> None:
+    weights = torch.zeros(64)
+    weights[9], weights[54] = 1.0, 0.8
+    *_, second = propose_windows(density(weights, GRID, AREA), AREA, second=True)
+    left, top, right, bottom = GRID[54]
+    assert second[0] <= left and second[1] <= top and second[2] >= right and second[3] >= bottom
+
+
+def test_windows_lie_in_their_area_and_are_smaller() -> None:
+    source = random.Random(3)
+    for _ in range(50):
+        left, top = source.randrange(100), source.randrange(100)
+        area = (left, top, left + source.randrange(9, 200), top + source.randrange(9, 200))
+        weights = torch.rand(32, 32, generator=torch.Generator().manual_seed(source.randrange(100)), dtype=torch.double)
+        for windows in (propose_windows(weights, area, True), random_windows(area, True, source)):
+            assert len(windows) == len(set(windows)) <= 4
+            for window in windows:
+                assert area[0] <= window[0] < window[2] <= area[2]
+                assert area[1] <= window[1] < window[3] <= area[3]
+                assert window != area
+                assert min(window[2] - window[0], window[3] - window[1]) >= 8
+
+
+def test_nothing_is_proposed_where_nothing_stands_out() -> None:
+    assert propose_windows(density(relative_attention(torch.ones(64)), GRID, AREA), AREA, True) == []
+    assert propose_windows(torch.zeros(32, 32), AREA, True) == []
+    assert propose_windows(density(torch.rand(64), GRID, (0, 0, 10, 7)), (0, 0, 10, 7), True) == []
+    assert float(density(torch.ones(3), [None] * 3, AREA).sum()) == 0
+
+
+def test_what_is_attended_to_whatever_is_asked_does_not_count() -> None:
+    attention = torch.full((64,), 0.005)
+    attention[0], attention[30] = 0.5, 0.05  # a sink, and what the question is about
+    neutral = torch.full((64,), 0.005)
+    neutral[0] = 0.6
+    assert int(relative_attention(attention).argmax()) == 0
+    assert int(relative_attention(attention, neutral).argmax()) == 30
+    assert float(relative_attention(attention, neutral).min()) == 0
