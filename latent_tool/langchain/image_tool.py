@@ -429,6 +429,8 @@ def _looked_again(result: ReasoningResult) -> list[str]:
 
 def _evidence(result: ReasoningResult) -> str:
     boxes = [patch for patch in result.patches if patch.box is not None]
+    if not boxes and any(view.accepted for view in result.views):
+        return "Evidence: the last of these windows, beside the image as a whole."
     if not boxes:
         return "Evidence: no single region; the answer rests on the image as a whole."
     named = []
