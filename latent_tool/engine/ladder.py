@@ -96,11 +96,11 @@ async def climb(question: Question, prefix: Prefix, budget: Budget) -> Reached:
             looked = await look_again(question, prefix.inputs, answer.text, reward, budget)
         clock.phase_done("look")
         if looked.best is not None:
-            prefix, decoded = looked.best.prefix, looked.best.decoded
-            if not _whole(decoded) or decoded.finish_reason == "length":  # read as far as answers are compared
+            prefix, closer = looked.best.prefix, looked.best.decoded
+            if not _whole(closer) or closer.finish_reason == "length":  # read as far as answers are compared
                 fits, _ = question.fit_context(prefix.inputs)
-                decoded = await question.decode(prefix, None, (), fits, begun=decoded)
-            return await _from_state(question, prefix, decoded, None, "looked", None, looked)
+                closer = await question.decode(prefix, None, (), fits, begun=closer)
+            return await _from_state(question, prefix, closer, None, "looked", None, looked)
         if sure_of_it or clock.search_must_end():
             return await _from_state(
                 question, prefix, plain, None, "confident" if sure_of_it else "deadline", None, looked
