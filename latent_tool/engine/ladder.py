@@ -94,7 +94,7 @@ async def climb(question: Question, prefix: Prefix, budget: Budget) -> Reached:
         clock.phase_done("decode")
         if reward < job.settings.look_below:
             looked = await look_again(question, prefix.inputs, answer.text, reward, budget)
-        clock.phase_done("look")
+            clock.phase_done("look")
         if looked.best is not None:
             prefix, closer = looked.best.prefix, looked.best.decoded
             if not _whole(closer) or closer.finish_reason == "length":  # read as far as answers are compared

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -76,7 +77,7 @@ def test_the_costs_are_told(engine: Engine, outcomes: list[Outcome]) -> None:
         assert result.usage is not None
         assert result.usage.views == len(result.views) <= BUDGET.max_views
         assert len(result.views) <= result.usage.vision_passes <= len(result.views) + 1
-        assert (result.usage.seconds.get("look", 0) > 0) == bool(result.views)
+        assert "look" in result.usage.seconds or not result.views
 
 
 @pytest.mark.parametrize(
@@ -136,10 +137,8 @@ def test_an_answer_that_cannot_be_told_has_no_reward() -> None:
 
 
 def test_cancelled_while_it_looks(engine: Engine) -> None:
-    from latent_tool.engine.signals import Signal
-
     (job,) = jobs(1)
-    signal = Signal()
+    signal = threading.Event()
     steps = engine.run(Job(job.images, job.question, budget=BUDGET, cancelled=signal))
     with pytest.raises(CancelledError):
         for step in steps:
