@@ -21,12 +21,12 @@ from pydantic import (
     model_validator,
 )
 
+from latent_tool.cannot_tell import CANNOT_TELL
 from latent_tool.errors import InputError
 from latent_tool.settings import Budget, NoiseSettings, SearchSettings, explain_validation
 from latent_tool.words import confidence_text, plain_text, redact
 
 __all__ = [
-    "CANNOT_TELL",
     "CONFIDENCE_SOURCES",
     "MAX_OPTIONS",
     "MAX_TEXT",
@@ -56,8 +56,6 @@ __all__ = [
 MAX_TEXT = 100_000
 # Options of one question at most.
 MAX_OPTIONS = 255
-# The option that ``unsure`` adds.
-CANNOT_TELL = "cannot tell"
 
 Box = tuple[float, float, float, float]
 MeasuredConfidence = Literal["pooled_probability", "answer_probability", "reward"]
@@ -195,6 +193,13 @@ class ReasoningRequest(BaseModel):
         if self.unsure and CANNOT_TELL in map(str.casefold, map(same_text, self.options or ())):
             raise ValueError(f"unsure adds the option {CANNOT_TELL!r}, which is among the options already")
         return self
+
+    @property
+    def all_options(self) -> tuple[str, ...] | None:
+        """The options, with the one that ``unsure`` adds as the last; ``None`` if the answer is free."""
+        if self.options is None:
+            return None
+        return (*self.options, CANNOT_TELL) if self.unsure else tuple(self.options)
 
     @property
     def image_references(self) -> list[Any]:

@@ -9,21 +9,10 @@ from naive_model import CLOSE, MARKERS, QUESTION, draw_latents
 from tiny_checkpoints import picture
 
 from latent_tool.models import options as options_module
-from latent_tool.models.decoding import generation_rules
 from latent_tool.models.options import score_options, score_options_many, spell
 from latent_tool.models.requests import ScoreOptions
 
 OPTIONS = ["red", "redder", "re", "Blue", "not the blue one", "17", "z\u00fcrich"]
-
-
-def naive_log_probability(vlm, inputs, latents, cells, spellings):
-    """Sum over spellings and ends of what a full forward pass says, one spelling at a time."""
-    stops = sorted(generation_rules(vlm.model, 0).stop_tokens)
-    spelled = []
-    for tokens in spellings:
-        log_p = naive_model.run(vlm, inputs, latents, cells, tokens).at_answer.double().log_softmax(-1)
-        spelled.append(log_p[range(len(tokens)), tokens].sum() + log_p[-1, stops].logsumexp(0))
-    return torch.stack(spelled).logsumexp(0).float()
 
 
 @pytest.mark.parametrize(("position", "markers"), [("generation_start", None), ("user_turn", MARKERS)])
@@ -39,7 +28,7 @@ def test_options_equal_the_naive_forward_pass(vlm, position, markers, with_laten
     assert scored.log_probabilities.exp().sum(-1).max() <= 1
     for row, chosen in enumerate(cells):
         state = None if latents is None else latents[row]
-        naive = [naive_log_probability(vlm, inputs, state, chosen, spellings) for spellings in spelled]
+        naive = [naive_model.option_log_probability(vlm, inputs, state, chosen, spellings) for spellings in spelled]
         torch.testing.assert_close(scored.log_probabilities[row], torch.stack(naive), **CLOSE)
         first = naive_model.run(vlm, inputs, state, chosen)
         torch.testing.assert_close(scored.answer[row].float(), first.at_answer[0], **CLOSE)
