@@ -75,7 +75,7 @@ def as_result(vlm: VisionLanguageModel, outcome: Outcome) -> ReasoningResult:
         settings=job.settings,
         budget=job.budget,
         seed=job.seed,
-        warnings=list(outcome.warnings),
+        warnings=[*outcome.warnings, *_small_mass(chosen)],
     )
     untold = chosen is not None and chosen.unsure and chosen.best == len(chosen.options) - 1
     return result.abstaining(CANNOT_TELL_REASON) if untold else result
@@ -98,6 +98,13 @@ def _tokens(vlm: VisionLanguageModel, outcome: Outcome) -> list[GeneratedToken]:
             )
         )
     return found
+
+
+def _small_mass(chosen: Chosen | None) -> list[str]:
+    """A warning where the model would rather answer with something else."""
+    if chosen is None or chosen.mass >= 0.5:
+        return []
+    return [f"The model gives all options together a probability of {chosen.mass:.2g}: perhaps none of them fits."]
 
 
 def _choices(chosen: Chosen) -> list[Choice]:

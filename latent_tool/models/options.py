@@ -242,7 +242,7 @@ class _Read(NamedTuple):
     entropy: Tensor
 
 
-def _read(logits: Tensor, paths: Sequence[Sequence[int]], stops: Sequence[int], entropies: bool) -> list[_Read]:
+def _read(logits: Tensor, paths: Sequence[tuple[int, ...]], stops: Sequence[int], entropies: bool) -> list[_Read]:
     """Read logits ``(R, S, vocabulary)`` at the tokens of ``R`` paths, the first of which each row begins with."""
     logits = logits.float()
     total = logits.logsumexp(-1)  # (R, S)
