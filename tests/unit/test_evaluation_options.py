@@ -16,7 +16,7 @@ from latent_tool.evaluation import Item, Match, evaluate, load_dataset
 from latent_tool.evaluation.summary import summarise
 from latent_tool.schema import Choice, ReasoningResult, Scores
 
-SCENES = "scenes:held_out:7000000-7000004"
+SCENES = "scenes:held_out:3000000-3000004"
 COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "black", "brown")
 SMALL = LatentReasoner(budget=Budget(iterations=1, max_patches=2))
 
