@@ -44,7 +44,7 @@ def ask(
     also: Annotated[
         list[str] | None, typer.Option("--also", metavar="IMAGE", help="A further image; may be repeated.")
     ] = None,
-    option: Annotated[
+    answers: Annotated[
         list[str] | None,
         typer.Option("--option", metavar="TEXT", help="An answer to choose from; give two or more of these."),
     ] = None,
@@ -191,7 +191,7 @@ def ask(
         controls=controls,
     )
     opened = [Picture(reference, ImagePolicy.local()) for reference in references]  # each decoded once
-    asked = {"question": question, "system": system, "options": option or None, "unsure": or_cannot_tell}
+    asked = {"question": question, "system": system, "options": answers or None, "unsure": or_cannot_tell}
     result = _follow(reasoner, {"images": opened, **asked}, quiet)
     pictures = [picture.load(ImagePolicy.local()).image for picture in opened]
     written: list[Path] = []

@@ -121,7 +121,7 @@ class _Hidden(dict[str, Any]):
     given: tuple[Any, Any]
 
 
-def _hidden(request: Any) -> dict[str, Any]:
+def _hidden(request: Any) -> Any:
     """A request as a run may record it. Raises ``InputError`` for what is no request."""
     if not isinstance(request, Mapping) or {*request} != {"state", "questions"}:
         raise InputError("This is no request for decisions.", "Give a dict of 'state' and 'questions'.")
@@ -168,7 +168,7 @@ class _Asked:
         asked = _text(fields.get("instructions"), pictures)
         if not asked.strip():
             raise InputError("A question has no instructions.", "Say in 'instructions' what is to be decided.")
-        self.criteria = fields.get("criteria")
+        self.criteria: Any = fields.get("criteria")
         self.options, notes = _KINDS[self.kind](self.criteria, pictures)
         if not pictures:
             raise InputError(
