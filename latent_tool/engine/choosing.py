@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,8 @@ from latent_tool.models.decoding import Decoded, ExtractedAnswer
 from latent_tool.models.requests import ScoredOptions
 
 __all__ = ["Chosen", "choose"]
+
+_ALMOST_ONE = math.nextafter(1.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,11 @@ class Chosen:
 
     @cached_property
     def probabilities(self) -> list[float]:
-        """Probability of every option among all of them."""
+        """Probability of every option among all of them; below 1, for the others have the rest, however little."""
         ours = self.log_probabilities.double()
         if self.pool:  # the geometric mean of both, as for free answers
             ours = (ours + self.plain.double()) / 2
-        found: list[float] = ours.softmax(-1).tolist()
-        return found
+        return [min(chance, _ALMOST_ONE) for chance in ours.softmax(-1).tolist()]
 
     @property
     def best(self) -> int:

@@ -244,10 +244,16 @@ def _text(value: Any, pictures: list[Any]) -> str:
         return value
     if isinstance(value, BaseMessage) or is_media(value):
         return "\n".join(_parts(value, pictures))
-    if isinstance(value, list | tuple) and all(isinstance(each, BaseMessage) or is_media(each) for each in value):
+    if isinstance(value, list | tuple) and _is_content(value):
         return "\n".join(text for each in value if (text := _text(each, pictures)))
     plain = _json(value, pictures)
     return json.dumps(plain, ensure_ascii=False) if _says_something(plain) else ""
+
+
+def _is_content(values: Sequence[Any]) -> bool:
+    """Whether a list is messages, or the content of one, and not any list of values."""
+    shown = [isinstance(each, BaseMessage) or is_media(each) for each in values]
+    return any(shown) and all(known or isinstance(each, str) for known, each in zip(shown, values, strict=True))
 
 
 def _parts(value: Any, pictures: list[Any]) -> Iterator[str]:

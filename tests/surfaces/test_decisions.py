@@ -115,7 +115,7 @@ def test_what_is_asked(model: LatentDecisionModel, picture: Image.Image) -> None
         (None, "is it red?", InputError, "type"),
         ({"when": object()}, COLOUR, InputError, "object"),
         ({"type": "file", "base64": "JVBERi0=", "mime_type": "application/pdf"}, COLOUR, ImageDecodeError, "PDF"),
-        ({"type": "image", "url": "https://example.org/a.png"}, COLOUR, ImageNotAllowedError, "URL"),
+        ({"type": "image", "url": "https://example.org/a.png"}, COLOUR, ImageNotAllowedError, "downloads"),
     ],
 )
 def test_what_cannot_be_decided_is_a_typed_error(
