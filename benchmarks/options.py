@@ -60,7 +60,8 @@ def main() -> None:
     path = given.out / "cost.json"
     if not path.exists():
         path.write_text(json.dumps(cost(engine)))
-    text = document(rows, json.loads(path.read_text()))
+    command = f"--questions {' '.join(map(str, given.questions))} --rewards {given.rewards}"
+    text = document(rows, json.loads(path.read_text()), command)
     if given.write is None:
         print(text)
     else:
@@ -281,14 +282,14 @@ def difference(rows: Sequence[Row]) -> str:
     )
 
 
-def document(rows: dict[str, list[Row]], costs: dict[str, Any]) -> str:
+def document(rows: dict[str, list[Row]], costs: dict[str, Any], command: str) -> str:
     parts = [
         "# Options against free text",
         "Embedded model, default settings and the standard budget, unless a way says otherwise. Four options are the "
         "label and three distractors: labels of other questions of the same type (yes and no for yes/no questions; "
         "fewer where a type has fewer). *Pooled*: the geometric mean of each option's probability after thinking and "
         "by the plain model, which is what `option_probability` is. ECE after calibration is cross-validated.",
-        "```console\n$ python benchmarks/options.py --out out/options --write docs/measured/options.md\n```",
+        f"```console\n$ python benchmarks/options.py --out out/options {command} --write docs/measured/options.md\n```",
     ]
     for title, found in rows.items():
         if title == "rewards" or not found:
