@@ -77,6 +77,10 @@ async def check_everything(client: Client) -> None:
     assert all(field["description"] for field in tool.input_schema["properties"].values())
     assert set(tool.output_schema["properties"]) == set(ReasoningResult.model_fields)
 
+    chosen = answer_of(await client.call_tool(NAME, {**ASKED, "options": ["green", "red"]}))
+    assert chosen.answer == "red" and [choice.text for choice in chosen.choices or ()] == ["green", "red"]
+    assert (await client.call_tool(NAME, {**ASKED, "options": ["red"]})).is_error
+
     seen: list[tuple[float, float | None, str | None]] = []
 
     async def progress(done: float, total: float | None, message: str | None) -> None:
