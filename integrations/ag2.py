@@ -34,12 +34,13 @@ def image_tool(tool: ImageTool | None = None) -> FunctionTool:
     async def ask(
         question: str,
         image: str,
+        options: list[str] | None = None,
         budget: Literal["quick", "standard", "thorough"] | None = None,
         overlay: bool = False,
     ) -> ToolResult:
-        arguments = {"question": question, "image": image, "budget": budget, "overlay": overlay}
+        given = {"question": question, "image": image, "options": options, "budget": budget, "overlay": overlay}
         try:
-            reply = await asked.aask(schema.parse(arguments))
+            reply = await asked.aask(schema.parse(given))
         except MENDABLE as error:  # raised, its whole traceback would be shown to the model
             return ToolResult(f"Error: {error}")
         pictures = [ImageInput(data=png, media_type="image/png") for png in reply.pictures]

@@ -152,14 +152,17 @@ def create_app(
         http: Request,
         image: Annotated[list[UploadFile], Form(description="The images, in the order the question means.")],
         question: Annotated[str, Form(description="What to answer about them.")],
+        options: Annotated[list[str] | None, Form(description="Answers to choose from, 2 or more.")] = None,
+        unsure: Annotated[bool, Form(description="Add 'cannot tell' to the options.")] = False,
         system: Annotated[str | None, Form(description="System text put before the question.")] = None,
         budget: Annotated[Literal["quick", "standard", "thorough"] | None, Form(description="How much work.")] = None,
         seed: Annotated[int | None, Form(ge=0, lt=2**63, description="Seed of the search.")] = None,
         min_confidence: Annotated[float | None, Form(ge=0, le=1, description="Abstain below this.")] = None,
     ) -> ReasoningResult:
-        fields = {"system": system, "budget": budget, "seed": seed, "min_confidence": min_confidence}
+        asked = {"question": question, "options": options or None, "unsure": unsure}
+        fields = {**asked, "system": system, "budget": budget, "seed": seed, "min_confidence": min_confidence}
         images = [await each.read() for each in image]
-        return await desk.answer(ReasoningRequest.parse({"images": images, "question": question, **fields}), http)
+        return await desk.answer(ReasoningRequest.parse({"images": images, **fields}), http)
 
     @app.post(
         "/v1/ask/stream",

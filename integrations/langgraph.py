@@ -260,7 +260,10 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
         messages = request.state["messages"] if isinstance(request.state, Mapping) else request.state.messages
         named = None if is_left_out(arguments.get("image")) else str(arguments["image"])
         chosen = conversation(messages, without=self.tool).choose(named)
-        return ReasoningRequest(images=list(chosen.references), question=arguments["question"])
+        options = arguments.get("options") or None
+        return ReasoningRequest.parse(
+            {"images": list(chosen.references), "question": arguments["question"], "options": options}
+        )
 
     def _at(self, result: ReasoningResult) -> float:
         """The threshold for a result: this one, or the stricter one that it was already held to."""

@@ -120,11 +120,13 @@ def image_server(tool: ImageTool | None = None, *, trust_roots: bool = False, to
         question: Annotated[str, _argument("question", min_length=1)],
         image: Annotated[str, _argument("image")],
         roots: Annotated[ListRootsResult | None, Resolve(_client_roots)],
+        options: Annotated[list[str] | None, _argument("options")] = None,
         budget: Annotated[BudgetLevel | None, _argument("budget")] = None,
         overlay: Annotated[bool, _argument("overlay")] = False,
     ) -> Annotated[CallToolResult, ReasoningResult]:
-        arguments = NamedImageArguments(question=question, image=image, budget=budget, overlay=overlay)
         try:
+            given = {"question": question, "image": image, "options": options, "budget": budget, "overlay": overlay}
+            arguments = NamedImageArguments.parse(given)
             folders = None if roots is None else _folders(roots)
             bounded = asked.but(image_policy=_within(asked.image_policy, folders, trust_roots))
             reply = await _follow(bounded, arguments, context)

@@ -45,6 +45,7 @@ class AskAboutImage(Tool):
         # Typed "image", an argument would not pass the check of agents that call tools.
         "image": {"type": "any", "description": "The image: a variable that holds it, a path, a URL or a data URI."},
         "question": {"type": "string", "description": _FIELDS["question"].description},
+        "options": {"type": "array", "nullable": True, "description": _FIELDS["options"].description},
         "budget": {"type": "string", "nullable": True, "description": _FIELDS["budget"].description},
     }
     output_type = "object"
@@ -58,9 +59,12 @@ class AskAboutImage(Tool):
         self.inputs = {**self.inputs, "image": {"type": "any", "description": held}}
         self.last: ToolReply | None = None
 
-    def forward(self, image: Any, question: str, budget: str | None = None) -> dict[str, Any]:
+    def forward(
+        self, image: Any, question: str, options: list[str] | None = None, budget: str | None = None
+    ) -> dict[str, Any]:
         named = isinstance(image, str)
-        arguments = {"image": image if named else None, "question": question, "budget": budget, "overlay": True}
+        asked = {"question": question, "options": options, "budget": budget}
+        arguments = {"image": image if named else None, **asked, "overlay": True}
         self.last = None
         self.last = self.tool.ask(arguments, shown=() if named else [image])
         return self.last.brief

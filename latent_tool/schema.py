@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import (
@@ -21,12 +21,12 @@ from pydantic import (
     model_validator,
 )
 
+from latent_tool.cannot_tell import CANNOT_TELL
 from latent_tool.errors import InputError
 from latent_tool.settings import Budget, NoiseSettings, SearchSettings, explain_validation
 from latent_tool.words import confidence_text, plain_text, redact
 
 __all__ = [
-    "CANNOT_TELL",
     "CONFIDENCE_SOURCES",
     "MAX_OPTIONS",
     "MAX_TEXT",
@@ -49,6 +49,7 @@ __all__ = [
     "Usage",
     "View",
     "below_reason",
+    "checked_options",
     "same_text",
 ]
 
@@ -56,8 +57,6 @@ __all__ = [
 MAX_TEXT = 100_000
 # Options of one question at most.
 MAX_OPTIONS = 255
-# The option that ``unsure`` adds.
-CANNOT_TELL = "cannot tell"
 
 Box = tuple[float, float, float, float]
 MeasuredConfidence = Literal["pooled_probability", "answer_probability", "reward"]
@@ -171,24 +170,7 @@ class ReasoningRequest(BaseModel):
     @field_validator("options")
     @classmethod
     def _can_be_told_apart(cls, options: list[str] | None) -> list[str] | None:
-        """Check the options, and return them without white space around them."""
-        if options is None:
-            return None
-        if not 2 <= len(options) <= MAX_OPTIONS:
-            raise ValueError(f"give 2 to {MAX_OPTIONS} options, not {len(options)}")
-        if sum(map(len, options)) > MAX_TEXT:
-            raise ValueError(f"all options together have at most {MAX_TEXT:,} characters")
-        places: dict[str, int] = {}
-        for place, option in enumerate(options, 1):
-            plain = same_text(option)
-            if not plain:
-                raise ValueError(f"option {place} is empty")
-            if any(unicodedata.category(sign) in ("Cc", "Cs") for sign in plain):
-                raise ValueError(f"option {place} has control characters, or half a character")
-            if plain in places:
-                raise ValueError(f"options {places[plain]} and {place} are the same")
-            places[plain] = place
-        return [option.strip() for option in options]
+        return None if options is None else checked_options(options)
 
     @model_validator(mode="after")
     def _unsure_beside_options(self) -> Self:
@@ -199,6 +181,13 @@ class ReasoningRequest(BaseModel):
         return self
 
     @property
+    def all_options(self) -> tuple[str, ...] | None:
+        """The options, with the one that ``unsure`` adds as the last; ``None`` if the answer is free."""
+        if self.options is None:
+            return None
+        return (*self.options, CANNOT_TELL) if self.unsure else tuple(self.options)
+
+    @property
     def image_references(self) -> list[Any]:
         """The images as a list, in order."""
         return list(self.images) if self.images is not None else [self.image]
@@ -207,6 +196,28 @@ class ReasoningRequest(BaseModel):
 def same_text(text: str) -> str:
     """Return a text as options are compared: composed characters, and one blank for any white space inside."""
     return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def checked_options(options: Sequence[str]) -> list[str]:
+    """Return options without white space around them.
+
+    Raises ``ValueError`` unless they are 2 to ``MAX_OPTIONS`` texts that differ and can be shown.
+    """
+    if not 2 <= len(options) <= MAX_OPTIONS:
+        raise ValueError(f"give 2 to {MAX_OPTIONS} options, not {len(options)}")
+    if sum(map(len, options)) > MAX_TEXT:
+        raise ValueError(f"all options together have at most {MAX_TEXT:,} characters")
+    places: dict[str, int] = {}
+    for place, option in enumerate(options, 1):
+        plain = same_text(option)
+        if not plain:
+            raise ValueError(f"option {place} is empty")
+        if any(unicodedata.category(sign) in ("Cc", "Cs") for sign in plain):
+            raise ValueError(f"option {place} has control characters, or half a character")
+        if plain in places:
+            raise ValueError(f"options {places[plain]} and {place} are the same")
+        places[plain] = place
+    return [option.strip() for option in options]
 
 
 class Choice(Plain):

@@ -280,6 +280,7 @@ async function ask() {
   const request = {
     image: picture.uri,
     question: at("question").value,
+    ...(options().length ? { options: options() } : {}),
     budget: Object.keys(changes).length ? { ...setup.levels[level], ...changes } : level,
     seed: Number(at("seed").value || 0),
     min_confidence: Number(at("threshold").value),
@@ -375,6 +376,7 @@ function receive(line, known) {
   say(`Answered in ${digits(seconds, 2)} s.`);
   at("answered").hidden = false;
   at("answer").textContent = visible(result.answer.trim()) || "(empty)";
+  drawChoices();
   at("known").hidden = !known;
   if (known) at("known").textContent = `The picture was drawn with this answer in mind: ${known.answer}`;
   at("warnings").replaceChildren(...result.warnings.slice(0, 10).map(each => make("li", {}, visible(each, 300))));
@@ -409,6 +411,26 @@ function forget() {
   drawPicture();
   drawChart();
   drawGate();
+}
+
+/* The answers to choose from, one a line; none: the answer is free. */
+function options() {
+  return at("options").value.split("\n").map(line => line.trim()).filter(line => line);
+}
+
+/* A bar for every option, the likeliest first. */
+function drawChoices() {
+  const ranked = [...(result.choices || [])].sort((one, other) => other.probability - one.probability);
+  at("choices").hidden = ranked.length === 0;
+  at("choices").replaceChildren(...ranked.slice(0, 40).map(choice => {
+    const about = share(choice.probability);
+    return make("tr", {},
+      make("th", { scope: "row", class: "free", dir: "auto" }, visible(choice.text, 200)),
+      make("td", { class: "num" }, about),
+      make("td", {}, make("svg", { class: "gauge", viewBox: "0 0 300 14", role: "img", "aria-label": `${about} of 1` },
+        make("rect", { class: "ground", x: 1, y: 1, width: 298, height: 12, rx: 3 }),
+        make("rect", { class: "level", x: 1, y: 1, width: 298 * choice.probability, height: 12, rx: 3 }))));
+  }));
 }
 
 /* The gate decides anew whenever the threshold moves. */
@@ -580,6 +602,7 @@ function write() {
     drawn ? `    "image": generate(${drawn.seed}, kind=${literal(drawn.kind)}).image,`
       : `    "image": ${literal(picture ? picture.name : "picture.png")},`,
     `    "question": ${literal(at("question").value)},`,
+    ...(options().length ? [`    "options": ${literal(options())},`] : []),
     "})",
     "print(result.answer, result.confidence)",
     "if not result.accepted:",

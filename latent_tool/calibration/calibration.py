@@ -166,10 +166,13 @@ class Calibration(Part):
         """
         raw = score_of(result, self.score)
         cut = "deadline" in (result.stop_reason, result.finish_reason)
-        probability = None if cut else self.probability(raw)
+        other = result.choices is not None and self.score != "option_probability"
+        probability = None if cut or other else self.probability(raw)
         at = self.require_threshold().probability if min_confidence == "calibrated" else min_confidence
         if probability is None:
             why = "the deadline cut the work short" if cut else f"the score {self.score} was not measured"
+            if other:
+                why = f"it was chosen among options, and {self.score} is of free answers"
             note = f"The calibration does not hold for this answer: {why}."
             lost: dict[str, Any] = {"confidence": None, "confidence_source": "unscored", "min_confidence": at}
             return result.model_copy(

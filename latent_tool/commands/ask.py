@@ -44,6 +44,13 @@ def ask(
     also: Annotated[
         list[str] | None, typer.Option("--also", metavar="IMAGE", help="A further image; may be repeated.")
     ] = None,
+    answers: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="TEXT", help="An answer to choose from; give two or more of these."),
+    ] = None,
+    or_cannot_tell: Annotated[
+        bool, typer.Option("--or-cannot-tell", help="Add 'cannot tell' to the options, and abstain if it is the best.")
+    ] = False,
     model: options.Model = "embedded",
     budget: options.Budget = options.Level.standard,
     min_confidence: Annotated[
@@ -184,7 +191,8 @@ def ask(
         controls=controls,
     )
     opened = [Picture(reference, ImagePolicy.local()) for reference in references]  # each decoded once
-    result = _follow(reasoner, {"images": opened, "question": question, "system": system}, quiet)
+    asked = {"question": question, "system": system, "options": answers or None, "unsure": or_cannot_tell}
+    result = _follow(reasoner, {"images": opened, **asked}, quiet)
     pictures = [picture.load(ImagePolicy.local()).image for picture in opened]
     written: list[Path] = []
     failure: LatentToolError | None = None

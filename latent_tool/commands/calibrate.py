@@ -31,7 +31,14 @@ class Kind(StrEnum):
 def calibrate(
     run: Annotated[Path, typer.Argument(help="Folder of a run: what latent-tool eval wrote.")],
     out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="The calibration file to write.")] = None,
-    score: Annotated[str, typer.Option(help="Which score becomes the confidence.")] = "pooled_probability",
+    score: Annotated[
+        str | None,
+        typer.Option(
+            help="Which score becomes the confidence; by default option_probability where questions were asked by "
+            "their options, else pooled_probability.",
+            show_default=False,
+        ),
+    ] = None,
     method: Annotated[
         str | None, typer.Option(help="Whose answers, if the run has several methods.", show_default=False)
     ] = None,
@@ -89,7 +96,7 @@ def calibrate(
 
 def calibration_of(
     run: Run,
-    score: str = "pooled_probability",
+    score: str | None = None,
     method: str | None = None,
     target_error: float = 0.05,
     confidence_level: float = 0.9,
@@ -101,9 +108,16 @@ def calibration_of(
     """A calibration from the labelled answers of one method of a run.
 
     An answer that could not be found (an error) is an item without a score; rows without a label, and those that could
-    not be asked, do not count. ``partial``: also take a method that has not answered everything yet; what was answered
-    first need not be like the rest. Raises ``SettingsError`` for an unknown method, ``CalibrationError`` for a score
-    the run does not have and for a run that is not complete.
+    not be asked, do not count.
+
+    Args:
+        score: by default ``option_probability`` where questions were asked by their options, else
+            ``pooled_probability``.
+        partial: also take a method that has not answered everything yet; what was answered first need not be like the
+            rest.
+
+    Raises ``SettingsError`` for an unknown method, ``CalibrationError`` for a score the run does not have, or has for
+    free answers alone, and for a run that is not complete.
     """
     from latent_tool.calibration.fit import fit
 
@@ -116,6 +130,13 @@ def calibration_of(
         )
     rows = [row for row in run.of(name) if row.usable and (row.correct is not None or row.error is not None)]
     facts = run.manifest.methods[name]
+    chosen = any(row.scores.get("option_probability") is not None for row in rows)
+    score = score or ("option_probability" if chosen else "pooled_probability")
+    if chosen and score != "option_probability":
+        raise CalibrationError(
+            f"Questions of this run were asked by their options; the score {score!r} is of free answers.",
+            "Calibrate option_probability, or evaluate with --free-text.",
+        )
     if score not in facts.fingerprints or all(row.scores.get(score) is None for row in rows):
         known = sorted({each for row in rows for each, value in row.scores.items() if value is not None})
         raise CalibrationError(

@@ -75,6 +75,10 @@ def evaluate(
     visual: Annotated[
         bool, typer.Option(help="Also measure the scores that need further images: visual dependency, masked entropy.")
     ] = True,
+    free_text: Annotated[
+        bool,
+        typer.Option("--free-text", help="Also answer questions that have options in the model's own words."),
+    ] = False,
     keep_going: options.KeepGoing = False,
     unlabelled: Annotated[
         bool, typer.Option("--unlabelled", help="Rows need no label: scores are measured, accuracy is not.")
@@ -133,6 +137,7 @@ def evaluate(
             workers=workers,
             system=system,
             visual=visual,
+            options=not free_text,
             progress=progress,
         )
     summary = (run.path / "summary.json").read_text(encoding="utf-8")

@@ -21,8 +21,10 @@ from latent_tool.engine.result import as_result
 from latent_tool.engine.work import answer, sample
 from latent_tool.errors import SettingsError
 from latent_tool.method.asking import Asking, Work
-from latent_tool.method.reward import read_reward
+from latent_tool.method.reward import Logits, read_reward
 from latent_tool.models.loading import ModelSpec, load
+from latent_tool.models.options import score_options
+from latent_tool.models.requests import ScoreOptions
 from latent_tool.models.serving import together
 from latent_tool.models.threads import use_threads
 from latent_tool.models.vlm import VisionLanguageModel
@@ -140,7 +142,13 @@ class Engine:
         if outcome.latents is None:  # the reward is that of looking again
             log_p = self.vlm.token_log_probabilities(prefix, None, (), outcome.decoded.tokens[: outcome.answer.stop])
             return reward_of(outcome.answer.text, joint(log_p, outcome.answer))
-        logits = self.vlm.score(prefix, outcome.latents[None], (outcome.patches,))
+        latents, patches = outcome.latents[None], (outcome.patches,)
+        if outcome.job.settings.reward_position == "options":
+            spelled = self._question(outcome.job).spellings
+            scored = score_options(self.vlm, ScoreOptions(prefix, latents, patches, spelled))
+            logits = Logits(scored.answer[:, None][:, :0], scored.answer, options=scored.log_probabilities)
+        else:
+            logits = self.vlm.score(prefix, latents, patches)
         return float(read_reward(logits, outcome.job.settings).reward[0])
 
     def result(self, outcome: Outcome) -> ReasoningResult:

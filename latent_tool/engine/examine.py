@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from latent_tool.engine.choosing import choose
 from latent_tool.engine.job import Examined, Outcome, Sampled, joint
 from latent_tool.engine.question import Question
 from latent_tool.errors import DeadlineError
@@ -100,10 +101,16 @@ async def _controls(
             noised = await _noised(question, prefix.inputs, noise, 0)
         for state in ((prefix, None, ()), (noised, latents, patches)):
             question.clock.require_time("the controls were answered")
+            if question.job.options is not None:
+                scored = await question.score_options(*state)
+                chosen, _, found = choose(question.job.options, scored, scored)
+                answers.append(_control(found.text, chosen.probability, answer.text))
+                continue
             decoded = await question.decode(*state, budget)
             if decoded.finish_reason == "deadline":
                 return None
-            answers.append(_control(question, prefix, decoded, answer.text))
+            found = question.extract(prefix, decoded)
+            answers.append(_control(found.text, joint(decoded.log_probabilities, found), answer.text))
     except DeadlineError:
         return None
     return Controls(latents_off=answers[0], image_noised=answers[1])
@@ -160,10 +167,9 @@ async def attention_of(prefix: Prefix, latents: Tensor, patches: Sequence[int]) 
     return tuple(attention.mean(0).tolist())
 
 
-def _control(question: Question, prefix: Prefix, decoded: Decoded, answer: str) -> ControlAnswer:
-    found = question.extract(prefix, decoded)
-    same = " ".join(found.text.lower().split()) == " ".join(answer.lower().split())
-    return ControlAnswer(answer=found.text, confidence=joint(decoded.log_probabilities, found), agrees=same)
+def _control(found: str, confidence: float | None, answer: str) -> ControlAnswer:
+    same = " ".join(found.lower().split()) == " ".join(answer.lower().split())
+    return ControlAnswer(answer=found, confidence=confidence, agrees=same)
 
 
 def _grounding(

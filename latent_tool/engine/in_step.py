@@ -18,6 +18,7 @@ from latent_tool.models.requests import (
     Reason,
     Sample,
     Score,
+    ScoreOptions,
     TokenEntropies,
     TokenLogProbabilities,
     never,
@@ -31,7 +32,18 @@ __all__ = ["InStep", "Member", "Tell"]
 T = TypeVar("T")
 
 # The order in which requests of several questions are served: whoever is behind catches up first ...
-_ORDER = (Prefill, DecodeEach, Reason, Score, Attend, Decode, Sample, TokenLogProbabilities, TokenEntropies)
+_ORDER = (
+    Prefill,
+    DecodeEach,
+    Reason,
+    Score,
+    ScoreOptions,
+    Attend,
+    Decode,
+    Sample,
+    TokenLogProbabilities,
+    TokenEntropies,
+)
 # ... but nobody is passed over more often than this.
 _PATIENCE = 16
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from PIL.Image import Image
 from torch import Tensor
 
+from latent_tool.engine.choosing import Chosen
 from latent_tool.engine.signals import Signal
 from latent_tool.method.search import Outcome as SearchOutcome
 from latent_tool.models.decoding import Decoded, ExtractedAnswer
@@ -22,15 +23,18 @@ __all__ = ["Examined", "Job", "Outcome", "Sampled", "joint", "pooled"]
 class Job:
     """Everything one question needs.
 
-    ``attention``, ``grounding`` (with its noise) and ``controls`` say what to measure once there is an answer;
-    ``deadline`` is a time of the engine's clock (``time.monotonic`` unless replaced); ``cancelled`` is looked at before
-    every forward pass; ``images_first`` puts the images before the question; ``image_seconds`` is what opening the
-    images took, ``queue_seconds`` the wait before that.
+    ``options`` are what the answer is chosen from, ``None`` if it is free; with ``unsure`` the last of them says that
+    the image does not tell. ``attention``, ``grounding`` (with its noise) and ``controls`` say what to measure once
+    there is an answer; ``deadline`` is a time of the engine's clock (``time.monotonic`` unless replaced); ``cancelled``
+    is looked at before every forward pass; ``images_first`` puts the images before the question; ``image_seconds`` is
+    what opening the images took, ``queue_seconds`` the wait before that.
     """
 
     images: tuple[Image, ...]
     question: str
     system: str | None = None
+    options: tuple[str, ...] | None = None
+    unsure: bool = False
     settings: SearchSettings = field(default_factory=SearchSettings)
     budget: Budget = field(default_factory=Budget)
     generation: GenerationSettings | None = None
@@ -54,7 +58,8 @@ class Outcome:
 
     ``latents``: ``(L, d)`` of the decoded state, or ``None`` for the plain model; ``patches``: its injected cells;
     ``plain_probability``: of the answer by the model without either, see ``Scores``; ``stop_reason``: why no more was
-    done for it; ``attention``: of the latents to every image cell, if that was measured.
+    done for it; ``attention``: of the latents to every image cell, if that was measured; ``chosen``: what was said of
+    the options, if there were any.
     """
 
     job: Job
@@ -72,6 +77,7 @@ class Outcome:
     usage: Usage
     views: tuple[View, ...]
     warnings: tuple[str, ...]
+    chosen: Chosen | None = None
 
 
 @dataclass(frozen=True)

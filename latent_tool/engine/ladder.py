@@ -13,6 +13,9 @@ calibrated threshold speaks of answers that all came about in one way.
 Views come before the latents, and an answer that became surer by one is not thought over again: on small details a
 window is what helps, and latents after it change hardly an answer, but make all of them sound sure.
 
+Of a question with options every rung scores all of them in place of decoding, and goes by the best one's probability;
+windows are not looked at for it.
+
 Without latents there is the plain model alone. There is the search alone where ``search_below`` is ``None``, where the
 reward is the confidence, and without rounds, which asks for the start of the latents as such. Where
 ``target_confidence`` is ``None``, the search follows whatever the plain model says, unless a window helps.
@@ -20,11 +23,13 @@ reward is the confidence, and without rounds, which asks for the start of the la
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from latent_tool.cannot_tell import says_cannot_tell
+from latent_tool.engine.choosing import Chosen, choose
 from latent_tool.engine.in_step import Tell
 from latent_tool.engine.job import joint
 from latent_tool.engine.looking import Looked, look_again, reward_of
@@ -33,6 +38,7 @@ from latent_tool.method.search import Outcome as SearchOutcome
 from latent_tool.method.search import State
 from latent_tool.models.decoding import Decoded, ExtractedAnswer
 from latent_tool.models.prefix import Prefix
+from latent_tool.models.requests import ScoredOptions
 from latent_tool.schema import ReasoningStep
 from latent_tool.settings import Budget
 
@@ -56,6 +62,11 @@ class Reached:
     stop_reason: str
     prefix: Prefix
     looked: Looked
+    chosen: Chosen | None = None
+
+
+# What a state says: its answer as far as it was decoded, or what it gives to the options.
+Said = Decoded | ScoredOptions
 
 
 async def climb(question: Question, prefix: Prefix, budget: Budget) -> Reached:
@@ -64,29 +75,31 @@ async def climb(question: Question, prefix: Prefix, budget: Budget) -> Reached:
     target, search_below = budget.target_confidence, job.settings.search_below
     alone = job.confidence == "reward" or not budget.iterations or search_below is None
     looks = bool(job.settings.latents and job.settings.view_depth and budget.max_views) and not alone
+    looks = looks and job.options is None
     if alone or target is None:
         target = search_below = None
     question.init_token()  # a token that does not exist is refused on every rung
     clock.phase_done("search")  # every result says how long the search took, if only that there was none
 
     # 1. The plain model.
-    plain: Decoded | None = None
+    plain: Said | None = None
     if not job.settings.latents or target is not None or looks:
         await Tell(ReasoningStep(phase="decode", iterations=budget.iterations))
         floor = target if job.settings.latents and target is not None else 0.0
-        plain = await question.decode(prefix, None, (), budget, floor)
+        plain = await _ask(question, prefix, None, (), budget, floor)
         clock.phase_done("decode")
         if not job.settings.latents:
             return await _from_state(question, prefix, plain, None, "no_latents")
-        if plain.finish_reason == "deadline":
+        if isinstance(plain, Decoded) and plain.finish_reason == "deadline":
             return await _from_state(question, prefix, plain, None, "deadline")
         sure_of_it = target is not None and _probability(question, prefix, plain) >= target
-        if sure_of_it and not (looks and says_cannot_tell(question.extract(prefix, plain).text)):
+        blind = isinstance(plain, Decoded) and says_cannot_tell(question.extract(prefix, plain).text)
+        if sure_of_it and not (looks and blind):
             return await _from_state(question, prefix, plain, None, "confident")
 
     # 2. Windows of the picture beside it.
     looked = Looked()
-    if looks and plain is not None:
+    if looks and isinstance(plain, Decoded):
         if not _whole(plain):
             plain = await question.decode(prefix, None, (), budget, begun=plain)
         answer = question.extract(prefix, plain)
@@ -107,14 +120,14 @@ async def climb(question: Question, prefix: Prefix, budget: Budget) -> Reached:
             )
 
     # 3. Where the latents start: the search asks whether that is enough, once it has scored it.
-    begun: Decoded | None = None
+    begun: Said | None = None
 
     async def sure(start: State) -> bool:
         nonlocal begun
         if search_below is None:
             return False
         clock.phase_done("search")
-        begun = await question.decode(prefix, start.latents, start.patches, budget, search_below)
+        begun = await _ask(question, prefix, start.latents, start.patches, budget, search_below)
         clock.phase_done("decode")
         return _probability(question, prefix, begun) >= search_below
 
@@ -126,35 +139,69 @@ async def climb(question: Question, prefix: Prefix, budget: Budget) -> Reached:
     best = searched.best
     decoded = begun if best is searched.start else None
     if decoded is None or not _whole(decoded):
-        decoded = await question.decode(prefix, best.latents, best.patches, budget, begun=decoded)
+        decoded = await _ask(question, prefix, best.latents, best.patches, budget, begun=decoded)
     return await _from_state(question, prefix, decoded, searched, searched.stop_reason, plain, looked)
 
 
-def _whole(decoded: Decoded) -> bool:
-    """Whether a decoding was neither given up nor cut by the deadline."""
-    return decoded.finish_reason in ("stop", "length")
+async def _ask(
+    question: Question,
+    prefix: Prefix,
+    latents: Tensor | None,
+    patches: Sequence[int],
+    budget: Budget,
+    floor: float = 0.0,
+    begun: Said | None = None,
+) -> Said:
+    """Decode from a state, with ``floor`` and ``begun`` as ``Question.decode`` has them, or score the options."""
+    if question.job.options is not None:
+        return await question.score_options(prefix, latents, patches)
+    assert not isinstance(begun, ScoredOptions)
+    return await question.decode(prefix, latents, patches, budget, floor, begun)
 
 
-def _probability(question: Question, prefix: Prefix, decoded: Decoded) -> float:
-    """Joint probability of the answer's tokens in the state they were decoded from; 0 where there is no answer."""
-    if not _whole(decoded):
+def _whole(said: Said) -> bool:
+    """Whether a decoding was neither given up nor cut by the deadline; options are always scored whole."""
+    return isinstance(said, ScoredOptions) or said.finish_reason in ("stop", "length")
+
+
+def _probability(question: Question, prefix: Prefix, said: Said) -> float:
+    """How sure a state is of its answer; 0 where there is none.
+
+    This is the joint probability of the answer's tokens, or the best option's probability among all.
+    """
+    if isinstance(said, ScoredOptions):
+        return float(said.log_probabilities[0].double().softmax(-1).max())
+    if not _whole(said):
         return 0.0
-    answer = question.extract(prefix, decoded)
-    return (joint(decoded.log_probabilities, answer) or 0.0) if answer.text else 0.0
+    answer = question.extract(prefix, said)
+    return (joint(said.log_probabilities, answer) or 0.0) if answer.text else 0.0
 
 
 async def _from_state(
     question: Question,
     prefix: Prefix,
-    decoded: Decoded,
+    said: Said,
     searched: SearchOutcome | None,
     stop_reason: str,
-    plain: Decoded | None = None,
+    plain: Said | None = None,
     looked: Looked | None = None,
 ) -> Reached:
-    """The answer that was decoded from the best state of a search, or without one from the plain model."""
+    """The answer of the best state of a search, or without one of the plain model."""
     latents, patches = (None, ()) if searched is None else (searched.best.latents, searched.best.patches)
-    answer = question.extract(prefix, decoded)
-    probability = await question.plain_probability(prefix, latents, decoded, answer, plain)
+    if isinstance(said, ScoredOptions):
+        by_plain = said if latents is None else plain or await question.score_options(prefix, None, ())
+        assert isinstance(by_plain, ScoredOptions)
+        job = question.job
+        pool = job.confidence != "answer_probability"
+        chosen, decoded, answer = choose(job.options or (), said, by_plain, pool=pool, unsure=job.unsure)
+        probability: float | None = float(chosen.plain[chosen.best].double().exp())
+        question.clock.phase_done("decode")
+        return Reached(
+            latents, patches, searched, decoded, answer, probability, stop_reason, prefix, looked or Looked(), chosen
+        )
+    assert not isinstance(plain, ScoredOptions)
+    answer = question.extract(prefix, said)
+    probability = await question.plain_probability(prefix, latents, said, answer, plain)
     question.clock.phase_done("decode")
-    return Reached(latents, patches, searched, decoded, answer, probability, stop_reason, prefix, looked or Looked())
+    looked = looked or Looked()
+    return Reached(latents, patches, searched, said, answer, probability, stop_reason, prefix, looked)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,14 +15,24 @@ from latent_tool.engine.clock import Clock
 from latent_tool.engine.in_step import Tell
 from latent_tool.engine.job import Job, joint
 from latent_tool.engine.rounds import search_step
-from latent_tool.errors import ContextLengthError, NotEnoughMemoryError, SettingsError
+from latent_tool.errors import ContextLengthError, NotEnoughMemoryError, NumericalError, SettingsError
 from latent_tool.method.reward import Logits
 from latent_tool.method.search import Outcome as SearchOutcome
 from latent_tool.method.search import Round, State, search
 from latent_tool.models.decoding import Decoded, ExtractedAnswer, extract_answer, generation_rules
 from latent_tool.models.families import answer_marks
+from latent_tool.models.options import spell
 from latent_tool.models.prefix import Inputs, Prefix
-from latent_tool.models.requests import Attend, Decode, Reason, Score, TokenLogProbabilities
+from latent_tool.models.requests import (
+    Attend,
+    Decode,
+    Reason,
+    Score,
+    ScoredOptions,
+    ScoreOptions,
+    Spellings,
+    TokenLogProbabilities,
+)
 from latent_tool.models.vlm import VisionLanguageModel
 from latent_tool.models.windows import Window
 from latent_tool.settings import Budget
@@ -35,9 +46,10 @@ _RESERVED_TOKENS = 16
 class _Latents:
     """What the search awaits (``method.search.LatentModel``), of one prefix."""
 
-    def __init__(self, prefix: Prefix, clock: Clock) -> None:
+    def __init__(self, prefix: Prefix, clock: Clock, options: tuple[Spellings, ...] | None) -> None:
         self.prefix = prefix
         self.clock = clock
+        self.options = options  # if the reward is read there
 
     async def logits(
         self,
@@ -47,6 +59,10 @@ class _Latents:
         answer_only: bool = False,
         attention: bool = False,
     ) -> Logits:
+        if self.options is not None:
+            scored = await ScoreOptions(self.prefix, latents, patches, self.options)
+            self.clock.calls += 2
+            return Logits(scored.answer[:, None][:, :0], scored.answer, options=scored.log_probabilities)
         logits = await Score(self.prefix, latents, patches, answer_only, attention)
         self.clock.calls += 1
         return logits
@@ -90,6 +106,25 @@ class Question:
         except MemoryError:
             raise NotEnoughMemoryError("The images do not fit into memory.", "Use smaller images.") from None
 
+    @cached_property
+    def spellings(self) -> tuple[Spellings, ...]:
+        """The token sequences that spell each option; raises ``QuestionError`` where that cannot be."""
+        return spell(self.vlm, [[option] for option in self.job.options or ()])
+
+    def check_options(self) -> None:
+        """Raise ``SettingsError`` if the reward is read in options that there are none of."""
+        if self.job.settings.reward_position == "options" and self.job.options is None:
+            raise SettingsError(
+                "The reward is read in the options, and the question has none.",
+                "Give the question options, or read the reward elsewhere: reward_position='answer'.",
+            )
+
+    def _answer_room(self) -> int:
+        """Tokens that the answer needs at least."""
+        if self.job.options is None:
+            return 1
+        return 1 + max(len(tokens) for spellings in self.spellings for tokens in spellings)
+
     def fit_context(self, inputs: Inputs) -> tuple[Budget, list[str]]:
         """Cut the budget to what the model's context holds."""
         limit, budget, warnings = self.vlm.context_length, self.job.budget, list[str]()
@@ -98,17 +133,21 @@ class Question:
         fixed = inputs.length + len(inputs.tail)
         if self.job.settings.latents:
             fixed += self.job.settings.latents + len(inputs.markers.opening) + len(inputs.markers.closing)
-        if fixed + 1 > limit:
+        needed = self._answer_room()
+        if fixed + needed > limit:
+            options = "" if self.job.options is None else f", the longest option {needed}"
             raise ContextLengthError(
-                f"Image, question and latents take {fixed} tokens; the model's context has {limit}.",
-                "Shorten the question, make the image smaller or use fewer latents.",
+                f"Image, question and latents take {fixed} tokens{options}; the model's context has {limit}.",
+                "Shorten the question or the options, make the image smaller or use fewer latents.",
             )
-        patches = min(budget.max_patches, max(0, limit - fixed - min(budget.max_new_tokens, 32)))
+        if self.job.options is None:
+            needed = min(budget.max_new_tokens, 32)
+        patches = min(budget.max_patches, max(0, limit - fixed - needed))
         if patches < budget.max_patches:
             budget = budget.but(max_patches=patches)
             warnings.append(f"max_patches was cut to {patches} to fit the model's context of {limit} tokens.")
         room = limit - fixed - (budget.max_patches if self.job.settings.latents else 0)
-        if room < budget.max_new_tokens:
+        if room < budget.max_new_tokens and self.job.options is None:
             budget = budget.but(max_new_tokens=max(1, room))
             warnings.append(f"max_new_tokens was cut to {max(1, room)} to fit the model's context of {limit} tokens.")
         return budget, warnings
@@ -170,7 +209,7 @@ class Question:
             await Tell(search_step(row, prefix.inputs.cells, budget))
 
         return await search(
-            _Latents(prefix, self.clock),
+            _Latents(prefix, self.clock, self.spellings if settings.reward_position == "options" else None),
             start.to(self.vlm.device),
             settings,
             budget,
@@ -208,6 +247,21 @@ class Question:
         )
         self.clock.calls += len(decoded.tokens) - (0 if begun is None else len(begun.tokens))
         return decoded
+
+    async def score_options(self, prefix: Prefix, latents: Tensor | None, patches: Sequence[int]) -> ScoredOptions:
+        """Score the options after one state, past the deadline too: without them there is no answer.
+
+        Raises ``NumericalError`` where the model's logits are not finite.
+        """
+        self.clock.expired()  # raises if the question was cancelled
+        rows = None if latents is None else latents[None]
+        scored = await ScoreOptions(prefix, rows, (tuple(patches),), self.spellings, tokens=True)
+        self.clock.calls += 1 if latents is None else 2
+        if not bool(scored.log_probabilities.isfinite().all()):
+            raise NumericalError(
+                "The model's logits are not finite for these options.", "Load the model in float32 or bfloat16."
+            )
+        return scored
 
     async def plain_probability(
         self,

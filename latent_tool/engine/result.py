@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
-from latent_tool.engine.job import Outcome, joint, pooled
+from latent_tool.cannot_tell import CANNOT_TELL_REASON
+from latent_tool.engine.choosing import Chosen
+from latent_tool.engine.job import Job, Outcome, joint, pooled
 from latent_tool.engine.rounds import trace_row
 from latent_tool.errors import SettingsError
 from latent_tool.models.vlm import VisionLanguageModel
-from latent_tool.schema import CellAttention, GeneratedToken, Patch, ReasoningResult, Scores
-from latent_tool.settings import SearchSettings
+from latent_tool.schema import CellAttention, Choice, ConfidenceSource, GeneratedToken, Patch, ReasoningResult, Scores
 
 __all__ = ["as_result"]
 
@@ -17,7 +18,11 @@ __all__ = ["as_result"]
 def as_result(vlm: VisionLanguageModel, outcome: Outcome) -> ReasoningResult:
     """Return the outcome as plain JSON types."""
     job, searched = outcome.job, outcome.search
-    probability = joint(outcome.decoded.log_probabilities, outcome.answer)
+    chosen = outcome.chosen
+    if chosen is None:
+        probability = joint(outcome.decoded.log_probabilities, outcome.answer)
+    else:  # all spellings of the option
+        probability = min(1.0, float(chosen.log_probabilities[chosen.best].double().exp()))
     plain = outcome.plain_probability
     answer_log_p = outcome.decoded.log_probabilities[outcome.answer.start : outcome.answer.stop]
     looks = sum(view.accepted for view in outcome.views)
@@ -32,25 +37,31 @@ def as_result(vlm: VisionLanguageModel, outcome: Outcome) -> ReasoningResult:
         first_token_entropy=float(outcome.decoded.entropies[outcome.answer.start])
         if outcome.answer.start < len(outcome.decoded.entropies)
         else None,
+        option_probability=None if chosen is None else chosen.probability,
     )
+    source: ConfidenceSource = job.confidence
     if job.confidence == "reward":
         if searched is None:
             raise SettingsError("Without latents there is no reward.", "Gate on the answer probability instead.")
-        confidence: float | None = _reward_confidence(searched.best.reward, job.settings, vlm)
+        confidence: float | None = _reward_confidence(searched.best.reward, job, vlm)
+    elif chosen is not None:
+        source, confidence = "option_probability", chosen.probability
     else:
         confidence = getattr(scores, job.confidence)
     accepted = None
     if job.min_confidence is not None:
         accepted = confidence is not None and confidence >= job.min_confidence
-    return ReasoningResult(
+    result = ReasoningResult(
         answer=outcome.answer.text,
         raw_text=outcome.answer.raw_text,
         confidence=confidence,
-        confidence_source=job.confidence if confidence is not None else "unscored",
+        confidence_source=source if confidence is not None else "unscored",
         accepted=accepted,
         abstained=None if accepted is None else not accepted,
         min_confidence=job.min_confidence,
         scores=scores,
+        choices=None if chosen is None else _choices(chosen),
+        mass=None if chosen is None else chosen.mass,
         tokens=_tokens(vlm, outcome),
         patches=_patches(outcome),
         views=list(outcome.views),
@@ -66,8 +77,10 @@ def as_result(vlm: VisionLanguageModel, outcome: Outcome) -> ReasoningResult:
         settings=job.settings,
         budget=job.budget,
         seed=job.seed,
-        warnings=list(outcome.warnings),
+        warnings=[*outcome.warnings, *_small_mass(chosen)],
     )
+    untold = chosen is not None and chosen.unsure and chosen.best == len(chosen.options) - 1
+    return result.abstaining(CANNOT_TELL_REASON) if untold else result
 
 
 def _tokens(vlm: VisionLanguageModel, outcome: Outcome) -> list[GeneratedToken]:
@@ -89,14 +102,39 @@ def _tokens(vlm: VisionLanguageModel, outcome: Outcome) -> list[GeneratedToken]:
     return found
 
 
-def _reward_confidence(reward: float, settings: SearchSettings, vlm: VisionLanguageModel) -> float:
+def _small_mass(chosen: Chosen | None) -> list[str]:
+    """A warning where the model would rather answer with something else."""
+    if chosen is None or chosen.mass >= 0.5:
+        return []
+    return [f"The model gives all options together a probability of {chosen.mass:.2g}: perhaps none of them fits."]
+
+
+def _choices(chosen: Chosen) -> list[Choice]:
+    """The options in the order they were given."""
+    return [
+        Choice(
+            text=text,
+            log_probability=min(0.0, float(chosen.log_probabilities[option])),
+            plain_log_probability=min(0.0, float(chosen.plain[option])),
+            probability=chosen.probabilities[option],
+            unsure=chosen.unsure and option == len(chosen.options) - 1,
+        )
+        for option, text in enumerate(chosen.options)
+    ]
+
+
+def _reward_confidence(reward: float, job: Job, vlm: VisionLanguageModel) -> float:
     """The reward rescaled from its range to [0, 1]."""
+    settings = job.settings
     if settings.reward == "neg_log_probability":
         raise SettingsError(
             "The reward neg_log_probability has no upper bound, so it is no confidence.",
             "Gate on the answer probability, or choose another reward.",
         )
-    low = 0.0 if settings.reward == "entropy" else 1 - math.log(settings.top_k)
+    tokens = settings.top_k
+    if settings.reward_position == "options" and job.options is not None:
+        tokens = min(tokens, len(job.options))
+    low = 0.0 if settings.reward == "entropy" else 1 - math.log(tokens)
     return min(1.0, max(0.0, (reward - low) / (1 - low)))
 
 

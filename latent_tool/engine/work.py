@@ -21,6 +21,7 @@ async def answer(question: Question) -> Outcome:
     job, clock = question.job, question.clock
     clock.require_time("the image was read")
     await Tell(ReasoningStep(phase="prefill", iterations=job.budget.iterations))
+    question.check_options()
     inputs = question.inputs()
     budget, warnings = question.fit_context(inputs)
     clock.require_time("the image was read")
@@ -95,6 +96,7 @@ async def answer(question: Question) -> Outcome:
         usage,
         reached.looked.views,
         (*job.warnings, *inputs.warnings, *warnings),
+        reached.chosen,
     )
 
 

@@ -32,7 +32,7 @@ __all__ = ["Plan", "answer_batch", "answer_scores", "measured", "vote"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What every batch needs to know."""
+    """What every batch needs to know; ``options``: questions with options are asked by them."""
 
     methods: tuple[Method, ...]
     generation: GenerationSettings | None
@@ -40,6 +40,7 @@ class Plan:
     system: str | None
     seed: int
     noise: NoiseSettings | None
+    options: bool = True
 
 
 def answer_batch(
@@ -85,6 +86,7 @@ def _answer(
                 images=images[item.id],
                 question=item.question,
                 system=plan.system,
+                options=item.options if plan.options and method.sampling is None else None,
                 settings=method.settings,
                 budget=method.budget_for(matched),
                 generation=plan.generation,
@@ -160,6 +162,9 @@ def _row(
             "stop_reason": result.stop_reason,
             "patches": len(result.patches),
         }
+        if result.choices is not None:
+            details["options"] = [measured(choice.probability) for choice in result.choices]
+            details["mass"] = measured(result.mass)
         scores = answer_scores(result, None if isinstance(examined, Exception) else examined)
         if isinstance(examined, Exception):  # the answer stands; its visual scores are missing, and say why
             details["visual_error"] = f"{type(examined).__name__}: {examined}"

@@ -63,6 +63,7 @@ def evaluate(
     system: str | None = None,
     noise: NoiseSettings | None = None,
     visual: bool = True,
+    options: bool = True,
     report: bool = True,
     progress: Progress | None = None,
 ) -> Run:
@@ -84,6 +85,7 @@ def evaluate(
         system: system text before every question.
         noise: how the image is noised for the visual dependency.
         visual: also measure the scores that need further images: visual dependency and masked entropy.
+        options: ask questions that have options by the options' probabilities; otherwise every answer is free.
         report: also write the summary and the reports, which needs the extra ``evaluation``.
         progress: told after every batch.
 
@@ -106,6 +108,7 @@ def evaluate(
         system=system,
         seed=seed if seed is not None else 0 if reasoner is None else reasoner.seed,
         noise=(noise or NoiseSettings()) if visual else None,
+        options=options and any(item.options for item in items),
     )
     if reasoner is not None and not is_folder(reasoner.model):
         reasoner.engine()  # only then is it known which commit a hub id stands for, and whether it is one
@@ -214,6 +217,7 @@ def _manifest(model: LatentReasoner | Engine, plan: Plan, items: Sequence[Item],
         seed=plan.seed,
         system=plan.system,
         batch=batch,
+        options=plan.options,
         noise=None if plan.noise is None else plan.noise.model_dump(mode="json"),
         methods=methods,
     )
@@ -233,7 +237,7 @@ def _begin(folder: Path, wanted: Manifest) -> Manifest:
             raise SettingsError(f"{str(folder)!r} holds answers of an unknown run.", "Give an empty folder.")
         write_whole(folder / MANIFEST, _json(wanted))
         return wanted
-    for field in ("dataset", "model", "seed", "system", "batch", "noise", "latent_tool"):
+    for field in ("dataset", "model", "seed", "system", "batch", "noise", "options", "latent_tool"):
         if getattr(there, field) != getattr(wanted, field):
             raise SettingsError(
                 f"The folder {str(folder)!r} holds a run with another {field}.",

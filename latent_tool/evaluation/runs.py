@@ -107,6 +107,7 @@ class Manifest(Part):
     seed: int = 0
     system: str | None = None
     batch: int = Field(ge=1)
+    options: bool = Field(False, description="Questions that have options were asked by them.")
     noise: dict[str, Any] | None = None
     methods: dict[str, MethodFacts]
 

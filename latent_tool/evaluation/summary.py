@@ -30,7 +30,7 @@ FUSED_ITEMS, FUSED_CLASS = 100, 20
 FEW = 30
 _CURVE = 60
 # What a method's confidence is: the first of these scores that it has.
-GATED = ("pooled_probability", "answer_probability", "agreement")
+GATED = ("option_probability", "pooled_probability", "answer_probability", "agreement")
 WRONG_SHOWN = 100  # wrong answers in the reports, at most
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from latent_tool.errors import ImageDecodeError, InputError
 
-__all__ = ["Chosen", "Conversation", "Part", "Unreadable", "is_left_out", "read_blocks"]
+__all__ = ["Chosen", "Conversation", "Part", "Unreadable", "is_left_out", "is_media", "read_blocks"]
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,13 @@ def read_blocks(content: object, *, known_only: bool = False) -> Iterator[Part]:
         yield Unreadable(f"a {type(content).__name__}")
     else:
         yield from _read_block(content, known_only)
+
+
+def is_media(value: object) -> bool:
+    """Whether a value is a content block, and no other dict that happens to hold one."""
+    if not isinstance(value, Mapping):
+        return False
+    return value.get("type") in _KINDS | _TEXTS | {"non_standard"}
 
 
 def _read_block(block: Mapping[str, Any], known_only: bool) -> Iterator[Part]:

@@ -69,8 +69,9 @@ class ChatLatentReasoner(BindsOptions, BaseChatModel):
     ``with_structured_output`` fills a schema from the answer; see there. Decoding is greedy, so a ``temperature`` other
     than 0 is an error; ``max_retries`` and ``api_key`` are accepted and change nothing, because nothing is sent.
 
-    A call takes ``stop``, ``max_tokens`` and ``timeout``, and of ``CallOptions`` ``budget``, ``seed`` and
-    ``min_confidence``, as keyword arguments (for example through ``bind``) or in
+    A call takes ``options`` (answers to choose from: ``response_metadata["choices"]`` then has the probability of each,
+    and ``["mass"]`` that of all), ``stop``, ``max_tokens`` and ``timeout``, and of ``CallOptions`` ``budget``,
+    ``seed`` and ``min_confidence``, as keyword arguments (for example through ``bind``) or in
     ``config["configurable"]["latent_reasoner"]``.
 
     LangChain's cache is used only for conversations that hold their images: it knows neither ``image`` nor what is
@@ -200,7 +201,7 @@ class ChatLatentReasoner(BindsOptions, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         stop = self.stop if stop is None else _checked_stop(stop)
-        request, warnings = self._question(messages)
+        request, warnings = self._question(messages, kwargs.pop("options", None))
         result = self.reasoner.invoke(request, self._config(run_manager, kwargs))
         return self._reply(result, stop, warnings)
 
@@ -212,7 +213,7 @@ class ChatLatentReasoner(BindsOptions, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         stop = self.stop if stop is None else _checked_stop(stop)
-        request, warnings = self._question(messages)
+        request, warnings = self._question(messages, kwargs.pop("options", None))
         result = await self.reasoner.ainvoke(request, self._config(run_manager, kwargs))
         return self._reply(result, stop, warnings)
 
@@ -280,20 +281,24 @@ class ChatLatentReasoner(BindsOptions, BaseChatModel):
                 JSON schema with one field for the answer (a ``Literal``, an ``Enum``, ``bool``, text or a number), and
                 any fields that a ``StructuredAnswer`` has; or a ``Literal``, an ``Enum`` or ``bool`` alone.
             include_raw: return a dict of ``raw``, ``parsed`` and ``parsing_error`` instead of raising that error.
-            kwargs: ``method`` and ``strict`` are accepted and change nothing: the answer is read, not constrained.
+            kwargs: ``method`` and ``strict`` are accepted and change nothing.
 
-        Raises ``SettingsError`` when the schema has not one place for the answer; calls raise ``AnswerMismatchError``
-        when the answer is none of its values, or was not accepted and the schema has no field that says so.
+        Where the schema has a list of values, the answer is chosen among them by their probabilities; otherwise it is
+        read. Raises ``SettingsError`` when the schema has not one place for the answer; calls raise
+        ``AnswerMismatchError`` when the answer is none of its values, or more likely none of them, or was not accepted
+        and the schema has no field that says so.
         """
         unknown = set(kwargs) - {"method", "strict"}
         if unknown:
             raise SettingsError(f"with_structured_output does not know: {', '.join(sorted(unknown))}.", "Leave it out.")
-        fill = RunnableLambda(StructuredOutput(schema).__call__, name="StructuredOutput")
+        output = StructuredOutput(schema)
+        chat: Runnable[Any, AIMessage] = self if output.options is None else self.bind(options=output.options)
+        fill = RunnableLambda(output.__call__, name="StructuredOutput")
         if not include_raw:
-            return self | fill
+            return chat | fill
         parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | fill, parsing_error=lambda _: None)
         failed = RunnablePassthrough.assign(parsed=lambda _: None)
-        return RunnableMap(raw=self) | parsed.with_fallbacks(
+        return RunnableMap(raw=chat) | parsed.with_fallbacks(
             [failed], exceptions_to_handle=(AnswerMismatchError,), exception_key="parsing_error"
         )
 
@@ -332,9 +337,13 @@ class ChatLatentReasoner(BindsOptions, BaseChatModel):
             config["callbacks"] = _children_of(run_manager)
         return config
 
-    def _question(self, messages: Sequence[BaseMessage]) -> tuple[ReasoningRequest, list[str]]:
+    def _question(
+        self, messages: Sequence[BaseMessage], options: Sequence[str] | None
+    ) -> tuple[ReasoningRequest, list[str]]:
         """What is asked, and what of the conversation is not looked at."""
         request, shown = request_from_messages(messages, self.image), conversation(messages).pictures
+        if options is not None:
+            request = ReasoningRequest.parse({**dict(request), "options": options})
         if not shown:
             return request, []  # about the developer's own image, under the reasoner's policy
         asked = request.image_references
@@ -347,7 +356,9 @@ class ChatLatentReasoner(BindsOptions, BaseChatModel):
         text = result.answer
         for sequence in stop or ():
             text = text.partition(sequence)[0]
-        plain = result.model_dump(mode="json", include={"patches", "scores", "warnings", "finish_reason"})
+        plain = result.model_dump(
+            mode="json", include={"patches", "scores", "choices", "mass", "warnings", "finish_reason"}
+        )
         metadata = {
             "model_name": result.model,
             "model_provider": "latent_tool",

@@ -28,7 +28,7 @@ from latent_tool.langchain.attachments import Chosen, Conversation, is_left_out
 from latent_tool.langchain.call import OPTIONS_KEY, CallOptions
 from latent_tool.langchain.reasoner import LatentReasoner
 from latent_tool.langchain.runnable import Handover, hand_over, refuse_tools
-from latent_tool.schema import MAX_TEXT, ReasoningRequest, ReasoningResult, ReasoningStep
+from latent_tool.schema import MAX_TEXT, Choice, ReasoningRequest, ReasoningResult, ReasoningStep, checked_options
 from latent_tool.settings import BudgetLevel, ImagePolicy, Settings, explain_validation
 from latent_tool.views.overlay import overlay_png
 
@@ -70,6 +70,7 @@ ALLOW_OVERLAY = (
 )
 
 _PATCHES_NAMED = 5
+_OPTIONS_NAMED = 8
 
 
 class ToolArguments(BaseModel):
@@ -88,6 +89,11 @@ class ToolArguments(BaseModel):
         description="Which image: its number in the conversation ('1' is the first it shows), or a data URI, path or "
         "URL. Leave it out to ask about the newest image of the conversation.",
     )
+    options: list[str] | None = Field(
+        None,
+        description="The possible answers, if you know them: the reply is one of them, with the probability of each. "
+        "Leave it out for a free answer.",
+    )
     budget: BudgetLevel | None = Field(
         None,
         description="How hard to think. Leave it out at first; use 'thorough' to ask again after an answer that was "
@@ -97,17 +103,24 @@ class ToolArguments(BaseModel):
         False, description="Also return the images, with the regions marked that the answer rests on."
     )
 
-    @field_validator("image", "budget", "overlay", mode="before")
+    @field_validator("image", "options", "budget", "overlay", mode="before")
     @classmethod
     def _no_fillers(cls, value: Any, info: ValidationInfo) -> Any:
         field = cls.model_fields[str(info.field_name)]
         if is_left_out(value):
             return value if field.is_required() else field.default
+        if info.field_name == "options" and value == []:
+            return None
         if info.field_name == "image" and isinstance(value, int) and not isinstance(value, bool):
             return str(value)
         if info.field_name == "budget" and isinstance(value, str):
             return value.strip().lower()
         return value
+
+    @field_validator("options")
+    @classmethod
+    def _can_be_told_apart(cls, options: list[str] | None) -> list[str] | None:
+        return None if options is None else checked_options(options)
 
     @classmethod
     def parse(cls, value: Self | Mapping[str, Any]) -> Self:
@@ -213,6 +226,8 @@ class ToolReply:
                 "warnings",
             },
         )
+        if self.result.choices is not None:
+            answer["options"] = {choice.text: choice.probability for choice in self.result.choices}
         boxes = [list(patch.box) for patch in self.result.patches if patch.box is not None]
         windows = [list(view.box) for view in self.result.views if view.accepted]
         return {**answer, "evidence": boxes, "looked_again": windows, "advice": self.text}
@@ -233,6 +248,7 @@ BRIEF_SCHEMA: dict[str, Any] = {
         "image_numbers": {"type": "array", "description": "Which images of the conversation were asked about, from 1."},
         "image_sizes": {"type": "array", "description": "Width and height of every image, in pixels."},
         "warnings": {"type": "array", "items": {"type": "string"}},
+        "options": {"type": "object", "description": "Probability of every option, if options were given."},
         "evidence": {"type": "array", "description": "Regions (left, top, right, bottom) the answer rests on."},
         "looked_again": {
             "type": "array",
@@ -343,6 +359,7 @@ class ImageTool(Settings):
         request = ReasoningRequest(
             images=list(chosen.references),
             question=asked.question,
+            options=asked.options,
             budget=asked.budget,
             min_confidence=self.min_confidence if named is None else None,
         )
@@ -376,7 +393,8 @@ def explain_arguments(error: ValidationError, arguments: type[ToolArguments] = T
     return (
         f"The arguments are not valid: {explain_validation(error)}. "
         + ("Give 'question' and 'image' as text; " if required else "Give 'question' as text; 'image', ")
-        + "'budget' (quick, standard or thorough) and 'overlay' (true or false) may be left out."
+        + "'options' (2 or more texts), 'budget' (quick, standard or thorough) and 'overlay' (true or false) may be "
+        "left out."
     )
 
 
@@ -391,6 +409,8 @@ def describe(result: ReasoningResult, *, spent: bool | None = None) -> str:
     else:
         words = "high" if result.confidence >= 0.9 else "moderate" if result.confidence >= 0.6 else "low"
         lines.append(f"Confidence: {words}, {result.confidence:.2f} of 1 ({result.confidence_source}).")
+    if result.choices is not None:
+        lines.append(_options(result.choices))
     if result.image_numbers:
         numbers = ", ".join(map(str, result.image_numbers))
         lines.append(f"Asked about: image{'s' if len(result.image_numbers) > 1 else ''} {numbers} of the conversation.")
@@ -425,6 +445,14 @@ def _looked_again(result: ReasoningResult) -> list[str]:
         number = result.image_numbers[view.image] if result.image_numbers else view.image + 1
         named.append(f"image {number} at {view.where}" if len(result.image_sizes) > 1 else view.where)
     return [f"Looked again, closer, at {'; '.join(named)} (left,top-right,bottom in pixels)."]
+
+
+def _options(choices: Sequence[Choice]) -> str:
+    """The likeliest options and their probabilities."""
+    ranked = sorted(choices, key=lambda choice: -choice.probability)
+    named = ", ".join(f"{choice.text} {choice.probability:.2f}" for choice in ranked[:_OPTIONS_NAMED])
+    more = f", and {len(ranked) - _OPTIONS_NAMED} less likely ones" if len(ranked) > _OPTIONS_NAMED else ""
+    return f"Options: {named}{more}."
 
 
 def _evidence(result: ReasoningResult) -> str:

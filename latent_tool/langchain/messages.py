@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "as_request",
+    "asked_text",
     "conversation",
     "image_block",
     "messages_from_request",
@@ -174,9 +175,17 @@ def image_block(image: Image) -> dict[str, Any]:
     return {"type": "image", "base64": base64.b64encode(buffer.getvalue()).decode(), "mime_type": "image/png"}
 
 
+def asked_text(request: ReasoningRequest) -> str:
+    """The question in words, for whoever cannot be asked for the probabilities of options."""
+    if request.all_options is None:
+        return request.question
+    listed = "\n".join(f"- {option}" for option in request.all_options)
+    return f"{request.question}\nAnswer with one of these, and nothing else:\n{listed}"
+
+
 def messages_from_request(request: ReasoningRequest, images: Sequence[Image]) -> list[BaseMessage]:
     """The request for a chat model; ``images`` are its images, opened."""
     content: list[str | dict[Any, Any]] = [*(image_block(image) for image in images)]
-    content.append({"type": "text", "text": request.question})
+    content.append({"type": "text", "text": asked_text(request)})
     question = HumanMessage(content)
     return [SystemMessage(request.system), question] if request.system else [question]

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from latent_tool.calibration.calibration import Calibration
 from latent_tool.calibration.configuration import configuration, is_folder
 from latent_tool.engine.signals import AnyOf
-from latent_tool.errors import CalibrationError, CalibrationMismatchError, CancelledError, InputError
+from latent_tool.errors import CalibrationError, CalibrationMismatchError, CancelledError
 from latent_tool.langchain.call import OPTIONS_KEY, CallOptions, Threshold, first_given, stricter
 from latent_tool.langchain.messages import as_request
 from latent_tool.langchain.progress import announce, announce_async
@@ -293,8 +293,6 @@ class LatentReasoner(RequestRunnable):
         from latent_tool.images.picture import open_pictures
 
         request, options, call = as_request(question.value), question.options(), question.call
-        if request.options is not None:
-            raise InputError("Options cannot be answered here yet.", "Name them in the question instead.")
         cancelled = AnyOf((call.cancelled, options.cancelled))
         if cancelled.is_set():
             raise CancelledError("The question was cancelled.")
@@ -318,6 +316,8 @@ class LatentReasoner(RequestRunnable):
             images=tuple(each.image for each in loaded),
             question=request.question,
             system=request.system,
+            options=request.all_options,
+            unsure=request.unsure,
             settings=self.settings,
             generation=self.generation,
             images_first=self.images_first,

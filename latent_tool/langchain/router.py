@@ -368,7 +368,7 @@ class ConfidenceRouter(RequestRunnable):
         """Accept an answer, or write down why not."""
         name, threshold = self.rungs[rung].get_name(), self._threshold(question, rung)
         tried: dict[str, Any] = {"rung": rung, "name": name, "cost": self._cost(rung), "seconds": seconds}
-        result = answer if isinstance(answer, Exception) else as_result(answer, rung, name)
+        result = answer if isinstance(answer, Exception) else as_result(answer, question.handover.request, rung, name)
         if isinstance(result, ReasoningResult):
             scorer = None if self.scorers is None else self.scorers[rung]
             result = scored(question.handover.with_warnings(result), answer, question.request_for(rung), scorer)

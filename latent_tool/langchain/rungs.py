@@ -8,6 +8,7 @@ module asks nobody and decides nothing.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -17,9 +18,10 @@ from langchain_core.prompts import BasePromptTemplate
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from pydantic import ValidationError
 
+from latent_tool.cannot_tell import CANNOT_TELL_REASON, says_cannot_tell
 from latent_tool.errors import LatentToolError, RungError
 from latent_tool.images.picture import Picture, open_pictures
-from latent_tool.langchain.messages import image_block, messages_from_request, shown_input
+from latent_tool.langchain.messages import asked_text, image_block, messages_from_request, shown_input
 from latent_tool.langchain.runnable import RequestRunnable, first_step, with_images
 from latent_tool.schema import ReasoningRequest, ReasoningResult
 from latent_tool.settings import ImagePolicy
@@ -64,7 +66,7 @@ def _opened(request: ReasoningRequest, policy: ImagePolicy) -> list[Any]:
 
 def _variables(prompt: BasePromptTemplate[Any], request: ReasoningRequest, policy: ImagePolicy) -> dict[str, Any]:
     """The request's fields and ``PROMPT_VARIABLES``; images are opened only for a prompt that shows them."""
-    fields = {**dict(request), "image": None, "images": None}
+    fields = {**dict(request), "question": asked_text(request), "image": None, "images": None}
     wanted = {*prompt.input_variables, *prompt.optional_variables} & {*PROMPT_VARIABLES}
     if not wanted:
         return fields
@@ -126,8 +128,34 @@ def quiet(rung: Runnable[Any, Any]) -> Runnable[Any, Any]:
 # ---------------------------------------------------------------------- how a reply reads
 
 
-def as_result(answer: Any, rung: int, name: str) -> ReasoningResult | Exception:
-    """A rung's reply as a result, or the error that it stands for; a text about an error is no answer."""
+def as_result(answer: Any, request: ReasoningRequest, rung: int, name: str) -> ReasoningResult | Exception:
+    """A rung's reply as a result, or the error that it stands for.
+
+    A text about an error is no answer, and where options were given, neither is a text that is none of them.
+    """
+    result = _read(answer, rung, name)
+    options = request.all_options
+    if isinstance(result, Exception) or options is None or result.choices is not None:
+        return result
+    meant = [option for option in options if _folded(option) == _folded(result.answer)]
+    if not meant and request.unsure and says_cannot_tell(result.answer):
+        meant = [options[-1]]
+    if len(meant) > 1:  # options that differ in case
+        meant = [option for option in meant if option == result.answer]
+    if len(meant) != 1:
+        return RungError(
+            f"Rung {rung} ({name}) answered with none of the options.", "Ask another rung, or give it other options."
+        )
+    found = result.model_copy(update={"answer": meant[0]})
+    return found.abstaining(CANNOT_TELL_REASON) if request.unsure and meant[0] == options[-1] else found
+
+
+def _folded(text: str) -> str:
+    """A text without case, and without what chat models write around a single answer."""
+    return " ".join(re.sub(r"^[\s\-*\"'`(]+|[\s.,;:!*\"'`)]+$", "", text.casefold()).split())
+
+
+def _read(answer: Any, rung: int, name: str) -> ReasoningResult | Exception:
     if isinstance(answer, ReasoningResult):
         return answer
     if isinstance(answer, ToolMessage):

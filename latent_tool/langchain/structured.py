@@ -17,7 +17,7 @@ from langchain_core.messages import AIMessage
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from latent_tool.errors import AnswerMismatchError, SettingsError
-from latent_tool.schema import ConfidenceSource, Patch
+from latent_tool.schema import ConfidenceSource, Patch, checked_options
 
 __all__ = ["StructuredAnswer", "StructuredOutput"]
 
@@ -38,6 +38,8 @@ class StructuredAnswer(BaseModel):
 
 # Fields that are filled from what a reply carries beside its answer, whatever else a schema has.
 _CARRIED = set(StructuredAnswer.model_fields) - {"answer"} | {"abstained", "finish_reason", "model_name", "scores"}
+# Below this probability of all values together, the model's own answer is more likely none of them.
+_LEAST_MASS = 0.5
 # Where a schema shows that an answer was not accepted.
 _GATES = {"accepted", "abstained", "confidence"}
 _HINT = (
@@ -79,6 +81,21 @@ class StructuredOutput:
             raise SettingsError(f"The field {name} of the schema cannot be filled from an answer.", _HINT)
         self._answer = name, own[name]
 
+    @property
+    def options(self) -> list[str] | None:
+        """How an answer spells each of the schema's values, to choose from; ``None`` if they cannot be told apart."""
+        kind = self.schema if self._answer is None else self._answer[1]
+        spelled: dict[Any, str] = {}
+        for key, value in _options(kind).items():
+            spelled.setdefault(value, _spelled(value, key))
+        texts = list(spelled.values())
+        if len({_folded(text) for text in texts}) < len(texts):
+            return None
+        try:
+            return checked_options(texts)
+        except ValueError:
+            return None
+
     def __call__(self, reply: AIMessage) -> Any:
         """The schema, filled.
 
@@ -93,6 +110,13 @@ class StructuredOutput:
                 "Take another answer, or give the schema a field 'accepted' or 'confidence' to see such answers too.",
             )
         text = str(reply.text)
+        mass = reply.response_metadata.get("mass")
+        if mass is not None and mass < _LEAST_MASS:
+            raise AnswerMismatchError(
+                f"The model would rather answer with something else: it gives all values of the schema together a "
+                f"probability of {mass:.2g}.",
+                "Name the possible answers in the question, or give the schema a value for whatever else there is.",
+            )
         if self._answer is None or self._fields is None:
             return _read(text, self.schema)
         name, kind = self._answer
@@ -173,6 +197,16 @@ def _options(kind: Any) -> dict[str, Any]:
         names = {_folded(each.name.replace("_", " ")): each for each in kind}
         return {**names, **{_folded(each.value): each for each in kind}}
     return {}
+
+
+def _spelled(value: Any, key: str) -> str:
+    """How an answer would spell a value; ``key`` is one way to."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Enum):
+        words = isinstance(value.value, str) and any(sign.isalpha() for sign in value.value)
+        return str(value.value) if words else value.name.replace("_", " ").lower()
+    return str(value) if not isinstance(value, list | dict) else key
 
 
 def _folded(value: Any) -> str:

@@ -122,11 +122,12 @@ class LatentReasoningTool(BindsOptions, BaseTool):
         question: str,
         config: RunnableConfig,
         image: str | None = None,
+        options: list[str] | None = None,
         budget: BudgetLevel | None = None,
         overlay: bool = False,
         state: Any = None,
     ) -> tuple[str | list[dict[str, Any]], dict[str, Any]]:
-        asked = ToolArguments(question=question, image=image, budget=budget, overlay=overlay)
+        asked = ToolArguments(question=question, image=image, options=options, budget=budget, overlay=overlay)
         try:
             return _parts(self._tool().ask(asked, shown=self._shown(state), config=config))
         except MENDABLE as error:
@@ -137,11 +138,12 @@ class LatentReasoningTool(BindsOptions, BaseTool):
         question: str,
         config: RunnableConfig,
         image: str | None = None,
+        options: list[str] | None = None,
         budget: BudgetLevel | None = None,
         overlay: bool = False,
         state: Any = None,
     ) -> tuple[str | list[dict[str, Any]], dict[str, Any]]:
-        asked = ToolArguments(question=question, image=image, budget=budget, overlay=overlay)
+        asked = ToolArguments(question=question, image=image, options=options, budget=budget, overlay=overlay)
         try:
             return _parts(await self._tool().aask(asked, shown=self._shown(state), config=config))
         except MENDABLE as error:

@@ -35,18 +35,21 @@ class Logits(NamedTuple):
     ``latents``: ``(N, L, vocabulary)``, at the latent positions (``(N, 0, vocabulary)`` if they were not asked for).
     ``answer``: ``(N, vocabulary)``, at the position that predicts the first answer token (the last latent itself when
     nothing stands between). ``attention``: ``(N, L, C)`` of the latents to the image cells, if it was read with them.
+    ``options``: ``(N, n)``, joint log-probabilities of given answers, if the reward is read there.
     """
 
     latents: Tensor
     answer: Tensor
     attention: Tensor | None = None
+    options: Tensor | None = None
 
 
 class Reading(NamedTuple):
     """What the logits of ``N`` states say, each ``(N,)``, float64 on the CPU.
 
     ``reward``: what the search maximises. ``top_k_mass``: probability of the k most probable tokens, mean over the
-    positions the reward is read at. ``first_token_probability``: of the most probable first answer token.
+    positions the reward is read at; of all options, if it is read there. ``first_token_probability``: of the most
+    probable first answer token.
     """
 
     reward: Tensor
@@ -114,8 +117,16 @@ _FORMULAS: dict[str, Callable[[Tensor, int], Tensor]] = {
 def read_reward(logits: Logits, settings: SearchSettings) -> Reading:
     """Reward of every candidate, rounded to 1e-6 so that the composition of a batch does not decide near-ties.
 
-    A candidate whose logits are not finite gets a reward of NaN.
+    A candidate whose logits are not finite gets a reward of NaN. Read in the options, the reward is that of the
+    distribution over the options alone: their log-probabilities are the logits, and no state can gain by flattening it.
     """
+    if settings.reward_position == "options":
+        if logits.options is None:
+            raise ValueError("the reward is read in the options, which were not scored")
+        rewards = _FORMULAS[settings.reward](logits.options, settings.top_k)  # (N,)
+        first = _top_k_log_probabilities(logits.answer, 1)[:, 0].exp().cpu()
+        reward, mass = rewards.cpu().double(), logits.options.exp().sum(-1).cpu().double()
+        return Reading((reward * 1e6).round() / 1e6, mass, first.double())
     if settings.reward_position == "latents":
         positions = logits.latents
     elif settings.reward_position == "answer":

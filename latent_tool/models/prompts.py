@@ -20,7 +20,7 @@ from typing import Any, Literal
 from latent_tool.errors import ModelLoadError, QuestionError
 from latent_tool.schema import MAX_TEXT
 
-__all__ = ["Markers", "Prompt", "find_markers", "neutralise", "render_prompt"]
+__all__ = ["Markers", "Prompt", "find_markers", "neutralise", "render_prompt", "spells_control"]
 
 # Begins and ends with different characters, so that no text before it makes a second one.
 _END = "\u2062end-of-question-{}\u2063"
@@ -71,20 +71,34 @@ def _control_tokens(tokenizer: Any) -> set[str]:
 
 def _plain(text: str, what: str, processor: Any) -> str:
     """Text of a stranger, made safe. Raises ``QuestionError`` when it is too long or cannot be made safe."""
-    tokenizer = processor.tokenizer
     if len(text) > MAX_TEXT:
         raise QuestionError(
             f"The {what} has {len(text):,} characters; at most {MAX_TEXT:,} are allowed.", "Shorten it."
         )
-    placeholders = [value for name, value in vars(processor).items() if "token" in name and isinstance(value, str)]
-    text = neutralise(text, tokenizer, placeholders)
+    text = neutralise(text, processor.tokenizer, _placeholders(processor))
+    if _becomes_control(text, processor.tokenizer):
+        raise QuestionError(f"The {what} spells a control token of the model.", "Put it into other words.")
+    return text
+
+
+def spells_control(text: str, processor: Any) -> bool:
+    """Whether a text, taken as it is, spells a control token of the model."""
+    tokenizer = processor.tokenizer
+    return neutralise(text, tokenizer, _placeholders(processor)) != text or _becomes_control(text, tokenizer)
+
+
+def _placeholders(processor: Any) -> list[str]:
+    """Spellings that have a meaning to a processor."""
+    return [value for name, value in vars(processor).items() if "token" in name and isinstance(value, str)]
+
+
+def _becomes_control(text: str, tokenizer: Any) -> bool:
+    """Whether a text that spells no control token has one among its tokens all the same."""
     # A tokenizer that normalises its input may see tokens that are not spelled in it. What it adds to any text (and for
     # characters that it does not know) is no harm.
     harmless = {tokenizer.unk_token_id, *tokenizer("a", add_special_tokens=False).input_ids}
     control = set(tokenizer.convert_tokens_to_ids(list(_control_tokens(tokenizer)))) - harmless
-    if not control.isdisjoint(tokenizer(text, add_special_tokens=False, verbose=False).input_ids):
-        raise QuestionError(f"The {what} spells a control token of the model.", "Put it into other words.")
-    return text
+    return not control.isdisjoint(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
 
 def find_markers(tokenizer: Any, wanted: Literal["auto"] | tuple[str, str] | None, prompt: Prompt) -> Markers:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -25,6 +26,9 @@ __all__ = [
     "Reason",
     "Sample",
     "Score",
+    "ScoreOptions",
+    "ScoredOptions",
+    "Spellings",
     "TokenEntropies",
     "TokenLogProbabilities",
     "never",
@@ -65,6 +69,37 @@ class Score(Request[Logits]):
     patches: Sequence[Sequence[int]]
     answer_only: bool = False
     attention: bool = False
+
+
+# The token sequences that spell one option.
+Spellings = tuple[tuple[int, ...], ...]
+
+
+class ScoredOptions(NamedTuple):
+    """What ``N`` states say of ``n`` options.
+
+    ``log_probabilities``: ``(N, n)``, joint, of the tokens and of an end, summed over the spellings, float32 on the
+    CPU. ``answer``: logits ``(N, vocabulary)`` of the first token. ``decoded``: per state and option, its likeliest
+    spelling as if it had been decoded, if that was wanted.
+    """
+
+    log_probabilities: Tensor
+    answer: Tensor
+    decoded: tuple[tuple[Decoded, ...], ...]
+
+
+@dataclass(frozen=True)
+class ScoreOptions(Request[ScoredOptions]):
+    """Log-probabilities of options after ``N`` states: latents ``(N, L, d)`` or ``None``, one tuple of cells each.
+
+    ``tokens``: the tokens of every option are wanted, too, with what the model says of each.
+    """
+
+    prefix: Prefix
+    latents: Tensor | None
+    patches: Sequence[Sequence[int]]
+    options: tuple[Spellings, ...]
+    tokens: bool = False
 
 
 @dataclass(frozen=True)

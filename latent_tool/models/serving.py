@@ -12,6 +12,7 @@ from latent_tool.method.asking import Request, contained
 from latent_tool.method.reward import Logits
 from latent_tool.models.decoding import Decoded
 from latent_tool.models.memory import out_of_memory
+from latent_tool.models.options import score_options_many
 from latent_tool.models.prefix import Prefix
 from latent_tool.models.requests import (
     Attend,
@@ -21,6 +22,7 @@ from latent_tool.models.requests import (
     Reason,
     Sample,
     Score,
+    ScoreOptions,
     TokenEntropies,
     TokenLogProbabilities,
 )
@@ -66,6 +68,7 @@ _SERVED: dict[type[Request[Any]], Served] = {
     Prefill: _by(Prefill, _prefill),
     Reason: _by(Reason, VisionLanguageModel.reason_many),
     Score: _by(Score, VisionLanguageModel.score_many),
+    ScoreOptions: _by(ScoreOptions, score_options_many),
     Attend: _by(Attend, VisionLanguageModel.attend_many),
     Decode: _by(Decode, VisionLanguageModel.decode_many),
     DecodeEach: _by(DecodeEach, _decode_each),

@@ -14,6 +14,7 @@ This fits decoders whose layers all are plain or sliding-window attention throug
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,6 +87,12 @@ class _SuffixLayer(DynamicLayer):  # type: ignore[misc]
             buffer[:rows, :, used : used + more] = states
         self.keys, self.values = (buffer[:rows, :, : used + more] for buffer in self._buffers)
         return self.keys, self.values
+
+    def fork(self) -> _SuffixLayer:
+        """Return a layer that begins with what this one holds, and writes nothing into its buffers."""
+        forked = copy.copy(self)
+        forked._buffers = None
+        return forked
 
     def select(self, index: Tensor) -> None:
         """Keep some of the rows, in ascending order."""
@@ -240,6 +247,18 @@ class SuffixBatch:
         self._place_buffer[:, used : used + length] = places
         self._places = self._place_buffer[:, : used + length]
         return places
+
+    def fork(self, rows: Sequence[int]) -> SuffixBatch:
+        """Return a batch that goes on from some of the rows, each as often as it is named, and leave this one as it is.
+
+        ``rows`` are in ascending order.
+        """
+        forked = copy.copy(self)
+        forked.cache = copy.copy(self.cache)
+        forked.cache.layers = [layer.fork() for layer in self.cache.layers]
+        forked.taps, forked._tapped = {}, {}
+        forked.select(rows)
+        return forked
 
     def select(self, rows: Sequence[int]) -> None:
         """Go on with some of the rows only, given in ascending order."""

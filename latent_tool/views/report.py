@@ -40,6 +40,7 @@ __all__ = ["report_html", "summary_html", "write_report"]
 MOST_PATCHES = 100  # listed and drawn
 MOST_VIEWS = 32
 MOST_TOKENS = 256
+MOST_OPTIONS = 40
 MOST_ROUNDS = 50  # rows of the table; the chart has more
 MOST_TEXT = 3_000  # characters of one text
 MOST_NAME = 500  # characters of the name of a model or of an image
@@ -99,6 +100,7 @@ def report_html(
             )
     shown = [_visible(name, 200) for name in names or ("image.png",) * len(pictures)]
     rows, style, script = _patch_rows(result), SHARED_STYLE + _file("report.css"), _file("report.js")
+    ranked = sorted(result.choices or (), key=lambda choice: -choice.probability)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -106,6 +108,8 @@ def report_html(
     return environment.from_string(_file("report.html")).render(
         result=result,
         question=question,
+        options=ranked[:MOST_OPTIONS],
+        more_options=len(ranked[MOST_OPTIONS:]),
         figures=[_figure(result, rows, picture, i, shown[i]) for i, picture in enumerate(pictures)],
         names_shown=names is not None,
         patches=rows,
@@ -379,6 +383,14 @@ def _fields(settings: Any) -> list[tuple[str, str, bool]]:
     return [(name, repr(value), value != defaults[name]) for name, value in settings]
 
 
+def _options_asked(result: ReasoningResult) -> list[tuple[str, Any]]:
+    """The options of a request, as its fields."""
+    if result.choices is None:
+        return []
+    asked: list[tuple[str, Any]] = [("options", [choice.text for choice in result.choices if not choice.unsure])]
+    return [*asked, ("unsure", True)] if any(choice.unsure for choice in result.choices) else asked
+
+
 def _snippet(result: ReasoningResult, question: str, names: Sequence[str]) -> str:
     """Python that asks the same again. Every text in it is a literal that ``repr`` wrote."""
 
@@ -404,6 +416,7 @@ def _snippet(result: ReasoningResult, question: str, names: Sequence[str]) -> st
     request: Iterable[tuple[str, Any]] = [
         *images,
         ("question", question[:MOST_TEXT]),
+        *_options_asked(result),
         *([("seed", result.seed)] if result.seed is not None else []),
         *([("min_confidence", result.min_confidence)] if result.min_confidence is not None else []),
     ]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["can_draw", "plain", "print_result", "tiny_picture", "what_to_do"]
 
+OPTIONS_SHOWN = 12
 COLUMNS, ROWS = 40, 14  # characters of the tiny picture at most
 DIMMED = 0.75  # share of grey over what is not evidence
 GREY = (104, 104, 104)
@@ -128,6 +129,8 @@ def print_result(
     facts.add_column(overflow="fold")
     facts.add_row("answer", Text(plain(result.answer) or "(empty)", style="bold"))
     facts.add_row("confidence", _confidence(result, "#-" if console.options.ascii_only else "█░"))
+    if result.choices is not None:
+        _add_options(facts, result, "#-" if console.options.ascii_only else "█░")
     if result.scores.reward is not None:
         facts.add_row("reward", f"{result.scores.initial_reward:.4f} -> {result.scores.reward:.4f}")
     if result.views:
@@ -158,6 +161,22 @@ def print_result(
     for path in written:
         facts.add_row("written", Text(plain(str(path))))
     console.print(facts)
+
+
+def _add_options(facts: Any, result: ReasoningResult, blocks: str) -> None:
+    """A bar for each of the likeliest options, and the probability of all of them together."""
+    from rich.text import Text
+
+    ranked = sorted(result.choices or (), key=lambda choice: -choice.probability)
+    for place, choice in enumerate(ranked[:OPTIONS_SHOWN]):
+        filled = round(choice.probability * 20)
+        bar = Text(blocks[0] * filled, style="cyan") + Text(blocks[1] * (20 - filled), style="dim")
+        named = Text(f" {plain(choice.text)}")
+        facts.add_row("" if place else "options", Text(f"{confidence_text(choice.probability)} ") + bar + named)
+    if len(ranked) > OPTIONS_SHOWN:
+        facts.add_row("", f"and {len(ranked) - OPTIONS_SHOWN} less likely ones")
+    if result.mass is not None:
+        facts.add_row("any of them", confidence_text(result.mass))
 
 
 def _confidence(result: ReasoningResult, blocks: str) -> Any:

@@ -94,6 +94,19 @@ def test_forms_carry_files(client: httpx.Client) -> None:
     problem(client.post("/v1/ask/form", data={"question": CIRCLE}), 422, "InputError")
 
 
+def test_options_come_with_json_and_with_forms(client: httpx.Client) -> None:
+    asked = {"options": ["green", "red"], "unsure": True}
+    expected = small_reasoner().invoke({**question(), **asked})
+    by_json = ReasoningResult.model_validate(client.post("/v1/ask", json={**question(), **asked}).json())
+    assert essence(by_json) == essence(expected) and len(by_json.choices or ()) == 3
+    files = [("image", ("a.png", png(), "image/png"))]
+    form = {"question": CIRCLE, "options": ["green", "red"], "unsure": "true"}
+    by_form = ReasoningResult.model_validate(client.post("/v1/ask/form", files=files, data=form).json())
+    assert by_form.answer == "red" and len(by_form.choices or ()) == 3
+    for wrong in ({"options": ["red"]}, {"options": ["red", "red"]}, {"unsure": True}):
+        problem(client.post("/v1/ask", json={**question(), **wrong}), 422, "InputError")
+
+
 def test_a_stream_has_every_step_and_then_the_result(client: httpx.Client) -> None:
     reply = client.post("/v1/ask/stream", json=question())
     assert reply.headers["content-type"] == "application/x-ndjson"

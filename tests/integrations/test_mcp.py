@@ -72,10 +72,14 @@ async def check_everything(client: Client) -> None:
     """Schema, structured result, progress, picture and resource, through any transport."""
     (tool,) = (await client.list_tools()).tools
     assert tool.name == NAME and "confidence" in tool.description
-    assert set(tool.input_schema["properties"]) == {"question", "image", "budget", "overlay"}
+    assert set(tool.input_schema["properties"]) == {"question", "image", "options", "budget", "overlay"}
     assert tool.input_schema["required"] == ["question", "image"]
     assert all(field["description"] for field in tool.input_schema["properties"].values())
     assert set(tool.output_schema["properties"]) == set(ReasoningResult.model_fields)
+
+    chosen = answer_of(await client.call_tool(NAME, {**ASKED, "options": ["green", "red"]}))
+    assert chosen.answer == "red" and [choice.text for choice in chosen.choices or ()] == ["green", "red"]
+    assert (await client.call_tool(NAME, {**ASKED, "options": ["red"]})).is_error
 
     seen: list[tuple[float, float | None, str | None]] = []
 

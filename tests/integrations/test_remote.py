@@ -96,6 +96,12 @@ def test_moving_a_chain_changes_one_line(reasoner: RemoteReasoner, request_: dic
     assert message.startswith("Answer: red")
 
 
+def test_options_are_sent(reasoner: RemoteReasoner, request_: dict[str, Any]) -> None:
+    asked = {**request_, "options": ["green", "red"], "unsure": True}
+    found = reasoner.invoke(asked)
+    assert essence(found) == essence(small_reasoner().invoke(asked)) and len(found.choices or ()) == 3
+
+
 def test_images_are_read_here(reasoner: RemoteReasoner, picture: Image.Image, tmp_path: Path) -> None:
     picture.save(tmp_path / "a.png")
     expected = essence(reasoner.invoke({"image": picture, "question": CIRCLE}))

@@ -133,6 +133,23 @@ def run(
     )
 
 
+def option_log_probability(
+    vlm: VisionLanguageModel,
+    inputs: Inputs,
+    latents: Tensor | None,
+    patches: Sequence[int],
+    spellings: Sequence[Sequence[int]],
+) -> Tensor:
+    """Log-probability ``()`` of one option: the sum over its spellings and over all ends, one full pass a spelling."""
+    ends = vlm.model.generation_config.eos_token_id
+    stops = [ends] if isinstance(ends, int) else list(ends)
+    spelled = []
+    for tokens in spellings:
+        log_p = run(vlm, inputs, latents, patches, tokens).at_answer.double().log_softmax(-1)
+        spelled.append(log_p[range(len(tokens)), list(tokens)].sum() + log_p[-1, stops].logsumexp(0))
+    return torch.stack(spelled).logsumexp(0).float()
+
+
 def draw_latents(vlm: VisionLanguageModel, batch: int, count: int = 3, seed: int = 1) -> Tensor:
     """Latents ``(batch, count, d)`` of the size of the model's embeddings."""
     width = vlm.embed([0]).shape[1]

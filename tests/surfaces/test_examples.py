@@ -35,6 +35,13 @@ def test_chain(capsys: pytest.CaptureFixture[str]) -> None:
     assert chat == "chat model: red"
 
 
+def test_decide(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("langchain_core.decisions")
+    shapes, chart = run("decide.py", capsys).splitlines()
+    assert shapes.startswith("shapes.png: to the red shelf (")
+    assert chart.startswith("chart.png: to a person (")
+
+
 def test_fallback(capsys: pytest.CaptureFixture[str]) -> None:
     printed = run("fallback.py", capsys)
     assert "-> red   (cost 1)" in printed and "-> There is no star.   (cost 105)" in printed

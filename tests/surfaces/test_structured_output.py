@@ -49,9 +49,14 @@ async def test_the_answer_of_a_real_question(picture: Image.Image) -> None:
     assert isinstance(ours, StructuredAnswer) and ours.answer == "red" and ours.confidence is not None
     assert ours.confidence > 0.9 and ours.accepted is None
     own = await chat.with_structured_output(Look, method="json_schema", strict=True).ainvoke(messages)
-    assert own == Look(colour="red", confidence=ours.confidence)
+    assert own.colour == "red" and own.confidence > 0.9
+    chosen = chat.invoke(messages, options=["green", "red"]).response_metadata
+    assert chosen["confidence_source"] == "option_probability" and chosen["mass"] > 0.9
+    assert {choice["text"] for choice in chosen["choices"]} == {"green", "red"}
+    assert ours.confidence_source == "pooled_probability"
+    # The model would say red: the likelier one of two wrong values is no answer.
     raw = chat.with_structured_output(Literal["blue", "green"], include_raw=True).invoke(messages)
-    assert raw["raw"].text == "red" and raw["parsed"] is None
+    assert raw["raw"].response_metadata["mass"] < 0.01 and raw["parsed"] is None
     assert isinstance(raw["parsing_error"], AnswerMismatchError)
     assert chat.with_structured_output(Colour, include_raw=True).invoke(messages)["parsed"] is Colour.RED
     # A gate that was set is never lost: a schema that cannot say so gets no answer that was not accepted.

@@ -59,9 +59,9 @@ def call(tool: LatentReasoningTool, **arguments: Any) -> ToolMessage:
     return message
 
 
-def test_the_model_sees_four_arguments_with_descriptions(tool: LatentReasoningTool) -> None:
+def test_the_model_sees_five_arguments_with_descriptions(tool: LatentReasoningTool) -> None:
     schema = tool.tool_call_schema.model_json_schema()
-    assert set(schema["properties"]) == {"question", "image", "budget", "overlay"}
+    assert set(schema["properties"]) == {"question", "image", "options", "budget", "overlay"}
     assert schema["required"] == ["question"]
     assert all(field["description"] for field in schema["properties"].values())
     assert "confidence" in tool.description

@@ -11,7 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from latent_tool.errors import DatasetError, SettingsError
-from latent_tool.evaluation.matching import Match
+from latent_tool.evaluation.matching import Match, options_in
+from latent_tool.schema import checked_options
 from latent_tool.settings import ImagePolicy
 
 if TYPE_CHECKING:
@@ -56,6 +57,22 @@ class Item:
     content: str = ""
     images: tuple[str, ...] = ()
     group: str | None = None
+
+    @property
+    def options(self) -> tuple[str, ...] | None:
+        """What the question is asked with as options, in the order of their letters; ``None``: it is asked freely.
+
+        These are the letters where the question lists the options by letter, and the options' texts elsewhere.
+        """
+        texts = self.match.options
+        if self.match.kind != "choice" or not texts:
+            return None
+        if options_in(self.question):
+            return tuple(chr(ord("A") + place) for place in range(len(texts)))
+        try:
+            return tuple(checked_options(texts))
+        except ValueError:  # one option alone, or two that read the same
+            return None
 
     def load(self) -> tuple[Image, ...]:
         """The images, upright RGB."""
