@@ -27,7 +27,7 @@ def main() -> None:
     call = {"name": "ask_about_image", "args": {"question": "Where is the star?"}, "id": "1"}
     model = Scripted(messages=iter([AIMessage("", tool_calls=[call]), AIMessage("I cannot tell.")]))
     tool = LatentReasoningTool(reasoner=LatentReasoner(budget={"iterations": 0}))
-    agent = create_agent(model, tools=[tool], middleware=[ConfidenceMiddleware(threshold=0.99, budgets=("quick",))])
+    agent = create_agent(model, tools=[tool], middleware=[ConfidenceMiddleware(threshold=1.0, budgets=("quick",))])
     question = HumanMessage([image_block(Image.open(PICTURE)), {"type": "text", "text": "Where is the star?"}])
     for message in agent.invoke({"messages": [question]})["messages"]:
         if isinstance(message, ToolMessage):
