@@ -145,7 +145,9 @@ def create_app(
     app.add_middleware(WatchMiddleware, watcher=watcher)
 
     def state() -> Health:
-        engine = {} if model is None else {"model": model, "about": what_it_is(model), **engine_facts(model, device)}
+        engine: dict[str, Any] = (
+            {} if model is None else {"model": model, "about": what_it_is(model), **engine_facts(model, device)}
+        )
         return Health(version=app.version, active=gate.active, capacity=gate.places, **engine)
 
     @app.get("/health", summary="Whether the service works", responses=_problems(400, 403))

@@ -100,11 +100,11 @@ class Watcher:
                 ("loaded", "Whether the model is loaded.", lambda now: 1),
             ):
 
-                def value(of: Any = of) -> float:
+                def current(of: Any = of) -> float:
                     now = running(model)
-                    return 0 if now is None else of(now)
+                    return 0.0 if now is None else float(of(now))
 
-                prometheus.Gauge(f"latent_tool_engine_{name}", meaning, registry=registry).set_function(value)
+                prometheus.Gauge(f"latent_tool_engine_{name}", meaning, registry=registry).set_function(current)
 
     def requested(self, method: str, path: str, status: int, seconds: float) -> None:
         """Count a request that has ended."""

@@ -261,7 +261,9 @@ def http_app(tool: ImageTool | None = None, *, host: str = "127.0.0.1", token: s
 
     def state() -> dict[str, Any]:
         device = tool.reasoner.device if isinstance(tool.reasoner, LatentReasoner) else None
-        engine = {} if model is None else {"model": model, "about": what_it_is(model), **engine_facts(model, device)}
+        engine: dict[str, Any] = (
+            {} if model is None else {"model": model, "about": what_it_is(model), **engine_facts(model, device)}
+        )
         return {
             "status": "ok",
             "version": version("latent-tool"),

@@ -64,7 +64,7 @@ def label_lines(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> No
     low, high = axes.get_ylim()
     axes.set_ylim(low, high)
     # A line of text is about 9 points high; the axes of a panel about 60 % of its height.
-    figure = axes.get_figure()
+    figure: Any = axes.get_figure()
     apart = (high - low) * 11 / (0.8 * 72 * (figure.get_size_inches()[1] if figure is not None else 3.6))
     places: list[float] = []
     for _, _, y, _ in sorted(ends, key=lambda end: end[2]):

@@ -318,7 +318,7 @@ def test_few_questions_say_how_many_it_would_take() -> None:
     assert "about 30 questions like these; there are 12" in by_key["few-reasoning-tokens"]["lacking"]
     page, text = study_page(found), markdown_study(found)
     assert page.count("It would take about") == text.count("It would take about") == 8
-    assert page.count("<table") == text.count("\n|---") == 1 and "<svg" not in page  # the summary alone: no empty tables
+    assert page.count("<table") == text.count("\n|---") == 1 and "<svg" not in page  # only the summary
     enough = shape_of(analyse(questions(120, 1.0), draws=50), "many")
     assert {each["lacking"] for each in enough["findings"]} == {None} and study_page(enough).count("<svg") == 7
 

@@ -100,7 +100,7 @@ def _drawing(plot: Mapping[str, Any]) -> Callable[[Axes], None]:
                 known = [(at, value) for at, value in zip(x, values, strict=True) if value is not None]
                 axes.plot([at for at, _ in known], [value for _, value in known], color=colour)
                 ends += [(name, *known[-1], colour)] if known else []
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.locator_params(axis="x", integer=True)
             label_lines(axes, ends)
         else:
             axes.plot(x, plot["y"], marker="o", color=COLOURS[0])
