@@ -91,6 +91,10 @@ test-newest: $(NEWEST)/ready  ## Run fast tests and LangChain's standard suites 
 	    tests/unit/test_schema.py tests/models/test_models_answers.py tests/models/test_models_prompts.py \
 	    tests/models/test_prefix_cache.py
 
+.PHONY: test-install
+test-install:  ## Install as the README says, each way in a fresh environment without pins.
+	PYTHON=$(PYTHON) .ci/install
+
 check: $(VENV)/dev  ## Lint, formatting and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -1,7 +1,6 @@
 """An agent that looks at a picture with the tool, and passes on what it may rely on.
 
-The agent's own model is scripted here so that the example runs offline; put any chat model with tool calling in its
-place.
+Its own model is scripted so that this runs offline; put any chat model with tool calling in its place.
 """
 
 from pathlib import Path
@@ -19,8 +18,6 @@ PICTURE = Path(__file__).parent / "images" / "shapes.png"
 
 
 class Scripted(GenericFakeChatModel):
-    """Says what it is told to say, and accepts tools."""
-
     def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
         return self
 
@@ -33,11 +30,7 @@ def main() -> None:
     question = HumanMessage([image_block(Image.open(PICTURE)), {"type": "text", "text": "What is beside the circle?"}])
     for message in agent.invoke({"messages": [question]})["messages"]:
         if isinstance(message, ToolMessage):
-            print(f"tool to model:\n{message.content}")
-            print(
-                f"artifact: {len(message.artifact['patches'])} patches, {message.artifact['usage']['candidates']} "
-                "candidates scored"
-            )
+            print(f"tool to model:\n{message.content}\nartifact: {len(message.artifact['patches'])} patches")
         elif message.text:
             print(f"{message.type}: {message.text}")
 

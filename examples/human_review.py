@@ -4,56 +4,36 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import END, START, StateGraph
+from langgraph.graph import START, StateGraph
 from langgraph.types import Command, interrupt
 
-from latent_tool import LatentReasoner
-from latent_tool.integrations.langgraph import confidence_edge
+from latent_tool import ImagePolicy, LatentReasoner
+from latent_tool.integrations.langgraph import confidence_edge, reasoning_node
 
 PICTURE = str(Path(__file__).parent / "images" / "shapes.png")
 
 
 class State(TypedDict, total=False):
     question: str
-    result: dict[str, Any]  # plain JSON types, so that any checkpointer can keep them
+    image: str
+    result: dict[str, Any]  # plain JSON types
     answer: str
 
 
-def build(threshold: float) -> Any:
-    """look -> report, or look -> review (a person) when the confidence is below the threshold."""
-    reasoner = LatentReasoner(budget={"iterations": 1})
-
-    def look(state: State) -> State:
-        result = reasoner.invoke({"image": PICTURE, "question": state["question"]})
-        return {"result": result.model_dump(mode="json")}
-
-    def report(state: State) -> State:
-        return {"answer": state["result"]["answer"]}
-
-    def review(state: State) -> State:
-        result = state["result"]
-        return {"answer": interrupt({key: result[key] for key in ("answer", "confidence")})}
-
-    graph = StateGraph(State)
-    graph.add_node("look", look)
-    graph.add_node("report", report)
-    graph.add_node("review", review)
-    graph.add_edge(START, "look")
-    graph.add_conditional_edges("look", confidence_edge("report", "review", threshold=threshold), ["report", "review"])
-    graph.add_edge("report", END)
-    graph.add_edge("review", END)
-    return graph.compile(checkpointer=InMemorySaver())
-
-
 def main() -> None:
-    graph = build(threshold=0.95)
+    graph = StateGraph(State)
+    graph.add_node("look", reasoning_node(LatentReasoner(budget={"iterations": 1}), image_policy=ImagePolicy.local()))
+    graph.add_node("report", lambda state: {"answer": state["result"]["answer"]})
+    graph.add_node("review", lambda state: {"answer": interrupt(state["result"])})
+    graph.add_edge(START, "look")
+    graph.add_conditional_edges("look", confidence_edge("report", "review", threshold=0.95), ["report", "review"])
+    app = graph.compile(checkpointer=InMemorySaver())
     for thread, question in enumerate(["what color is the circle?", "Where is the star?"]):
-        config = {"configurable": {"thread_id": str(thread)}}
-        state = graph.invoke({"question": question}, config)
+        config: Any = {"configurable": {"thread_id": str(thread)}}
+        state = app.invoke({"question": question, "image": PICTURE}, config)
         if "__interrupt__" in state:
-            asked = state["__interrupt__"][0].value
-            print(f"{question}  needs a person: {asked['answer']!r} has a confidence of {asked['confidence']:.2f}")
-            state = graph.invoke(Command(resume="there is no star"), config)
+            print(f"{question}  needs a person: {state['__interrupt__'][0].value['answer']!r} is not sure enough")
+            state = app.invoke(Command(resume="there is no star"), config)
         print(f"{question}  -> {state['answer']}")
 
 

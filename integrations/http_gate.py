@@ -104,6 +104,7 @@ _STATUS: dict[type[LatentToolError], int] = {
     ServiceUnavailableError: 503,
     CancelledError: 503,
     DeadlineError: 504,
+    MissingExtraError: 501,
 }
 
 

@@ -58,13 +58,21 @@ class ServerLimits(Settings):
 
     @property
     def backlog(self) -> int:
-        """Connections that the system holds until they are accepted."""
-        return 128 if _descriptors() >= 1024 else 32
+        """Connections that the system holds until they are accepted; whoever asks then waits for all before it."""
+        return 128
+
+    @property
+    def accepted_at_once(self) -> int:
+        """Connections that asyncio accepts in one turn of its loop, before it looks at anything else."""
+        return 32 if _descriptors() >= 1024 else 8
 
     @property
     def most_connections(self) -> int:
-        """``connections``, or what file descriptors are left for them: images and new connections need some."""
-        return max(8, min(self.connections, _descriptors() - 4 * self.backlog - 32))
+        """``connections``, or what file descriptors are left for them: images and new connections need some.
+
+        A connection that is sent away is closed some turns later, and every turn may accept more.
+        """
+        return max(8, min(self.connections, _descriptors() - 6 * self.accepted_at_once - 32))
 
 
 def _descriptors() -> int:
@@ -172,7 +180,7 @@ class _Config(uvicorn.Config):
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            backlog=limits.backlog,
+            backlog=limits.accepted_at_once,  # asyncio takes it for both; the system's own is set again below
             h11_max_incomplete_event_size=limits.head_bytes,
             timeout_keep_alive=round(limits.idle_s) + 1,  # ours comes first
             timeout_graceful_shutdown=round(limits.grace_s) + 5,
@@ -191,6 +199,11 @@ class _Server(uvicorn.Server):
         self.gate = gate
         self.limits = limits
         self.at_end = at_end
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(self.limits.backlog)  # a burst waits there; where it is full, newcomers lose a second
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         ending = asyncio.create_task(self._end())

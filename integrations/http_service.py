@@ -4,8 +4,9 @@
 
 ``POST /v1/ask`` answers with a ``ReasoningResult``; ``POST /v1/ask/stream`` sends newline-delimited JSON: ``{"step":
 ...}`` for every step of the search, then ``{"result": ...}`` or ``{"error": ...}``; ``POST /v1/ask/form`` takes a form
-with image files; ``GET /health`` says whether there is room. An error is ``application/problem+json`` with ``type`` (a
-class of ``latent_tool.errors``), ``message``, ``hint``, ``status`` and ``retryable``.
+with image files; ``GET /health`` says whether there is room, ``GET /metrics`` counts for Prometheus, ``/`` is a page
+about what is served. An error is ``application/problem+json`` with ``type`` (a class of ``latent_tool.errors``),
+``message``, ``hint``, ``status`` and ``retryable``.
 
 What strangers can reach is bounded before anything is read or opened: see ``ServiceLimits``. A client that goes away
 stops its search. The same app runs under uvicorn (``latent-tool serve``) and in the replicas of Ray Serve.
@@ -37,6 +38,7 @@ from latent_tool.integrations.http_gate import (
     problem_of,
     response_of,
 )
+from latent_tool.integrations.http_watch import Watcher, WatchMiddleware, engine_facts, front_page
 from latent_tool.langchain.reasoner import LatentReasoner
 from latent_tool.langchain.runnable import Handover, hand_over
 from latent_tool.schema import ReasoningRequest, ReasoningResult, ReasoningStep
@@ -81,7 +83,9 @@ class Health(BaseModel):
     active: int = Field(description="Requests in hand.")
     capacity: int = Field(description="Requests in hand at most.")
     model: str | None = Field(None, description="Name of the model that answers, where there is one.")
-    device: str | None = Field(None, description="Where it was told to run; auto: where there is room.")
+    device: str | None = Field(None, description="Where it runs; until it is loaded, where it was told to.")
+    loaded: bool | None = Field(None, description="Whether the model is loaded; it is when a question is asked first.")
+    queue: int | None = Field(None, description="Questions that wait for their turn in the engine.")
     about: str | None = Field(None, description="What should be known of the model before it is relied on.")
 
 
@@ -123,11 +127,11 @@ def create_app(
     secret = token.get_secret_value() if isinstance(token, SecretStr) else token
     if secret is not None and not secret.strip():
         raise SettingsError("The token is empty.", "Give a long random text, or none to let everyone in.")
-    served: dict[str, str | None] = {}
-    if isinstance(reasoner, LatentReasoner):
-        served = {"model": reasoner.model, "device": reasoner.device, "about": what_it_is(reasoner.model)}
-    gate = Gate(limits, secret, hosts, open_paths=("/health",))
-    desk = _Desk(reasoner, policy, limits, ask, gate)
+    model = reasoner.model if isinstance(reasoner, LatentReasoner) else None
+    device = reasoner.device if isinstance(reasoner, LatentReasoner) else None
+    gate = Gate(limits, secret, hosts, open_paths=("/", "/health"))
+    watcher = Watcher(gate, model)
+    desk = _Desk(reasoner, policy, limits, ask, gate, watcher)
     app = FastAPI(
         title="latent_tool",
         description="Answers questions about images, with a confidence to gate on.",
@@ -138,10 +142,27 @@ def create_app(
     app.state.gate = gate
     app.router.route_class = _Route
     app.add_middleware(GateMiddleware, gate=gate)
+    app.add_middleware(WatchMiddleware, watcher=watcher)
+
+    def state() -> Health:
+        engine: dict[str, Any] = (
+            {} if model is None else {"model": model, "about": what_it_is(model), **engine_facts(model, device)}
+        )
+        return Health(version=app.version, active=gate.active, capacity=gate.places, **engine)
 
     @app.get("/health", summary="Whether the service works", responses=_problems(400, 403))
     async def health() -> Health:
-        return Health(version=app.version, active=gate.active, capacity=gate.places, **served)
+        return state()
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        return watcher.metrics()
+
+    if not any(getattr(route, "path", None) == "/" for route in extra_routes):
+
+        @app.get("/", include_in_schema=False)
+        async def front() -> Response:
+            return front_page("latent-tool", state().model_dump(), _PATHS, _CURL)
 
     @app.post("/v1/ask", summary="Ask one question", responses=_problems(*_ASKING), openapi_extra=_EXAMPLE)
     async def ask_json(question: ReasoningRequest, http: Request) -> ReasoningResult:
@@ -186,8 +207,20 @@ def create_app(
     app.add_exception_handler(ClientGoneError, _on_gone)
     app.add_exception_handler(Exception, _on_bug)
     app.router.routes.extend(extra_routes)
+    watcher.paths = {path for route in app.router.routes if (path := getattr(route, "path", None))}
     app.openapi = lambda: _openapi(app, secret is not None)  # type: ignore[method-assign]
     return app
+
+
+_PATHS = (
+    ("POST /v1/ask", "Ask one question: JSON in, a result out."),
+    ("POST /v1/ask/form", "Ask one question, with image files."),
+    ("POST /v1/ask/stream", "Ask one question and follow the search: a line of JSON for every step."),
+    ("GET /health", "Whether the service works, and how much it has in hand."),
+    ("GET /metrics", "Counts for Prometheus."),
+    ("GET /openapi.json", "All of this, for generators of clients."),
+)
+_CURL = 'curl -F image=@chart.png -F question="Which bar is tallest?" http://127.0.0.1:8000/v1/ask/form'
 
 
 class _Request(Request):
@@ -222,8 +255,10 @@ class _Desk:
         limits: ServiceLimits,
         ask: Asker | None,
         gate: Gate,
+        watcher: Watcher,
     ) -> None:
         self.limits = limits
+        self.watcher = watcher
         self.closing = gate.closing
         self.ask = ask or (lambda reasoner, request: reasoner.ainvoke(request))
         self.policy = policy
@@ -236,7 +271,7 @@ class _Desk:
     async def answer(self, request: ReasoningRequest, http: Request) -> ReasoningResult:
         question = await self._prepare(request, http)
         result = await _while_connected(http, self.ask(self.reasoner, question.request))
-        return question.with_warnings(result)
+        return self._finished(question, result)
 
     async def stream(self, request: ReasoningRequest, http: Request) -> Response:
         """A stream of lines. What fails before the first step is an error with its own status."""
@@ -246,7 +281,7 @@ class _Desk:
         async def produce() -> None:
             try:
                 async for item in self.reasoner.astream(question.request):
-                    await items.put(question.with_warnings(item) if isinstance(item, ReasoningResult) else item)
+                    await items.put(self._finished(question, item) if isinstance(item, ReasoningResult) else item)
             except Exception as error:
                 await items.put(error)
 
@@ -259,6 +294,10 @@ class _Desk:
             producer.cancel()
             raise
         return _LinesResponse(_lines(first, items, self.closing), producer)
+
+    def _finished(self, question: Handover, result: ReasoningResult) -> ReasoningResult:
+        self.watcher.answered(result)
+        return question.with_warnings(result)
 
     async def _prepare(self, request: ReasoningRequest, http: Request) -> Handover:
         """The request within the limits, its images under the policy of the service."""

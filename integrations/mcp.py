@@ -10,12 +10,14 @@ Files are opened inside the operator's folders only and, where the client declar
 
 from __future__ import annotations
 
+import functools
 import hmac
 import os
 import re
 import secrets
 import sys
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from importlib.metadata import version
 from pathlib import Path
@@ -218,8 +220,20 @@ def http_app(tool: ImageTool | None = None, *, host: str = "127.0.0.1", token: s
     A request may have three times the bytes an image may have, so that an image that is too large gets an error that
     says so; beyond that the answer is status 413. The gate before it is that of the HTTP service (``http_gate``).
     """
-    from latent_tool.integrations.http_gate import Gate, GateLimits, GateMiddleware
-    from latent_tool.integrations.http_server import is_loopback
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
+
+    from latent_tool.integrations.http_gate import (
+        LOOPBACK,
+        Gate,
+        GateLimits,
+        GateMiddleware,
+        problem_of,
+        response_of,
+    )
+    from latent_tool.integrations.http_server import in_url, is_loopback
+    from latent_tool.integrations.http_watch import Watcher, WatchMiddleware, engine_facts, front_page
 
     if token is None and not is_loopback(host):
         raise SettingsError(
@@ -241,10 +255,56 @@ def http_app(tool: ImageTool | None = None, *, host: str = "127.0.0.1", token: s
             allowed_origins=[f"http://{name}:*" for name in names],
         ),
     )
-    gate = Gate(GateLimits(max_body_bytes=max_body), token)
+    gate = Gate(GateLimits(max_body_bytes=max_body), token, open_paths=("/", "/health"))
+    model = tool.reasoner.model if isinstance(tool.reasoner, LatentReasoner) else None
+    watcher = Watcher(gate, model)
+    # The SDK checks host names at PATH; here they are those of the machine, too.
+    own_names = Gate(GateLimits(), None, (*LOOPBACK, in_url(host)) if is_loopback(host) else None)
+
+    def state() -> dict[str, Any]:
+        device = tool.reasoner.device if isinstance(tool.reasoner, LatentReasoner) else None
+        engine: dict[str, Any] = (
+            {} if model is None else {"model": model, "about": what_it_is(model), **engine_facts(model, device)}
+        )
+        return {
+            "status": "ok",
+            "version": version("latent-tool"),
+            "active": gate.active,
+            "capacity": gate.places,
+            **engine,
+        }
+
+    def page(answer: Callable[[], Response]) -> Callable[[Request], Awaitable[Response]]:
+        async def send(request: Request) -> Response:
+            try:
+                own_names.check(request.scope)
+                return answer()
+            except LatentToolError as error:
+                return response_of(problem_of(error))
+
+        return send
+
+    front = functools.partial(front_page, "latent-tool, for MCP clients")
+    app.router.routes.extend(
+        [
+            Route("/", page(lambda: front(state(), _PATHS, _CLIENT))),
+            Route("/health", page(lambda: JSONResponse(state()))),
+            Route("/metrics", page(watcher.metrics)),
+        ]
+    )
+    watcher.paths = {PATH, "/", "/health", "/metrics"}
     app.add_middleware(GateMiddleware, gate=gate)
+    app.add_middleware(WatchMiddleware, watcher=watcher)
     app.state.gate = gate
     return app
+
+
+_PATHS = (
+    (f"POST {PATH}", "The Model Context Protocol, over streamable HTTP: one tool, ask_about_image."),
+    ("GET /health", "Whether the server works, and how much it has in hand."),
+    ("GET /metrics", "Counts for Prometheus."),
+)
+_CLIENT = '{"mcpServers": {"latent-tool": {"type": "http", "url": "http://127.0.0.1:8765/mcp"}}}'
 
 
 # --- a call -----------------------------------------------------------------------------------------------------------

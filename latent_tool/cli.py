@@ -70,6 +70,21 @@ for _name, _command in _COMMANDS.items():
     app.command(_name, cls=Command)(_command)
 
 
+# What an argument of the Python interface is called on the command line, where the names differ.
+_OTHER_NAMES = {"deadline_s": "deadline", "image_policy.folders": "folder"}
+
+
+def _flags(command: str) -> dict[str, str]:
+    """The flags of a command by the names of the arguments that they stand for."""
+    known: dict[str, str] = {}
+    found = getattr(typer.main.get_command(app), "commands", {}).get(command)
+    for param in [] if found is None else found.params:
+        flag = max(param.opts, key=len, default="")
+        if flag.startswith("--"):
+            known[str(param.name)] = flag
+    return known | {python: known[own] for python, own in _OTHER_NAMES.items() if own in known}
+
+
 def main() -> None:
     """Entry point of the ``latent-tool`` command."""
     # Read when torch is loaded: on a busy machine, threads that spin make a small model twenty times slower.
@@ -79,7 +94,7 @@ def main() -> None:
     try:
         app()
     except LatentToolError as error:
-        fail(error)
+        fail(error, _flags(sys.argv[1] if len(sys.argv) > 1 else ""))
     except KeyboardInterrupt:
         sys.exit(130)
 

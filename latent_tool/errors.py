@@ -40,6 +40,13 @@ again can help (``retryable``). This module knows nothing of the rest of the pac
 
 from __future__ import annotations
 
+import json
+import re
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
 __all__ = [
     "AccessError",
     "AnswerMismatchError",
@@ -252,12 +259,42 @@ class MissingExtraError(LatentToolError):
     """
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(
-            f"{feature} needs packages that are not installed.",
-            f"Install them with: pip install 'latent-tool[{extra}]'",
-        )
+        super().__init__(f"{feature} needs packages that are not installed.", f"Install them with: {_command(extra)}")
         self.feature = feature
         self.extra = extra
 
     def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
         return type(self), (self.feature, self.extra)
+
+
+def _command(extra: str) -> str:
+    """The command that adds an extra to this installation, whatever that was made from."""
+    try:
+        own = distribution("latent-tool")
+        origin = json.loads(own.read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, OSError, ValueError):
+        origin = None
+    if not isinstance(origin, dict):
+        return f"pip install 'latent-tool[{extra}]'"
+    url = urlsplit(str(origin.get("url", "")))
+    if url.scheme != "file":
+        return f"pip install 'latent-tool[{extra}]'" + (f" (from {url.geturl()})" if url.scheme else "")
+    place = Path(url2pathname(url.path))
+    if place.exists():
+        editable = "-e " if origin.get("dir_info", {}).get("editable") else ""
+        return f"pip install {editable}'{place}[{extra}]'"
+    return "pip install " + " ".join(f"'{each}'" for each in _needed(own.requires or [], extra))
+
+
+def _needed(requires: list[str], extra: str) -> list[str]:
+    """The requirements of an extra, with those of the extras that it names."""
+    found: list[str] = []
+    for each in requires:
+        requirement, _, marker = each.partition(";")
+        if f'extra == "{extra}"' in marker:
+            inner = re.fullmatch(r"latent-tool\[([\w,-]+)\]", requirement.strip())
+            if inner is None:
+                found.append(requirement.strip())
+            else:
+                found += [part for name in inner[1].split(",") for part in _needed(requires, name)]
+    return found

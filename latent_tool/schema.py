@@ -14,6 +14,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PrivateAttr,
     SkipValidation,
     ValidationError,
     WithJsonSchema,
@@ -545,8 +546,10 @@ class ReasoningResult(Plain):
             yield "warnings", _Count(len(self.warnings))
         yield "model", plain_text(self.model, limit=40)
 
+    _seen: Any = PrivateAttr(None)  # its pictures where they are at hand: a Seen of views/notebook.py
+
     def _repr_html_(self) -> str:
-        """Show answer, confidence and number of patches in a notebook; ``latent_tool.overlay.show`` has the picture."""
+        """Show answer, confidence and options in a notebook, beside the picture if it was asked about here."""
         confidence = "not scored" if self.confidence is None else confidence_text(self.confidence)
         why = f": {html.escape(plain_text(self.abstain_reason))}" if self.abstain_reason else ""
         verdict = {None: "", True: ", accepted", False: f", abstained{why}"}[self.accepted]
@@ -554,10 +557,15 @@ class ReasoningResult(Plain):
             ("answer", f"<b>{html.escape(plain_text(self.answer)) or '(empty)'}</b>"),
             ("confidence", f"{confidence}{verdict} <small>({CONFIDENCE_SOURCES[self.confidence_source]})</small>"),
             ("patches", str(len(self.patches))),
+            *(
+                ("option", f"{html.escape(plain_text(each.text, limit=60))} {confidence_text(each.probability)}")
+                for each in sorted(self.choices or [], key=lambda each: -each.probability)[:10]
+            ),
             *(("warning", html.escape(plain_text(warning))) for warning in self.warnings[:10]),
         ]
         cells = "".join(f'<tr><th scope="row">{name}</th><td>{value}</td></tr>' for name, value in rows)
-        return f"<table>{cells}</table>"
+        facts = f"<table>{cells}</table>"
+        return facts if self._seen is None else self._seen.html(self, facts)
 
 
 def below_reason(confidence: float | None, min_confidence: float | None) -> str:

@@ -42,6 +42,7 @@ from latent_tool.schema import (
     TraceRow,
 )
 from latent_tool.settings import Settings
+from latent_tool.views.notebook import remember
 
 __all__ = ["Feed", "Reply", "ScriptedReasoner"]
 
@@ -264,6 +265,8 @@ class _Asked:
         self.deadline = question.call.deadline(self.budget)
         self.model = reasoner.model
         self._give_up_if_late()
+        self.references = request.image_references
+        self.policy = reasoner.image_policy
         loaded = open_pictures(request.image_references, reasoner.image_policy, deadline=self.deadline)
         self.sizes = [each.image.size for each in loaded]
         self.warnings = [warning for each in loaded for warning in each.warnings]
@@ -297,7 +300,7 @@ class _Asked:
         if reply.error is not None:
             raise reply.error
         yield ReasoningStep(phase="decode", iterations=rounds)
-        yield self._result(reply, trace)
+        yield remember(self._result(reply, trace), self.references, self.policy)
 
     def _fed(self, feed: Feed) -> Iterator[Item | None]:
         while not self.ended:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import re
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from typing import Any, get_args
@@ -25,6 +26,7 @@ from latent_tool.integrations.http_gate import JSON_KEY
 from latent_tool.integrations.http_service import ServiceLimits, create_app
 from latent_tool.langchain.reasoner import LatentReasoner
 from latent_tool.scenes import SEEDS_PER_SPLIT, generate
+from latent_tool.scenes.wording import ENDINGS, OPENINGS
 from latent_tool.schema import ReasoningResult
 from latent_tool.settings import Budget, BudgetLevel, ImagePolicy, explain_validation
 from latent_tool.views.heat import HEAT_OPACITY, HEAT_STOPS
@@ -167,5 +169,30 @@ def _scene(kind: str | None, seed: int) -> dict[str, Any]:
         "image": "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii"),
         "kind": drawn.kind,
         "seed": seed,
-        "questions": [{"text": each.text, "answer": each.answer} for each in drawn.questions[:5]],
+        "questions": [
+            {"text": text, "answer": each.answer}
+            for each in drawn.questions
+            if (text := _well_put(each.text)) is not None
+        ][:5],
     }
+
+
+# The scenes' questions are as varied as people's; a page that proposes them shows those that are good English.
+_AWKWARD = re.compile(
+    r"share (?:a )?(?:shape|colou?r)|number (?:more|less|bigger|smaller) than|Is [a-z0-9]+ the |under it\?", re.I
+)
+_HALF_ARTICLE = re.compile(r"[,:] (?!the )[\w ]+ or the |[,:] the \w+ or (?!the )|[,:] (?!the )\w+ or \w+ \w+ \w+\?")
+_ORDERS = ("Compare", "Count", "Describe", "Find", "Give", "Name", "Read", "Tell")
+
+
+def _well_put(text: str) -> str | None:
+    """The question without what people say around it, with its sign at the end; ``None`` if it is no good English."""
+    for opening in OPENINGS:
+        if text.lower().startswith(opening):
+            text = text[len(opening) :]
+    for ending in ENDINGS:
+        text = text.removesuffix(ending)
+    text = re.sub(r"(?:^|(?<=[.?!] ))[a-z]", lambda found: found[0].upper(), text)
+    if text[-1] not in ".?!":
+        text += "." if text.startswith(_ORDERS) else "?"
+    return None if _AWKWARD.search(text) or _HALF_ARTICLE.search(text) else text

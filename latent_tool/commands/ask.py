@@ -143,6 +143,7 @@ def ask(
 
     Example: latent-tool ask chart.png "Which bar is tallest?" --overlay seen.png
     """
+    question, system = options.as_text(question), None if system is None else options.as_text(system)
     from latent_tool.settings import Budget, ImagePolicy, SearchSettings
 
     references = [image, *(also or [])]

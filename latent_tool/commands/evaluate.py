@@ -5,14 +5,18 @@ Progress goes to stderr; stdout carries the table, or with ``--json`` the summar
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from latent_tool.commands import options
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["evaluate", "find_functions_here", "require_libraries", "show_progress"]
 
@@ -151,8 +155,6 @@ def evaluate(
 
 def find_functions_here(match: str | None) -> None:
     """Functions for ``--match`` are looked for in the current folder, too."""
-    import sys
-
     if match is not None and "" not in sys.path:
         sys.path.insert(0, "")
 
@@ -169,7 +171,17 @@ def require_libraries() -> None:
 
 @contextmanager
 def show_progress(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
-    """A progress bar with the time left, on stderr."""
+    """Show a progress bar with the time left, on stderr; where it is interrupted, say that nothing is lost."""
+    try:
+        with _bar(quiet) as tell:
+            yield tell
+    except KeyboardInterrupt:
+        print("Stopped. What was answered is kept: the same command goes on from there.", file=sys.stderr, flush=True)
+        raise
+
+
+@contextmanager
+def _bar(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
     if quiet:
         yield None
         return
@@ -208,39 +220,55 @@ def show_progress(quiet: bool) -> Iterator[Callable[[int, int, str], None] | Non
 def _show(summary: dict[str, Any], folder: Path) -> None:
     """The table of methods, for people."""
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     from latent_tool.evaluation.report import measures_table, number, p_value, with_interval
     from latent_tool.evaluation.summary import GATED
 
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("method", "n", "errors", "accuracy", "fixed / broken", "p", "AUROC", "candidates", "s"):
-        table.add_column(name, justify="left" if name == "method" else "right")
+    header = ["method", "n", "errors", "accuracy", "fixed / broken", "p", "AUROC", "candidates", "s"]
+    rows = []
     for name, facts in summary["methods"].items():
         paired = facts["paired"]
         scores = facts["scores"]
         confidence = next((scores[name] for name in GATED if name in scores), None)
-        table.add_row(
-            Text(name),
-            str(facts["labelled"]),
-            str(facts["errors"]),
-            with_interval(facts["accuracy"]),
-            "-" if paired is None else f"{paired['fixed']} / {paired['broken']}",
-            "-" if paired is None else p_value(paired["p"]),
-            with_interval(None if confidence is None else confidence["auroc"]),
-            number(facts["cost"]["candidates"], 0),
-            number(facts["cost"]["seconds"]),
+        rows.append(
+            [
+                name,
+                str(facts["labelled"]),
+                str(facts["errors"]),
+                with_interval(facts["accuracy"]),
+                "-" if paired is None else f"{paired['fixed']} / {paired['broken']}",
+                "-" if paired is None else p_value(paired["p"]),
+                with_interval(None if confidence is None else confidence["auroc"]),
+                number(facts["cost"]["candidates"], 0),
+                number(facts["cost"]["seconds"]),
+            ]
         )
     console: Console = Console(highlight=False)
-    console.print(table)
+    _print_table(console, header, rows)
     if any(facts["measures"] for facts in summary["methods"].values()):
         _, header, rows, _ = measures_table(summary["methods"])
-        own = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-        for name in header:
-            own.add_column(name, justify="left" if name == "method" else "right")
-        for row in rows:
-            own.add_row(*map(Text, row))
         console.print()
-        console.print(own)
+        _print_table(console, header, rows)
     console.print(Text(f"\nfixed, broken, p: against greedy (McNemar). AUROC: of the confidence. {folder}/report.html"))
+
+
+def _print_table(console: Console, header: list[str], rows: list[list[str]]) -> None:
+    """Print a table; where the terminal is too narrow for it, one block for every row."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in header:
+        table.add_column(name, justify="left" if name == header[0] else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    if console.measure(table, options=console.options.update(width=1000)).maximum <= console.width:
+        console.print(table)
+        return
+    for row in rows:
+        console.print(Text(row[0], style="bold"))
+        own = Table.grid(padding=(0, 2))
+        for name, value in zip(header[1:], row[1:], strict=True):
+            own.add_row(Text("  " + name), Text(value))
+        console.print(own)

@@ -42,6 +42,7 @@ def mcp(
         float, typer.Option(min=0, max=1, metavar="C", help="Below it an answer is marked as not reliable, 0 to 1.")
     ] = 0.5,
     calibration: options.Calibration = None,
+    log_level: options.LogLevel = options.Log.warning,
 ) -> None:
     """Serve the tool to MCP clients.
 
@@ -54,6 +55,7 @@ def mcp(
     from latent_tool.langchain.reasoner import LatentReasoner
     from latent_tool.settings import Budget
 
+    options.log_to_stderr(log_level)
     policy = options.server_policy(folder, download_from, max_megabytes, isolate)
     reasoner = LatentReasoner(
         model=model,

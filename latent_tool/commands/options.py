@@ -5,6 +5,7 @@ This module knows settings and errors; models and servers are imported by the co
 
 from __future__ import annotations
 
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -38,6 +39,8 @@ __all__ = [
     "KeepGoing",
     "Level",
     "Limit",
+    "Log",
+    "LogLevel",
     "MaxMegabytes",
     "Model",
     "Quantize",
@@ -45,7 +48,9 @@ __all__ = [
     "Quiet",
     "System",
     "TokenFile",
+    "as_text",
     "load_meanwhile",
+    "log_to_stderr",
     "server_policy",
     "tell_what_it_is",
 ]
@@ -82,6 +87,17 @@ Quantize = Annotated[
     Literal["8bit", "4bit"] | None,
     typer.Option(help="Quantize the weights as they are loaded; needs the extra quantize.", rich_help_panel=MODEL),
 ]
+
+
+class Log(StrEnum):
+    """From which level on a server writes its log."""
+
+    error = "error"
+    warning = "warning"
+    info = "info"
+    debug = "debug"
+
+
 Model = Annotated[
     str, typer.Option(help="Checkpoint directory or hub id; the model that ships with the package by default.")
 ]
@@ -134,6 +150,7 @@ KeepGoing = Annotated[
 TokenFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="File with the bearer token; or set LATENT_TOOL_TOKEN.")
 ]
+LogLevel = Annotated[Log, typer.Option(help="What to log on standard error; info: every request, without secrets.")]
 Folder = Annotated[
     list[Path] | None,
     typer.Option(metavar="DIR", help="Folder whose images may be opened; may be repeated.", rich_help_panel=PICTURES),
@@ -153,6 +170,15 @@ Isolate = Annotated[
 ]
 
 
+def as_text(argument: str) -> str:
+    """Read an argument as UTF-8 where the locale knows less (``LC_ALL=C``); names of files stay as they came."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(argument).decode(errors="surrogateescape")
+    return argument
+
+
 def server_policy(
     folder: list[Path] | None, download_from: list[str] | None, max_megabytes: float, isolate: bool
 ) -> ImagePolicy:
@@ -168,6 +194,14 @@ def server_policy(
         max_bytes=round(max_megabytes * 1_000_000),
         isolate=isolate,
     )
+
+
+def log_to_stderr(level: Log) -> None:
+    """Write the package's log to standard error from ``level`` on."""
+    import logging
+
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("latent_tool").setLevel(level.value.upper())
 
 
 def load_meanwhile(reasoner: LatentReasoner) -> None:

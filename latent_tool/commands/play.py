@@ -31,6 +31,7 @@ def play(
     grounding: options.Grounding = False,
     controls: options.Controls = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; 0 takes a free one.")] = 8766,
+    log_level: options.LogLevel = options.Log.warning,
     no_open: Annotated[bool, typer.Option("--no-open", help="Do not open the page in a browser.")] = False,
 ) -> None:
     """Try a model on a page: drop a picture, ask, watch the search.
@@ -44,6 +45,7 @@ def play(
 
     from latent_tool.integrations.http_server import ServerLimits, bind, serve_app
 
+    options.log_to_stderr(log_level)
     with bind(HOST, port) as listener:  # before what takes time
         listener.listen(64)  # a page that is opened at once is not refused
         from latent_tool.integrations.playground import create_playground

@@ -41,6 +41,7 @@ def serve(
         float | None, typer.Option(min=0, max=1, metavar="C", help="Abstain below it unless a client says otherwise.")
     ] = None,
     calibration: options.Calibration = None,
+    log_level: options.LogLevel = options.Log.warning,
     on_ray: Annotated[
         bool, typer.Option("--ray", help="Run on Ray: the cluster of RAY_ADDRESS, or this machine alone.")
     ] = False,
@@ -58,6 +59,7 @@ def serve(
     """
     from latent_tool.integrations.http_server import ServerLimits, bind, in_url, is_loopback, read_token, serve_app
 
+    options.log_to_stderr(log_level)
     token = read_token(token_file)
     if token is None and not is_loopback(host):
         raise SettingsError(

@@ -70,8 +70,16 @@ def study(
     if as_json:
         print(json.dumps(found, indent=1, ensure_ascii=True))
         return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
     for each in found["findings"]:
         interval = each["interval"]
-        shown = "" if interval is None else f"  {interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
-        print(f"{each['verdict']:14} {each['claim']}{shown}")
-    print(f"\n{found['answered']} questions, {found['right']} right; {out}/study.html")
+        shown = "" if interval is None else f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
+        said = "\n".join(line for line in (each["claim"], shown, each["lacking"]) if line)
+        table.add_row(Text(each["verdict"]), Text(said))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(Text(f"\n{found['answered']} questions, {found['right']} right; {out}/study.html"))

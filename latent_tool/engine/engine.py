@@ -18,6 +18,7 @@ from latent_tool.engine.job import Examined, Job, Outcome, Sampled, joint
 from latent_tool.engine.looking import reward_of
 from latent_tool.engine.question import Question
 from latent_tool.engine.result import as_result
+from latent_tool.engine.running import note
 from latent_tool.engine.work import answer, sample
 from latent_tool.errors import SettingsError
 from latent_tool.method.asking import Asking, Work
@@ -183,4 +184,5 @@ def get_engine(spec: ModelSpec) -> Engine:
     with lock:
         if spec not in _engines:
             _engines[spec] = Engine(load(spec))
+            note(spec.model, _engines[spec])
         return _engines[spec]

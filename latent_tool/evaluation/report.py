@@ -1,11 +1,10 @@
 """The reports of a run, in Markdown and as one self-contained page, both from ``summary.json`` and thumbnails.
 
-``write_reports`` writes all three. ``page`` and ``figure_svg`` are there for other reports, too.
+``write_reports`` writes all three. ``page`` is there for other reports, too.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections import Counter
@@ -13,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latent_tool.errors import MissingExtraError
+from latent_tool.evaluation.plots import COLOURS, QUIET, figure_svg, label_lines
 from latent_tool.evaluation.thumbnails import read_thumbnails
 from latent_tool.files import write_whole
 
@@ -34,7 +33,6 @@ __all__ = [
 Table = tuple[str, list[str], list[list[str]], str]
 _NONE = "-"
 _HERE = Path(__file__).parent
-_COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#7a5195", "#b8860b", "#4d4d4d", "#008b8b", "#ad1457")
 
 
 def write_reports(folder: Path, summary: Mapping[str, Any]) -> None:
@@ -76,7 +74,8 @@ def tables(summary: Mapping[str, Any]) -> list[Table]:
     others = [pair for pair in summary["pairs"] if pair["against"] != summary["baseline"]]
     if others:
         found.append(_pairs_table(others))
-    found += [_scores_table(summary, name, facts) for name, facts in methods.items() if facts["scores"]]
+    scored = [(name, facts) for name, facts in methods.items() if facts["scores"]]
+    found += [_scores_table(summary, name, facts, explained=not number) for number, (name, facts) in enumerate(scored)]
     types = sorted({kind for facts in methods.values() for kind in facts["types"]})
     if len(types) > 1:
         rows = []
@@ -188,7 +187,8 @@ def _pairs_table(pairs: Sequence[Mapping[str, Any]]) -> Table:
     return "Methods against each other", header, rows, note
 
 
-def _scores_table(summary: Mapping[str, Any], name: str, facts: Mapping[str, Any]) -> Table:
+def _scores_table(summary: Mapping[str, Any], name: str, facts: Mapping[str, Any], *, explained: bool) -> Table:
+    """How good the scores of a method are; the columns are ``explained`` below the first of these tables."""
     named = dict(facts["scores"])
     fused = facts["fused"]
     if fused is not None:
@@ -210,23 +210,26 @@ def _scores_table(summary: Mapping[str, Any], name: str, facts: Mapping[str, Any
                 number(value["coverage"]),
             ]
         )
-    note = (
-        "Each score as a confidence in these answers: *missing* counts those without it (failed ones are among them), "
-        "which no threshold accepts; *AUROC* (95 %, Newcombe's score interval; *few*: fewer than 30 wrong or right "
-        "answers, and a rough interval), *AURC* (area under the risk-coverage "
-        "curve, lower is better), *ECE* of scores that are probabilities, the *floor* that a perfectly calibrated "
-        "score would show on as many answers, and the share of answers that can be accepted at "
-        f"{summary['target_error']:.0%} error, chosen on these same answers (a threshold with a guarantee comes from "
-        "`latent-tool calibrate`)."
-    )
+    notes = []
+    if explained:
+        notes.append(
+            "Each score as a confidence in the answers: *missing* counts those without it (failed ones are among "
+            "them), which no threshold accepts; *AUROC* (95 %, Newcombe's score interval; *few*: fewer than 30 wrong "
+            "or right answers, and a rough interval), *AURC* (area under the risk-coverage curve, lower is better), "
+            "*ECE* "
+            "of scores that are probabilities, the *floor* that a perfectly calibrated score would show on as many "
+            "answers, and the share of answers that can be accepted at "
+            f"{summary['target_error']:.0%} error, chosen on these same answers (a threshold with a guarantee comes "
+            "from `latent-tool calibrate`)."
+        )
     if fused is not None:
         verdict = "beats" if fused["wins"] else "does not beat"
-        note += (
-            f" *fused*: logistic regression on {', '.join(fused['from'])} by nested cross-validation; it {verdict} the "
-            f"best single score, {fused['best_single']} (AUROC {with_interval(fused['gain'])} higher)."
+        notes.append(
+            f"*fused* for {name}: logistic regression on {', '.join(fused['from'])} by nested cross-validation; it "
+            f"{verdict} the best single score, {fused['best_single']} (AUROC {with_interval(fused['gain'])} higher)."
         )
     header = ["score", "n", "missing", "wrong", "AUROC", "AURC", "ECE", "floor", "above floor", "coverage"]
-    return f"Confidence in the answers of {name}", header, rows, note
+    return f"Confidence in the answers of {name}", header, rows, " ".join(notes)
 
 
 def _facts(summary: Mapping[str, Any]) -> list[str]:
@@ -275,7 +278,7 @@ def markdown_report(summary: Mapping[str, Any]) -> str:
     if summary["wrong"]["shown"]:
         parts += ["## The surest wrong answers", _markdown_wrong(summary["wrong"])]
     for title, header, rows, note in tables(summary):
-        parts += [f"## {title}", markdown_table(header, rows), *([note] if note else [])]
+        parts += [f"## {title}", *([markdown_table(header, rows)] if rows else []), *([note] if note else [])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -349,23 +352,33 @@ def _wrong_answers(summary: Mapping[str, Any], thumbnails: Mapping[str, str]) ->
     return {"shown": shown, "kinds": [(kind, counts[kind]) for kind in places], "note": note}
 
 
-def figure_svg(draw: Callable[[Axes], None], width: float = 7.0, height: float = 3.6) -> str:
-    """What ``draw`` draws on one pair of axes, as SVG text without a header; the same drawing gives the same text."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("Reports with figures", "evaluation") from error
-    with matplotlib.rc_context({"svg.hashsalt": "latent-tool", "svg.fonttype": "path", "font.size": 9}):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.add_subplot()
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        draw(axes)
-        written = io.StringIO()
-        figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
-    text = written.getvalue()
-    return text[text.index("<svg") :]
+def _reliability(score: str, points: Sequence[Sequence[float]]) -> Callable[[Axes], None]:
+    """A panel with one score's share of right answers per bin, and how many answers each bin has."""
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0, 1], [0, 1], color=QUIET, lw=0.8, ls=":")
+        axes.plot(
+            [mean for mean, _, _ in points], [share for _, share, _ in points], "o-", ms=3, lw=1, color=COLOURS[0]
+        )
+        for number, (mean, share, count) in enumerate(points):
+            above = number % 2 == 0  # bins lie close together: numbers take turns
+            axes.annotate(
+                f"{count:.0f}",
+                (mean, share),
+                (0, 6 if above else -6),
+                textcoords="offset points",
+                ha="center",
+                va="bottom" if above else "top",
+                fontsize=7,
+                color=QUIET,
+            )
+        axes.set_xlim(-0.05, 1.05)
+        axes.set_ylim(-0.12, 1.12)
+        axes.set_title(score, fontsize=9)
+        axes.set_xlabel("score")
+        axes.set_ylabel("share of right answers")
+
+    return draw
 
 
 def _figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -377,7 +390,7 @@ def _figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         for place, facts in enumerate(methods.values()):
             share = facts["accuracy"]
             reach = [[share["value"] - share["low"]], [share["high"] - share["value"]]]
-            axes.errorbar(share["value"], place, xerr=reach, fmt="o", color=_COLOURS[0], capsize=3)
+            axes.errorbar(share["value"], place, xerr=reach, fmt="o", color=COLOURS[0], capsize=3)
         axes.set_yticks(range(len(methods)), list(methods))
         axes.invert_yaxis()
         axes.set_xlabel("accuracy")
@@ -391,34 +404,26 @@ def _figures(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             continue
 
         def curves(axes: Axes, scores: Mapping[str, Any] = scores) -> None:
+            ends = []
             for place, (score, value) in enumerate(scores.items()):
                 coverage, risk = zip(*value["curve"], strict=True)
-                axes.plot(coverage, risk, label=score, color=_COLOURS[place % len(_COLOURS)], lw=1.4)
-            axes.axhline(summary["target_error"], color="#999", lw=0.8, ls=":")
+                colour = COLOURS[place % len(COLOURS)]
+                axes.plot(coverage, risk, color=colour, lw=1.4)
+                ends.append((score, coverage[-1], risk[-1], colour))
+            axes.axhline(summary["target_error"], color=QUIET, lw=0.8, ls=":")
             axes.set_xlabel("share of answers accepted, surest first")
             axes.set_ylabel("error among them")
-            axes.legend(fontsize=7, frameon=False)
+            label_lines(axes, ends)
 
         drawn.append((f"Risk and coverage, answers of {name}.", figure_svg(curves), f"risk-coverage curves of {name}"))
         probabilities = {score: value["reliability"] for score, value in scores.items() if "reliability" in value}
         if not probabilities:
             continue
 
-        def bins(axes: Axes, probabilities: Mapping[str, Any] = probabilities) -> None:
-            axes.plot([0, 1], [0, 1], color="#999", lw=0.8, ls=":")
-            for place, (score, points) in enumerate(probabilities.items()):
-                axes.plot(
-                    [point[0] for point in points],
-                    [point[1] for point in points],
-                    marker="o",
-                    ms=3,
-                    lw=1,
-                    label=score,
-                    color=_COLOURS[place % len(_COLOURS)],
-                )
-            axes.set_xlabel("score")
-            axes.set_ylabel("share of right answers")
-            axes.legend(fontsize=7, frameon=False)
-
-        drawn.append((f"Reliability, answers of {name}.", figure_svg(bins, 4.6, 4.2), f"reliability of {name}"))
+        panels = [_reliability(score, points) for score, points in probabilities.items()]
+        caption = (
+            f"Reliability, answers of {name}: above the line, answers are right more often than the score says. The "
+        )
+        caption += "numbers are how many answers a point stands for."
+        drawn.append((caption, figure_svg(*panels, width=3.1, height=2.9), f"reliability of {name}"))
     return drawn

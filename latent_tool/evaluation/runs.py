@@ -13,16 +13,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from latent_tool.calibration.configuration import digest
-from latent_tool.errors import DatasetError, SettingsError
+from latent_tool.errors import DatasetError, MissingExtraError, SettingsError
 from latent_tool.evaluation.journal import Journal
 from latent_tool.files import expanded
 from latent_tool.scores import COMPARED
 from latent_tool.settings import explain_validation
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["ITEMS", "MANIFEST", "DatasetFacts", "Failure", "Manifest", "MethodFacts", "Row", "Run", "load_run"]
 
@@ -147,6 +150,26 @@ class Run:
         if method not in self._by_method:
             raise SettingsError(f"The run has no method {method!r}.", f"It has: {', '.join(self.methods)}.")
         return self._by_method[method]
+
+    def dataframe(self) -> pandas.DataFrame:
+        """The rows as a pandas DataFrame: one for every (item, method), every score a column of its own name.
+
+        Raises ``MissingExtraError`` without pandas.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise MissingExtraError("A DataFrame", "pandas") from error
+        plain = ("id", "method", "type", "question", "label", "answer", "correct")
+        cost = ("seconds", "candidates", "decoder_calls", "tokens")
+        columns = [*plain, *dict.fromkeys(name for row in self.rows for name in row.scores), *cost, "error"]
+        records = [
+            {name: getattr(row, name) for name in (*plain, *cost)}
+            | row.scores
+            | {"error": None if row.error is None else f"{row.error.type}: {row.error.message}"}
+            for row in self.rows
+        ]
+        return pandas.DataFrame(records, columns=columns)
 
     def column(self, method: str, score: str) -> tuple[list[float], list[bool], int]:
         """A score and the correctness of a method's labelled answers, and for how many more the score is missing.

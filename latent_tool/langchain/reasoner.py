@@ -42,6 +42,7 @@ from latent_tool.settings import (
     SearchSettings,
     settings_error,
 )
+from latent_tool.views.notebook import remember
 
 if TYPE_CHECKING:
     from latent_tool.engine.engine import Engine
@@ -293,6 +294,7 @@ class LatentReasoner(RequestRunnable):
         from latent_tool.images.picture import open_pictures
 
         request, options, call = as_request(question.value), question.options(), question.call
+        question.pictures = request.image_references
         cancelled = AnyOf((call.cancelled, options.cancelled))
         if cancelled.is_set():
             raise CancelledError("The question was cancelled.")
@@ -336,10 +338,11 @@ class LatentReasoner(RequestRunnable):
         )
         return engine, job, wanted
 
-    def _result(self, engine: Engine, outcome: Outcome, wanted: Threshold) -> ReasoningResult:
+    def _result(self, engine: Engine, outcome: Outcome, wanted: Threshold, question: Question) -> ReasoningResult:
         """The outcome as a result; with a calibration, its confidence is a probability."""
         result = engine.result(outcome)
-        return result if self.calibration is None else self.calibration.apply(result, wanted)
+        result = result if self.calibration is None else self.calibration.apply(result, wanted)
+        return remember(result, question.pictures, self.image_policy)
 
     def _noise(self) -> NoiseSettings | None:
         if isinstance(self.grounding, NoiseSettings):
@@ -358,7 +361,7 @@ class LatentReasoner(RequestRunnable):
                 step = next(run)
             except StopIteration as end:
                 outcome: Outcome = end.value
-                yield self._result(engine, outcome, wanted)
+                yield self._result(engine, outcome, wanted, question)
                 return
             announce(step, question.config)
             yield step
@@ -384,7 +387,7 @@ class LatentReasoner(RequestRunnable):
             outcome = item.result()
         finally:
             future.cancel()
-        yield await run_in_executor(question.config, self._result, engine, outcome, wanted)
+        yield await run_in_executor(question.config, self._result, engine, outcome, wanted, question)
 
     async def _aanswer_all(self, questions: Sequence[Question]) -> list[Exception | ReasoningResult]:
         """Results and errors in the order of the questions, which ride with others."""
@@ -420,11 +423,11 @@ class LatentReasoner(RequestRunnable):
         ready = [each for each in prepared if not isinstance(each, Exception)]
         outcomes = iter(ready[0][0].answer_many([job for _, job, _ in ready]) if ready else ())
         answers: list[Exception | ReasoningResult] = []
-        for each in prepared:
+        for question, each in zip(questions, prepared, strict=True):
             if isinstance(each, Exception):
                 answers.append(each)
                 continue
             engine, _, wanted = each
             found = next(outcomes)
-            answers.append(found if isinstance(found, Exception) else self._result(engine, found, wanted))
+            answers.append(found if isinstance(found, Exception) else self._result(engine, found, wanted, question))
         return answers

@@ -30,6 +30,7 @@ from latent_tool.langchain.messages import as_request
 from latent_tool.langchain.runnable import Item, Question
 from latent_tool.schema import ReasoningResult, ReasoningStep
 from latent_tool.settings import Budget, BudgetLevel, ImagePolicy
+from latent_tool.views.notebook import remember
 
 if TYPE_CHECKING:
     import httpx
@@ -105,7 +106,8 @@ class Call:
                 self.budget = Budget.coerce(wanted) if self.budget is None else self.budget.replaced_by(wanted)
         self.check()
         images = []
-        for reference in request.image_references:
+        self.pictures = request.image_references
+        for reference in self.pictures:
             image, warnings = portable_picture(reference, reasoner.image_policy, deadline=self.end())
             images.append(image)
             self.warnings += warnings
@@ -202,7 +204,8 @@ class Call:
             changes["budget"] = result.budget.but(deadline_s=self.budget.deadline_s)
         if self.warnings:
             changes["warnings"] = [*self.warnings, *result.warnings]
-        return result.model_copy(update=changes) if changes else result
+        result = result.model_copy(update=changes) if changes else result
+        return remember(result, self.pictures, self.reasoner.image_policy)
 
     def lost(self, error: httpx.HTTPError) -> LatentToolError:
         """What to raise for a request that got no reply."""

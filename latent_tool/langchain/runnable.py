@@ -183,6 +183,7 @@ class Question:
         config: of the question's run.
         run_manager: of the question's run.
         streaming: whether the caller gets the steps.
+        pictures: references of the images, once the request was read; notebooks show them.
     """
 
     value: Any
@@ -192,6 +193,7 @@ class Question:
     named: Mapping[str, Any] = field(default_factory=dict)
     around: RunnableConfig | None = None
     streaming: bool = False
+    pictures: Sequence[object] = ()
 
     def options(self) -> CallOptions:
         """The options of the call. Raises ``SettingsError``."""

@@ -142,7 +142,7 @@ def answer_marks(model_type: str) -> AnswerMarks:
 
 
 def markdown_table() -> str:
-    """The table as Markdown, for the README."""
+    """The table as Markdown, for docs/models.md."""
     head = ["family", "for example", "exact prefix cache", "boxes verified", "decoding verified", "needs", "note"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for row in _TABLE:

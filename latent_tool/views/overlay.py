@@ -48,7 +48,7 @@ QUIET = (200, 202, 206)
 
 def overlay(
     result: ReasoningResult,
-    image: object,
+    image: object = None,
     *,
     index: int = 0,
     heatmap: bool | Sequence[tuple[Box, float]] = False,
@@ -62,7 +62,8 @@ def overlay(
     Args:
         result: what a reasoner returned.
         image: the image that was asked about, as ``invoke`` takes it (PIL image, path, bytes, data URI, ...), opened
-            under ``ImagePolicy.local()``; an EXIF orientation is applied.
+            under ``ImagePolicy.local()``; an EXIF orientation is applied. Without it the picture is opened again that
+            the result was made from, in the process that made it.
         index: which of the request's images it is, from 0.
         heatmap: ``True`` colours every image cell by the attention it had (``result.attention``), or the patches
             alone if that was not measured; the caption says which. A sequence of ``(box, weight)`` colours these boxes,
@@ -130,7 +131,7 @@ def overlays(
 
 def overlay_png(
     result: ReasoningResult,
-    image: object,
+    image: object = None,
     *,
     index: int = 0,
     heatmap: bool | Sequence[tuple[Box, float]] = False,
@@ -144,7 +145,7 @@ def overlay_png(
 
 def overlay_data_uri(
     result: ReasoningResult,
-    image: object,
+    image: object = None,
     *,
     index: int = 0,
     heatmap: bool | Sequence[tuple[Box, float]] = False,
@@ -157,7 +158,7 @@ def overlay_data_uri(
 
 def show(
     result: ReasoningResult,
-    image: object,
+    image: object = None,
     *,
     index: int = 0,
     heatmap: bool | Sequence[tuple[Box, float]] = False,

@@ -27,7 +27,8 @@ def upright_image(result: ReasoningResult, image: object, index: int) -> Image.I
 
     Args:
         result: what a reasoner returned.
-        image: what ``invoke`` takes; references are opened under ``ImagePolicy.local()``.
+        image: what ``invoke`` takes; references are opened under ``ImagePolicy.local()``. ``None``: the one the result
+            remembers, if it was made in this process.
         index: which of the request's images it is, from 0.
 
     Raises:
@@ -39,6 +40,10 @@ def upright_image(result: ReasoningResult, image: object, index: int) -> Image.I
     count = len(result.image_sizes)
     if index < 0 or (count and index >= count):
         raise InputError(f"There is no image {index}: the result is about {count}.", "Images count from 0.")
+    if image is None:
+        if result._seen is None:
+            raise InputError("The result has no picture at hand.", "Pass the image that was asked about.")
+        image = result._seen.image(index)
     upright = ImageOps.exif_transpose(image) if isinstance(image, Image.Image) else _opened(image)
     if count and upright.size != tuple(result.image_sizes[index]):
         width, height = result.image_sizes[index]

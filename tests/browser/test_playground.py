@@ -792,4 +792,4 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(MissingExtraError, match="playground") as caught:
         play()
-    assert "latent-tool[serve]" in caught.value.hint
+    assert "[serve]'" in caught.value.hint

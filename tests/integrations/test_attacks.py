@@ -96,7 +96,7 @@ def test_too_many_headers_are_a_typed_error(kind: str, server: Server, lines: li
     assert status(reply) == 431 and b'"InputError"' in reply
 
 
-@pytest.mark.parametrize("arguments", [COMMANDS["serve"], COMMANDS["play"]], ids=["serve", "play"])
+@pytest.mark.parametrize("arguments", COMMANDS.values(), ids=list(COMMANDS))
 def test_half_sent_requests_shut_nobody_out(arguments: tuple[str, ...]) -> None:
     """With 128 file descriptors, six hundred of them."""
     with command(*arguments, descriptors=128) as server:

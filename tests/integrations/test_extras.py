@@ -54,7 +54,7 @@ for module in {[module for module, _, _ in MODULES]!r}:
     done = run("-c", code)
     assert done.returncode == 0, done.stderr
     for line, (module, extra, _) in zip(done.stdout.splitlines(), MODULES, strict=True):
-        assert line.startswith(f"{module} {extra} ") and line.endswith(f"pip install 'latent-tool[{extra}]'")
+        assert line.startswith(f"{module} {extra} ") and line.endswith(f"[{extra}]'")
 
 
 @pytest.mark.parametrize(
@@ -65,4 +65,4 @@ def test_the_command_names_the_missing_extra(arguments: list[str], package: str,
     code = f"import sys; sys.modules[{package!r}] = None; sys.argv = ['latent-tool', *{arguments!r}]\n"
     done = run("-c", code + "from latent_tool.cli import main; main()")
     assert done.returncode == 1 and done.stdout == ""
-    assert f"pip install 'latent-tool[{extra}]'" in done.stderr
+    assert "pip install " in done.stderr and f"[{extra}]'" in done.stderr

@@ -47,6 +47,24 @@ def test_fallback(capsys: pytest.CaptureFixture[str]) -> None:
     assert "-> red   (cost 1)" in printed and "-> There is no star.   (cost 105)" in printed
 
 
+def test_middleware(capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = run("middleware.py", capsys).splitlines()
+    assert first.startswith("unsure: ") and second.split(":")[0] in ("unsure", "accepted")
+
+
+def test_several_images(capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = run("several_images.py", capsys).splitlines()
+    assert first == "[1] red" and second.startswith("[2] ")
+
+
+def test_examples_are_short_and_each_is_run() -> None:
+    tests = Path(__file__).read_text()
+    for path in EXAMPLES.glob("*.py"):
+        lines = path.read_text().splitlines()
+        assert len(lines) <= 41 or path.stem == "make_images", f"{path.name}: {len(lines)} lines"
+        assert f'run("{path.name}"' in tests or path.stem in ("make_images",), path.name
+
+
 def test_human_review(capsys: pytest.CaptureFixture[str]) -> None:
     certain, asked, answered = run("human_review.py", capsys).splitlines()
     assert certain.endswith("-> red")

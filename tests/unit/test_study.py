@@ -20,6 +20,7 @@ from scripted_agents import small_reasoner
 from latent_tool.errors import SettingsError
 from latent_tool.evaluation.datasets import load_dataset
 from latent_tool.evaluation.matching import Match
+from latent_tool.evaluation.plots import COLOURS, INK, QUIET
 from latent_tool.evaluation.study import (
     FAILS,
     HOLDS,
@@ -34,6 +35,8 @@ from latent_tool.evaluation.study import (
     word_f1,
     write_study,
 )
+from latent_tool.evaluation.study.observations import lacking
+from latent_tool.evaluation.study.report import study_page
 from latent_tool.statistics import Estimate, bootstrap
 
 pytestmark = pytest.mark.disable_socket
@@ -306,3 +309,36 @@ def test_a_killed_study_leaves_nothing_that_reads_as_whole(tmp_path: Path) -> No
         assert (out / "study.md").read_text().endswith("\n")
         named = {path.name for path in out.iterdir() if not path.name.startswith(".")}
         assert named == {"study.json", "study.html", "study.md"}
+
+
+def test_few_questions_say_how_many_it_would_take() -> None:
+    found = shape_of(analyse(questions(12, 1.0), draws=50), "few")
+    by_key = {each["key"]: each for each in found["findings"]}
+    assert {each["verdict"] for each in found["findings"]} == {UNKNOWN}
+    assert "about 30 questions like these; there are 12" in by_key["few-reasoning-tokens"]["lacking"]
+    page, text = study_page(found), markdown_study(found)
+    assert page.count("It would take about") == text.count("It would take about") == 8
+    assert page.count("<table") == text.count("\n|---") == 1 and "<svg" not in page  # only the summary
+    enough = shape_of(analyse(questions(120, 1.0), draws=50), "many")
+    assert {each["lacking"] for each in enough["findings"]} == {None} and study_page(enough).count("<svg") == 7
+
+
+@pytest.mark.parametrize(
+    ("of", "groups", "flags", "said"),
+    [
+        (10, 0, None, "None of the 10 questions has what this needs"),
+        (100, 10, None, "about 300 questions"),
+        (40, 40, [True] * 40, "No answer is wrong, so there is nothing to compare: ask harder"),
+        (40, 40, [False] * 40, "No answer is right, so there is nothing to compare: ask easier"),
+        (200, 200, [True] * 196 + [False] * 4, "4 answers are wrong, of at least 20. It would take about 1000"),
+        (200, 200, [True] * 100 + [False] * 100, "hardly differ"),
+    ],
+)
+def test_what_is_lacking(of: int, groups: int, flags: list[bool] | None, said: str) -> None:
+    assert said in lacking(of, groups, flags)
+
+
+def test_plots_take_the_colours_of_the_page() -> None:
+    page = study_page(shape_of(analyse(questions(120, 1.0), draws=50), "many"))
+    assert "prefers-color-scheme: dark" in page and "var(--line-1)" in page and "var(--ink)" in page
+    assert not [stand_in for stand_in in (INK, QUIET, *COLOURS) if stand_in in page]

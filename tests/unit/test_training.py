@@ -530,7 +530,7 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert command.main(["--out", "nowhere"]) == 2
     said = capsys.readouterr().err
     assert "easy_vqa" in said
-    assert "latent-tool[train]" in said
+    assert "[train]'" in said
     assert issubclass(MissingExtraError, Exception)
 
 

@@ -19,7 +19,7 @@ from latent_tool.evaluation.study.questions import Drawn, Question
 from latent_tool.settings import NoiseSettings
 from latent_tool.statistics import Estimate, auroc, bootstrap, holm, spearman
 
-__all__ = ["FAILS", "FEWEST", "FEWEST_WRONG", "HOLDS", "LEVEL", "UNKNOWN", "analyse", "verdict"]
+__all__ = ["FAILS", "FEWEST", "FEWEST_WRONG", "HOLDS", "LEVEL", "UNKNOWN", "analyse", "lacking", "verdict"]
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot tell"
 DRAWS = 1000
@@ -122,7 +122,13 @@ def _finding(
     rows: Sequence[Sequence[str]] = (),
     plot: Mapping[str, Any] | None = None,
     above: bool = True,
+    *,
+    of: int,
+    groups: int,
+    flags: Sequence[bool] | None = None,
 ) -> _Draft:
+    """Draft a finding. ``of``: questions answered; ``groups``: those that can say something about it; ``flags``: right
+    or wrong, where the two are compared."""
     shown = {
         "key": key,
         "claim": claim,
@@ -130,8 +136,33 @@ def _finding(
         "header": list(header),
         "rows": [list(row) for row in rows],
         "plot": None if plot is None else dict(plot),
+        "lacking": lacking(of, groups, flags) if found is None else None,
     }
     return _Draft(shown, found, null, above)
+
+
+def lacking(of: int, groups: int, flags: Sequence[bool] | None = None) -> str:
+    """Say what keeps a statement from being tested, and about how many questions like these it would take.
+
+    Args:
+        of: questions answered.
+        groups: those that can say something about the statement.
+        flags: right or wrong, where right and wrong answers are compared.
+    """
+    if not groups:
+        return f"None of the {of} questions has what this needs."
+    factor, why = FEWEST / groups, f"{groups} questions can be used, of at least {FEWEST}"
+    if flags is not None:
+        right = sum(flags)
+        rarer, name = min((right, "right"), (len(flags) - right, "wrong"))
+        if not rarer:
+            wanted = "harder" if right else "easier"
+            return f"No answer is {name}, so there is nothing to compare: ask {wanted} questions."
+        if rarer < FEWEST_WRONG and FEWEST_WRONG / rarer > factor:
+            factor, why = FEWEST_WRONG / rarer, f"{rarer} answers are {name}, of at least {FEWEST_WRONG}"
+    if factor <= 1:
+        return "The values hardly differ from question to question, so that nothing can be tested."
+    return f"Too few to tell: {why}. It would take about {math.ceil(of * factor)} questions like these; there are {of}."
 
 
 def _few_tokens(questions: Sequence[Question], threshold: float, draws: int) -> Iterator[_Draft]:
@@ -169,6 +200,8 @@ def _few_tokens(questions: Sequence[Question], threshold: float, draws: int) -> 
                 "xlabel": f"visual dependency S of the {name}'s tokens, nats (cut to -2 to 8)",
             },
             above=False,
+            of=len(questions),
+            groups=sum(1 for _, count in counted if count),
         )
 
 
@@ -194,6 +227,9 @@ def _dependency_and_accuracy(questions: Sequence[Question], draws: int) -> _Draf
         ("S from", "to", "sequences", "accuracy"),
         [[f"{r['low']:+.3f}", f"{r['high']:+.3f}", str(r["n"]), f"{r['accuracy']:.3f}"] for r in table],
         _quantile_plot(table, "mean S of the sequence, nats"),
+        of=len(questions),
+        groups=len(mixed),
+        flags=[each.correct for question in mixed or questions for each in question.sequences],
     )
 
 
@@ -210,6 +246,9 @@ def _confidence_and_accuracy(questions: Sequence[Question], draws: int) -> _Draf
         ("confidence from", "to", "questions", "accuracy"),
         [[f"{r['low']:.4f}", f"{r['high']:.4f}", str(r["n"]), f"{r['accuracy']:.3f}"] for r in table],
         _quantile_plot(table, "confidence"),
+        of=len(questions),
+        groups=len(pairs),
+        flags=[flag for _, flag in pairs],
     )
 
 
@@ -257,6 +296,8 @@ def _confidence_and_reasoning(questions: Sequence[Question], draws: int) -> _Dra
         ("confidence from", "to", "sequences", "mean F1"),
         rows,
         {"kind": "line", "x": x, "y": y, "xlabel": "confidence", "ylabel": "F1 of the reasoning"},
+        of=len(questions),
+        groups=len(groups),
     )
 
 
@@ -282,6 +323,8 @@ def _confidence_and_attention(questions: Sequence[Question], draws: int) -> _Dra
             "xlabel": "confidence",
             "ylabel": "attention lift",
         },
+        of=len(questions),
+        groups=len(pairs),
     )
 
 
@@ -328,6 +371,9 @@ def _confidence_by_round(questions: Sequence[Question], draws: int) -> Iterator[
         ("round", "mean reward, ends right", "ends wrong"),
         rows,
         plot,
+        of=len(questions),
+        groups=len(searched),
+        flags=[q.correct for q in searched],
     )
     interval = bootstrap(searched, widened, draws=draws) if longest > 1 and enough else None
     yield _finding(
@@ -336,4 +382,7 @@ def _confidence_by_round(questions: Sequence[Question], draws: int) -> Iterator[
         "AUROC of the reward after the last round less that before the first, above 0 (the same questions).",
         interval,
         0.0,
+        of=len(questions),
+        groups=len(searched),
+        flags=[q.correct for q in searched],
     )

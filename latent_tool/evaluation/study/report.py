@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latent_tool.evaluation.report import figure_svg, markdown_table, p_value, page
+from latent_tool.evaluation.plots import COLOURS, QUIET, figure_svg, label_lines
+from latent_tool.evaluation.report import markdown_table, p_value, page
 from latent_tool.evaluation.study.observations import FEWEST, FEWEST_WRONG, LEVEL
 from latent_tool.files import write_whole
 
@@ -53,7 +53,10 @@ def _tables(found: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[st
     tables = [("What was found", ["observation", "verdict", "value and interval", "p"], summary, "")]
     for each in found["findings"]:
         title = f"{each['claim'].rstrip('.')}: {each['verdict']}"
-        tables.append((title, each["header"], each["rows"], f"{each['test']} Found: {_shown(each['interval'])}."))
+        if lacking := each.get("lacking"):
+            tables.append((title, [], [], f"{each['test']} {lacking}"))
+        else:
+            tables.append((title, each["header"], each["rows"], f"{each['test']} Found: {_shown(each['interval'])}."))
     return tables
 
 
@@ -76,7 +79,7 @@ def study_page(found: Mapping[str, Any]) -> str:
     figures = []
     for each in found["findings"]:
         plot = each["plot"]
-        if plot is not None and plot["x"]:
+        if plot is not None and plot["x"] and not each.get("lacking"):
             caption = f"{each['claim']} {each['verdict'].capitalize()}."
             figures.append((caption, figure_svg(_drawing(plot)), each["claim"]))
     return page("Study", [fact.replace("*", "") for fact in _facts(found)], _tables(found), figures)
@@ -86,17 +89,21 @@ def _drawing(plot: Mapping[str, Any]) -> Callable[[Axes], None]:
     def draw(axes: Axes) -> None:
         kind, x = plot["kind"], plot["x"]
         if kind == "histogram":
-            axes.stairs(plot["y"], x, fill=True, color="#1b6ca8")
-            axes.axvline(plot["mark"], color="#999", lw=0.8, ls=":")
+            axes.stairs(plot["y"], x, fill=True, color=COLOURS[0])
+            axes.axvline(plot["mark"], color=QUIET, lw=0.8, ls=":")
             axes.set_ylabel("tokens")
         elif kind == "points":
-            axes.plot(x, plot["y"], ".", ms=4, alpha=0.5, color="#1b6ca8")
+            axes.plot(x, plot["y"], ".", ms=4, alpha=0.5, color=COLOURS[0])
         elif kind == "lines":
-            for (name, values), colour in zip(plot["series"].items(), ("#3a7d44", "#c8553d"), strict=True):
-                axes.plot(x, [math.nan if value is None else value for value in values], label=name, color=colour)
-            axes.legend(frameon=False)
+            ends = []
+            for (name, values), colour in zip(plot["series"].items(), (COLOURS[2], COLOURS[1]), strict=True):
+                known = [(at, value) for at, value in zip(x, values, strict=True) if value is not None]
+                axes.plot([at for at, _ in known], [value for _, value in known], color=colour)
+                ends += [(name, *known[-1], colour)] if known else []
+            axes.locator_params(axis="x", integer=True)
+            label_lines(axes, ends)
         else:
-            axes.plot(x, plot["y"], marker="o", color="#1b6ca8")
+            axes.plot(x, plot["y"], marker="o", color=COLOURS[0])
         axes.set_xlabel(plot["xlabel"])
         if "ylabel" in plot:
             axes.set_ylabel(plot["ylabel"])
