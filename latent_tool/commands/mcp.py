@@ -42,6 +42,7 @@ def mcp(
         float, typer.Option(min=0, max=1, metavar="C", help="Below it an answer is marked as not reliable, 0 to 1.")
     ] = 0.5,
     calibration: options.Calibration = None,
+    check_domain: options.CheckDomain = True,
 ) -> None:
     """Serve the tool to MCP clients.
 
@@ -62,6 +63,7 @@ def mcp(
         quantization_config=quantize,
         budget=Budget.level(cast("BudgetLevel", budget)).but(deadline_s=deadline),
         calibration=calibration,
+        check_domain=check_domain,
     )
     tool = ImageTool(
         reasoner=reasoner,

@@ -41,6 +41,7 @@ def serve(
         float | None, typer.Option(min=0, max=1, metavar="C", help="Abstain below it unless a client says otherwise.")
     ] = None,
     calibration: options.Calibration = None,
+    check_domain: options.CheckDomain = True,
     on_ray: Annotated[
         bool, typer.Option("--ray", help="Run on Ray: the cluster of RAY_ADDRESS, or this machine alone.")
     ] = False,
@@ -76,6 +77,7 @@ def serve(
         budget=own,
         min_confidence=min_confidence,
         calibration=calibration,
+        check_domain=check_domain,
     )
     service: dict[str, Any] = {
         "policy": policy,

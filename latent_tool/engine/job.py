@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from PIL.Image import Image
 from torch import Tensor
 
+from latent_tool.cannot_tell import PHRASES_OF_ALL
 from latent_tool.engine.signals import Signal
 from latent_tool.method.search import Outcome as SearchOutcome
 from latent_tool.models.decoding import Decoded, ExtractedAnswer
@@ -22,6 +23,7 @@ __all__ = ["Examined", "Job", "Outcome", "Sampled", "joint", "pooled"]
 class Job:
     """Everything one question needs.
 
+    ``cannot_tell``: answers that mean that it cannot be told (``says_cannot_tell``), which are abstentions.
     ``attention``, ``grounding`` (with its noise) and ``controls`` say what to measure once there is an answer;
     ``deadline`` is a time of the engine's clock (``time.monotonic`` unless replaced); ``cancelled`` is looked at before
     every forward pass; ``images_first`` puts the images before the question; ``image_seconds`` is what opening the
@@ -41,6 +43,7 @@ class Job:
     attention: bool = False
     grounding: NoiseSettings | None = None
     controls: bool = False
+    cannot_tell: tuple[str, ...] = PHRASES_OF_ALL
     deadline: float | None = None
     cancelled: Signal | None = None
     image_seconds: float = 0.0
@@ -54,7 +57,8 @@ class Outcome:
 
     ``latents``: ``(L, d)`` of the decoded state, or ``None`` for the plain model; ``patches``: its injected cells;
     ``plain_probability``: of the answer by the model without either, see ``Scores``; ``stop_reason``: why no more was
-    done for it; ``attention``: of the latents to every image cell, if that was measured.
+    done for it; ``attention``: of the latents to every image cell, if that was measured; ``pictures``: every
+    picture in the numbers that a domain check compares.
     """
 
     job: Job
@@ -71,6 +75,7 @@ class Outcome:
     controls: Controls | None
     usage: Usage
     warnings: tuple[str, ...]
+    pictures: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from latent_tool.cannot_tell import CANNOT_TELL_REASON, says_cannot_tell
 from latent_tool.engine.job import Outcome, joint, pooled
 from latent_tool.engine.rounds import trace_row
 from latent_tool.errors import SettingsError
@@ -41,14 +42,11 @@ def as_result(vlm: VisionLanguageModel, outcome: Outcome) -> ReasoningResult:
     accepted = None
     if job.min_confidence is not None:
         accepted = confidence is not None and confidence >= job.min_confidence
-    return ReasoningResult(
+    result = ReasoningResult(
         answer=outcome.answer.text,
         raw_text=outcome.answer.raw_text,
         confidence=confidence,
         confidence_source=job.confidence if confidence is not None else "unscored",
-        accepted=accepted,
-        abstained=None if accepted is None else not accepted,
-        min_confidence=job.min_confidence,
         scores=scores,
         tokens=_tokens(vlm, outcome),
         patches=_patches(outcome),
@@ -65,7 +63,8 @@ def as_result(vlm: VisionLanguageModel, outcome: Outcome) -> ReasoningResult:
         budget=job.budget,
         seed=job.seed,
         warnings=list(outcome.warnings),
-    )
+    ).decided(accepted, job.min_confidence)
+    return result.abstaining(CANNOT_TELL_REASON) if says_cannot_tell(result.answer, job.cannot_tell) else result
 
 
 def _tokens(vlm: VisionLanguageModel, outcome: Outcome) -> list[GeneratedToken]:

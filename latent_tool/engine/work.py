@@ -9,6 +9,7 @@ from latent_tool.engine.in_step import Tell
 from latent_tool.engine.job import Outcome, Sampled
 from latent_tool.engine.ladder import climb
 from latent_tool.engine.question import Question
+from latent_tool.models.looks import picture_numbers
 from latent_tool.models.requests import Prefill, Sample
 from latent_tool.schema import ReasoningStep, Usage
 from latent_tool.settings import SamplingSettings
@@ -87,6 +88,7 @@ async def answer(question: Question) -> Outcome:
         controls,
         usage,
         (*job.warnings, *inputs.warnings, *warnings),
+        picture_numbers(prefix.features, inputs.cells),
     )
 
 

@@ -347,7 +347,7 @@ class ChatLatentReasoner(BindsOptions, BaseChatModel):
         text = result.answer
         for sequence in stop or ():
             text = text.partition(sequence)[0]
-        plain = result.model_dump(mode="json", include={"patches", "scores", "warnings", "finish_reason"})
+        plain = result.model_dump(mode="json", include={"patches", "scores", "warnings", "finish_reason", "domain"})
         metadata = {
             "model_name": result.model,
             "model_provider": "latent_tool",
@@ -355,6 +355,7 @@ class ChatLatentReasoner(BindsOptions, BaseChatModel):
             "confidence_source": result.confidence_source,
             "accepted": result.accepted,
             "abstained": result.abstained,
+            "abstain_reason": result.abstain_reason,
             "min_confidence": result.min_confidence,
             **plain,
             "warnings": [*warnings, *plain["warnings"]],
