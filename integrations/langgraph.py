@@ -23,7 +23,7 @@ from latent_tool.langchain.messages import conversation, request_from_messages
 from latent_tool.langchain.reasoner import LatentReasoner
 from latent_tool.langchain.router import ConfidenceRouter
 from latent_tool.langchain.runnable import Handover, hand_over, refuse_tools
-from latent_tool.schema import ReasoningRequest, ReasoningResult, RouteStep
+from latent_tool.schema import ReasoningRequest, ReasoningResult, RouteStep, below_reason
 from latent_tool.settings import Budget, BudgetLevel, ImagePolicy
 
 try:
@@ -276,11 +276,15 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
     def _step(self, number: int, name: str, result: ReasoningResult) -> RouteStep:
         sure, at = self._accepts(result), self._at(result)
         reason = f"the confidence {'reaches' if sure else 'is below'} {at:g}"
+        if result.confidence is None:
+            reason = "the answer has no confidence to compare"
         return RouteStep(
             rung=number,
             name=name,
             decision="accepted" if sure else "unsure",
-            reason=reason if result.confidence is not None else "the answer has no confidence to compare",
+            reason=reason
+            if result.confidence is not None or result.barred
+            else "the answer has no confidence to compare",
             answer=result.answer,
             confidence=result.confidence,
             confidence_source=result.confidence_source,
@@ -293,6 +297,7 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
         decided = {
             "accepted": accepted,
             "abstained": not accepted,
+            "abstain_reason": None if accepted else result.barred or below_reason(result.confidence, self._at(result)),
             "min_confidence": self._at(result),
             "route": tried.route,
             "image_numbers": asked.image_numbers if asked is not None else [],
@@ -353,7 +358,7 @@ def _parse(value: Any) -> ReasoningResult | None:
 
 
 def _reaches(result: ReasoningResult, threshold: float) -> bool:
-    return result.confidence is not None and result.confidence >= threshold
+    return result.confidence is not None and result.confidence >= threshold and result.barred is None
 
 
 def _require_share(threshold: float | None) -> None:

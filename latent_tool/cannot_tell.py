@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 
 __all__ = ["CANNOT_TELL", "CANNOT_TELL_REASON", "PHRASES", "PHRASES_OF_ALL", "says_cannot_tell"]
 
@@ -163,22 +164,32 @@ def says_cannot_tell(answer: str, phrases: Sequence[str] = PHRASES_OF_ALL) -> bo
     text = _plain(answer)
     if not text or len(text) > _LONGEST:
         return False
-    forms = (text, _OPENINGS.sub("", text))
-    return any(_fits(form, phrase) for form in dict.fromkeys(forms) for phrase in phrases)
+    wholes, beginnings = _compiled(tuple(phrases))
+    forms = dict.fromkeys((text, _OPENINGS.sub("", text)))
+    return any(form in wholes or any(_goes_on(form, each) for each in beginnings) for form in forms)
 
 
-def _fits(text: str, phrase: str) -> bool:
-    begins = phrase.rstrip().endswith(("...", "…"))
-    wanted = _plain(phrase.rstrip().removesuffix("...").removesuffix("…"))
-    if not wanted:
-        return False
-    if text == wanted:
-        return True
-    if not begins or not text.startswith(wanted):
+@lru_cache(maxsize=16)
+def _compiled(phrases: tuple[str, ...]) -> tuple[frozenset[str], tuple[str, ...]]:
+    """What an answer may be as a whole, and what it may begin with."""
+    wholes, beginnings = set(), []
+    for phrase in phrases:
+        text = phrase.rstrip()
+        begins = text.endswith(("...", "\N{HORIZONTAL ELLIPSIS}"))
+        wanted = _plain(text.removesuffix("...").removesuffix("\N{HORIZONTAL ELLIPSIS}"))
+        if wanted:
+            wholes.add(wanted)
+            beginnings += [wanted] if begins else []
+    return frozenset(wholes), tuple(beginnings)
+
+
+def _goes_on(text: str, beginning: str) -> bool:
+    """Whether a text begins so, at the end of a word, and takes nothing back."""
+    if len(text) <= len(beginning) or not text.startswith(beginning):
         return False
     # Words of Chinese and Japanese have no gaps between them.
-    apart = wanted[-1] >= "\u3040" or not (text[len(wanted)].isalnum() or text[len(wanted)] == "_")
-    return apart and _TAKEN_BACK.search(text, len(wanted)) is None
+    apart = beginning[-1] >= "\u3040" or not (text[len(beginning)].isalnum() or text[len(beginning)] == "_")
+    return apart and _TAKEN_BACK.search(text, len(beginning)) is None
 
 
 def _plain(text: str) -> str:

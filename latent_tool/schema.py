@@ -22,15 +22,17 @@ from pydantic import (
     model_validator,
 )
 
-from latent_tool.cannot_tell import CANNOT_TELL
+from latent_tool.cannot_tell import CANNOT_TELL, CANNOT_TELL_REASON
 from latent_tool.errors import InputError
 from latent_tool.settings import Budget, NoiseSettings, SearchSettings, explain_validation
 from latent_tool.words import confidence_text, plain_text, redact
 
 __all__ = [
     "CONFIDENCE_SOURCES",
+    "KNOWN_PICTURES",
     "MAX_OPTIONS",
     "MAX_TEXT",
+    "NOT_CHECKED",
     "CellAttention",
     "Choice",
     "ControlAnswer",
@@ -56,6 +58,10 @@ __all__ = [
 
 # Characters of a question or a system text at most; how many tokens fit is the model's own limit.
 MAX_TEXT = 100_000
+# Why an answer is abstained from when its calibration has a domain check, and nobody made it.
+NOT_CHECKED = "the domain check of the calibration was not made"
+# What a question may be unlike, where a model has a domain check of its own and no calibration is used.
+KNOWN_PICTURES = "what this model knows"
 # Options of one question at most.
 MAX_OPTIONS = 255
 
@@ -415,6 +421,10 @@ class Domain(Plain):
     )
     refused: bool = Field(description="p_value is at most the check's level: the question is unlike those.")
 
+    def unlike(self, known: str = "the calibration's pictures") -> str:
+        """Say what a refused question is unlike, and by which p-value."""
+        return f"unlike {known} (p = {self.p_value:.{4 if self.p_value < 0.001 else 3}f})"
+
 
 class RouteStep(Plain):
     """What a router did with one of its rungs."""
@@ -504,6 +514,17 @@ class ReasoningResult(Plain):
         """A copy that is abstained from for a reason, whatever its confidence."""
         return self.model_copy(update={"accepted": False, "abstained": True, "abstain_reason": reason})
 
+    @property
+    def barred(self) -> str | None:
+        """Why no confidence makes the answer acceptable, in words: it says that it cannot be told, or the question is
+        unlike those that the threshold was made for. ``None``: the confidence decides.
+        """
+        if self.abstain_reason in (CANNOT_TELL_REASON, NOT_CHECKED):
+            return self.abstain_reason
+        if self.domain is None or not self.domain.refused:
+            return None
+        return self.domain.unlike() if self.confidence_source == "calibrated" else self.domain.unlike(KNOWN_PICTURES)
+
     def decided(self, accepted: bool | None, min_confidence: float | None) -> Self:
         """A copy with the verdict of a threshold; the reason says what the confidence was compared with.
 
@@ -526,9 +547,9 @@ class ReasoningResult(Plain):
     def unsure(self) -> bool:
         """Whether the answer should not be relied on: it was not accepted, or is more likely wrong than right.
 
-        Nor should one about a question that the domain check refused.
+        Nor should one that says that it cannot be told, or one about a question that the domain check refused.
         """
-        if self.domain is not None and self.domain.refused:
+        if self.barred is not None:
             return True
         likely = self.confidence_source not in ("reward", "unscored")
         if self.accepted is not None or not likely or self.confidence is None:

@@ -454,13 +454,25 @@ function drawGate() {
   if (result) {
     const source = result.confidence_source.replaceAll("_", " ");
     about = confidence === null ? "Not scored" : `Confidence ${share(confidence)} of 1 (${source}), threshold ${threshold}`;
-    const accepted = confidence !== null && confidence >= threshold;
+    const why = barred(result);
+    const accepted = confidence !== null && confidence >= threshold && why === null;
     verdict.classList.add(accepted ? "good" : "bad");
     verdict.textContent = (confidence === null ? "Not scored" : `Confidence ${share(confidence)} (${source})`)
-      + (accepted ? ": ✓ accepted" : ": ✗ abstained. Spend more, ask a larger model, or ask someone.");
+      + (accepted ? ": ✓ accepted" : `: ✗ abstained${why === null ? "" : `, ${why}`}. `
+        + "Spend more, ask a larger model, or ask someone.");
   }
   at("gauge").setAttribute("aria-label", about);
   drawSure(known, threshold);
+}
+
+/* Why no confidence makes an answer acceptable, in words, or null where the threshold decides. */
+function barred(result) {
+  const reason = result.abstain_reason || null;
+  if (result.domain && result.domain.refused) {
+    return visible(reason || `the picture is unlike what this model knows (p = ${result.domain.p_value.toFixed(3)})`, 300);
+  }
+  const compared = reason === null || /^the (confidence|answer has no confidence)/.test(reason);
+  return compared ? null : visible(reason, 300);
 }
 
 /* Where a round is on both charts. */

@@ -8,25 +8,34 @@ scikit-learn nor scipy, except for the drift check. This module knows nothing of
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from latent_tool.calibration.configuration import EMBEDDED_FOLDER, digest
+from latent_tool.calibration.configuration import EMBEDDED_FOLDER, content_hash, digest
+from latent_tool.calibration.domain import DomainCheck, NoDomainCheck
 from latent_tool.calibration.mapping import Count, Number, Part, Probability, ProbabilityMapping
 from latent_tool.calibration.threshold import NoThreshold, Threshold
+from latent_tool.cannot_tell import CANNOT_TELL_REASON
 from latent_tool.errors import CalibrationError, CalibrationMismatchError, MissingExtraError
 from latent_tool.files import write_whole
-from latent_tool.schema import ReasoningResult
+from latent_tool.schema import NOT_CHECKED, Domain, ReasoningResult
 from latent_tool.scores import score_of
 from latent_tool.settings import explain_validation
 
-__all__ = ["Calibration", "Drift", "Quality"]
+__all__ = ["Calibration", "Drift", "Quality", "embedded_domain"]
 
 EMBEDDED_FILE = EMBEDDED_FOLDER / "calibration.json"
 _DRIFT_ITEMS = 20
+_LIST = re.compile(r"\[\s+((?:-?[0-9.]+(?:[eE][-+]?[0-9]+)?,?\s+)+)\]")
+_FORMAT_1 = (
+    "The calibration's file is of format 1, which has no domain check: nothing tells whether a question is like those "
+    "of the calibration. Calibrate again for one (latent-tool calibrate RUN --out FILE)."
+)
 
 
 class Quality(Part):
@@ -47,11 +56,18 @@ class Drift(Part):
     """Whether scores of unlabelled traffic look like those of the calibration."""
 
     drifted: bool = Field(
-        description="The scores, or the share of answers without one, differ: the calibration may no longer hold."
+        description="The scores, the share of answers without one, or what the pictures look like differ: the "
+        "calibration may no longer hold."
     )
     p_value: Probability | None = Field(description="Of the scores; None where there are too few.")
     unscored_p_value: Probability = Field(description="Of the share without a score (Fisher's exact test).")
-    level: Annotated[float, Field(gt=0, lt=1)] = Field(description="Of both tests together; each has a half of it.")
+    domain_p_value: Probability | None = Field(
+        None, description="Of the domain check's p-values, its parts together; None where they were not compared."
+    )
+    level: Annotated[float, Field(gt=0, lt=1)] = Field(
+        description="Of all tests together: a half for the scores and the share without one, a half for the domain's "
+        "p-values; where those are not compared, all of it for the former two. They share theirs equally."
+    )
     distance: Probability | None = Field(
         description="Largest distance of the two distribution functions (Kolmogorov-Smirnov)."
     )
@@ -62,9 +78,12 @@ class Drift(Part):
 
 
 class Calibration(Part):
-    """A score's mapping to probability and its threshold, bound to one configuration; a file of plain JSON."""
+    """A score's mapping to probability, its threshold and its domain check, bound to one configuration.
 
-    schema_version: Literal["1"] = "1"
+    A file of plain JSON. One of format 1, which had no domain check, is read and says so.
+    """
+
+    schema_version: Literal["1", "2"] = "2"
     fingerprint: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     configuration: dict[str, Any] | None = Field(
         None, description="What the fingerprint was made of, where known; says what differs when it does not fit."
@@ -74,6 +93,11 @@ class Calibration(Part):
     mapping: ProbabilityMapping
     threshold: Threshold | None = None
     no_threshold: NoThreshold | None = None
+    domain: DomainCheck | None = Field(None, description="Tells questions that are unlike the calibration's.")
+    no_domain: NoDomainCheck | None = Field(None, description="Why there is no domain check.")
+    refused: Count = Field(
+        0, description="Labelled items that the domain check refused, of those the threshold was found on."
+    )
     items: Count = Field(description="Labelled and scored items the mapping was fitted on.")
     right: Count = Field(description="Right answers among them.")
     unscored: Count = Field(0, description="Labelled items without a score; never accepted.")
@@ -85,6 +109,11 @@ class Calibration(Part):
     def _whole(self) -> Self:
         if (self.threshold is None) == (self.no_threshold is None):
             raise ValueError("there is either a threshold or a reason why there is none")
+        if self.schema_version == "1":
+            if self.domain is not None:
+                raise ValueError("a file of format 1 has no domain check")
+        elif (self.domain is None) == (self.no_domain is None):
+            raise ValueError("there is either a domain check or a reason why there is none")
         if self.configuration is not None and digest(self.configuration) != self.fingerprint:
             raise ValueError("the fingerprint is not that of the configuration")
         return self
@@ -118,7 +147,10 @@ class Calibration(Part):
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all; raises ``SettingsError`` when it cannot be written."""
-        write_whole(path, (self.model_dump_json(indent=1) + "\n").encode())
+        text = self.model_dump_json(indent=1)
+        # Numbers of one list stand on one line.
+        text = _LIST.sub(lambda found: "[" + ", ".join(found[1].replace(",", " ").split()) + "]", text)
+        write_whole(path, (text + "\n").encode())
 
     # ------------------------------------------------------------------ use
 
@@ -158,51 +190,86 @@ class Calibration(Part):
             )
         return self.threshold
 
-    def apply(self, result: ReasoningResult, min_confidence: float | Literal["calibrated"] | None) -> ReasoningResult:
+    @property
+    def lacks(self) -> str | None:
+        """What a user of this calibration should know that it lacks, or ``None``."""
+        if self.domain is not None:
+            return None
+        if self.no_domain is None:
+            return _FORMAT_1
+        return f"The calibration has no domain check. {self.no_domain.reason}"
+
+    def apply(
+        self,
+        result: ReasoningResult,
+        min_confidence: float | Literal["calibrated"] | None,
+        *,
+        check_domain: bool = True,
+    ) -> ReasoningResult:
         """A result with its calibrated confidence, and the verdict on it.
 
         A number is compared with the probability, ``"calibrated"`` stands for the threshold. What has no score, and
-        what a deadline cut short, is not what was calibrated: it has no confidence and is abstained from.
+        what a deadline cut short, is not what was calibrated: it has no confidence and is abstained from. So is,
+        whatever its confidence, what the domain check refused (``result.domain``) or did not see, and an answer that
+        says that it cannot be told.
+
+        Args:
+            check_domain: ``False``: leave the domain check out; the result's warnings say so.
         """
         raw = score_of(result, self.score)
         cut = "deadline" in (result.stop_reason, result.finish_reason)
         other = result.choices is not None and self.score != "option_probability"
         probability = None if cut or other else self.probability(raw)
         at = self.require_threshold().probability if min_confidence == "calibrated" else min_confidence
+        cannot_tell = result.abstain_reason == CANNOT_TELL_REASON
+        notes = self._domain_notes(check_domain)
         if probability is None:
             why = "the deadline cut the work short" if cut else f"the score {self.score} was not measured"
             if other:
                 why = f"it was chosen among options, and {self.score} is of free answers"
-            note = f"The calibration does not hold for this answer: {why}."
+            notes.append(f"The calibration does not hold for this answer: {why}.")
             lost: dict[str, Any] = {"confidence": None, "confidence_source": "unscored", "min_confidence": at}
-            return result.model_copy(
-                update={**lost, "accepted": False, "abstained": True, "warnings": [*result.warnings, note]}
-            )
-        if min_confidence == "calibrated":
-            accepted: bool | None = self.accepts(raw)
+            found = result.model_copy(update=lost).abstaining(CANNOT_TELL_REASON if cannot_tell else why)
         else:
-            accepted = None if min_confidence is None else probability >= min_confidence
-        return result.model_copy(
-            update={
-                "confidence": probability,
-                "confidence_source": "calibrated",
-                "accepted": accepted,
-                "abstained": None if accepted is None else not accepted,
-                "min_confidence": at,
-            }
-        )
+            if min_confidence == "calibrated":
+                accepted: bool | None = self.accepts(raw)
+            else:
+                accepted = None if min_confidence is None else probability >= min_confidence
+            sure = {"confidence": probability, "confidence_source": "calibrated"}
+            found = result.model_copy(update=sure).decided(accepted, at)
+            if cannot_tell:
+                found = found.abstaining(CANNOT_TELL_REASON)
+        if not check_domain:
+            found = found.model_copy(update={"domain": None})
+        elif self.domain is not None:
+            if result.domain is None:
+                found = found.abstaining(NOT_CHECKED)
+            elif result.domain.refused:
+                found = found.abstaining(result.domain.unlike())
+        return found.model_copy(update={"warnings": [*found.warnings, *notes]})
 
-    def drift(self, scores: Sequence[float | None], level: float = 0.01) -> Drift:
+    def _domain_notes(self, check_domain: bool) -> list[str]:
+        """What a result must say of a domain check that was not made."""
+        if self.domain is not None and not check_domain:
+            return [
+                "The domain check of the calibration is switched off: its threshold may not hold for this question."
+            ]
+        return [] if self.lacks is None else [self.lacks]
+
+    def drift(
+        self, scores: Sequence[float | None], level: float = 0.01, *, domains: Sequence[Domain] | None = None
+    ) -> Drift:
         """Compare unlabelled traffic with the calibration's items.
 
-        Two tests with half the level each: two-sample Kolmogorov-Smirnov of the raw scores, and Fisher's exact test of
-        the share of answers that have none.
+        Two-sample Kolmogorov-Smirnov of the raw scores, and Fisher's exact test of the share of answers that have none;
+        with ``domains`` also Kolmogorov-Smirnov of every part's p-values against those of the held-back questions.
 
         Args:
             level: probability of a false alarm at most, for traffic like the calibration's; ties make it smaller.
+            domains: the domain check's verdicts on the traffic (``result.domain``).
 
-        Raises ``CalibrationError`` for fewer than 20 scores, unless the missing ones say enough, and
-        ``MissingExtraError`` without scipy.
+        Raises ``CalibrationError`` for fewer than 20 scores, unless the missing ones say enough, for verdicts of
+        another check, and ``MissingExtraError`` without scipy.
         """
         try:
             from scipy.stats import fisher_exact, ks_2samp
@@ -210,19 +277,24 @@ class Calibration(Part):
             raise MissingExtraError("The drift check", "evaluation") from None
         if not 0 < level < 1:
             raise CalibrationError("The level of a drift check must lie between 0 and 1.", "Use 0.01, for example.")
+        domain_p = None if not domains else self._domain_drift(domains)
+        share = level if domain_p is None else level / 2
         known = [score for score in scores if score is not None and math.isfinite(score)]
         lost = len(scores) - len(known)
         lost_p = float(fisher_exact([[len(known), lost], [self.items, self.unscored]]).pvalue)
         enough = len(known) >= _DRIFT_ITEMS
-        if not enough and lost_p >= level / 2:
+        if not enough and lost_p >= share / 2 and domain_p is None:
             raise CalibrationError(
                 f"{len(known)} scores are too few to see a drift.", f"Collect at least {_DRIFT_ITEMS}."
             )
         test = ks_2samp(known, self.reference) if enough else None
         return Drift(
-            drifted=lost_p < level / 2 or (test is not None and bool(test.pvalue < level / 2)),
+            drifted=lost_p < share / 2
+            or (test is not None and bool(test.pvalue < share / 2))
+            or (domain_p is not None and domain_p < share),
             p_value=None if test is None else float(test.pvalue),
             unscored_p_value=min(1.0, lost_p),
+            domain_p_value=domain_p,
             level=level,
             distance=None if test is None else float(test.statistic),
             scores=len(known),
@@ -230,6 +302,39 @@ class Calibration(Part):
             mean=math.fsum(known) / len(known) if known else None,
             reference_mean=math.fsum(self.reference) / len(self.reference),
         )
+
+    def _domain_drift(self, domains: Sequence[Domain]) -> float | None:
+        """The p-value of all parts together, by Bonferroni; ``None`` for fewer than 20 verdicts."""
+        from scipy.stats import ks_2samp
+
+        check = self.domain
+        if check is None or any(set(each.parts) != set(check.held_back) for each in domains):
+            raise CalibrationError(
+                "The verdicts are not those of this calibration's domain check.", "Answer with this calibration."
+            )
+        if len(domains) < _DRIFT_ITEMS:
+            return None
+        # What the p-value of each held-back question is among the others and itself.
+        held = [rank / (check.held + 1) for rank in range(1, check.held + 1)]
+        tests = [ks_2samp([each.parts[part] for each in domains], held).pvalue for part in check.held_back]
+        return min(1.0, len(tests) * float(min(tests)))
+
+
+@lru_cache(maxsize=1)
+def _embedded() -> Calibration | None:
+    """The embedded model's own calibration, if it is of the weights that are there."""
+    try:
+        found = Calibration.load("embedded")
+    except CalibrationError:
+        return None
+    model = (found.configuration or {}).get("model")
+    return found if model == {"content": content_hash(EMBEDDED_FOLDER)} else None
+
+
+def embedded_domain(dtype: str = "auto") -> DomainCheck | None:
+    """The domain check that ships with the embedded model; ``None`` where it was fitted for other weights or types."""
+    found = _embedded() if dtype in ("auto", "float32") else None
+    return None if found is None else found.domain
 
 
 def _differences(known: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:

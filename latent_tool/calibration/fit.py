@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from latent_tool.calibration.calibration import Calibration, Quality
 from latent_tool.calibration.configuration import digest
+from latent_tool.calibration.domain import DomainCheck, NoDomainCheck
 from latent_tool.calibration.mapping import ProbabilityMapping, log_odds
 from latent_tool.calibration.threshold import NoThreshold, Threshold, find_threshold, passing_threshold
 from latent_tool.errors import CalibrationError, MissingExtraError, TooFewItemsError
@@ -52,6 +53,9 @@ def fit(
     confidence_level: float = 0.9,
     seed: int = 0,
     provenance: Mapping[str, Any] | None = None,
+    domain: DomainCheck | NoDomainCheck | None = None,
+    tested: Sequence[bool] | None = None,
+    refused: Sequence[bool] | None = None,
 ) -> Calibration:
     """Fit a calibration to raw scores (``None``: not measured) and whether each answer was right.
 
@@ -61,6 +65,9 @@ def fit(
         mapping: ``"auto"`` chooses by cross-validation.
         target_error, confidence_level: the guarantee that is wanted of the threshold.
         seed: of the split and the folds.
+        domain: the domain check that belongs to it; ``None``: there is none, and the calibration says so.
+        tested: which items the threshold is found on: none that had a part in the domain check; ``None``: all.
+        refused: which items the domain check refuses; for the threshold, those are not accepted. ``None``: none.
 
     Raises ``TooFewItemsError`` for fewer than ``MIN_ITEMS`` scored items, or fewer than ``MIN_OF_EACH`` right or wrong
     ones; ``CalibrationError`` for values out of range; ``MissingExtraError`` without scikit-learn and scipy.
@@ -87,7 +94,9 @@ def fit(
         raise CalibrationError(f"{score} is a probability, and some lie outside [0, 1].", "The scores were changed.")
     chosen, losses, left_out = _choose(sure, right, probability, mapping, seed)
     fitted = _FIT[chosen](sure, right, probability)
-    verdict = find_threshold(values, labels, target_error, confidence_level, seed)
+    gated = np.where(_flags(refused, len(values), False), math.nan, values)
+    own = _flags(tested, len(values), True)
+    verdict = find_threshold(gated[own], labels[own], target_error, confidence_level, seed)
     threshold = None
     if isinstance(verdict, Threshold):
         threshold = verdict.model_copy(update={"score": sign * verdict.score, "probability": fitted(verdict.score)})
@@ -101,13 +110,29 @@ def fit(
         mapping=fitted,
         threshold=threshold,
         no_threshold=verdict if isinstance(verdict, NoThreshold) else None,
+        domain=domain if isinstance(domain, DomainCheck) else None,
+        no_domain=None if isinstance(domain, DomainCheck) else domain or NoDomainCheck(reason=_NO_PICTURES),
+        refused=int((_flags(refused, len(values), False) & own).sum()),
         items=len(sure),
         right=int(right.sum()),
         unscored=int((~known).sum()),
-        quality=_quality(sure, right, probability, losses, left_out, target_error, confidence_level, seed),
+        quality=_quality(sure, right, probability, losses, left_out, seed).model_copy(
+            update=_on_new_items(gated[own & known], labels[own & known], target_error, confidence_level, seed)
+        ),
         reference=tuple(sorted((sign * sure[kept]).tolist())),
         provenance=dict(provenance or {}),
     )
+
+
+_NO_PICTURES = "It was fitted to scores alone, without their pictures."
+
+
+def _flags(given: Sequence[bool] | None, count: int, default: bool) -> Labels:
+    if given is None:
+        return np.full(count, default)
+    if len(given) != count:
+        raise CalibrationError("There must be one flag for every score.", "Give all in the same order.")
+    return np.asarray(given, dtype=bool)
 
 
 def _require_libraries() -> None:
@@ -213,26 +238,8 @@ def _log_loss(predicted: Array, right: Labels) -> float:
 
 
 def _quality(
-    sure: Array,
-    right: Labels,
-    probability: bool,
-    losses: dict[str, float],
-    left_out: Array,
-    target_error: float,
-    confidence_level: float,
-    seed: int,
+    sure: Array, right: Labels, probability: bool, losses: dict[str, float], left_out: Array, seed: int
 ) -> Quality:
-    passed, coverages, accepted, errors = 0, [], 0, 0
-    for number, fold in enumerate(_folds(len(sure), right, seed + 1)):
-        rest = np.setdiff1d(np.arange(len(sure)), fold)
-        threshold = passing_threshold(sure[rest], right[rest], target_error, confidence_level, seed + number)
-        if threshold is None:
-            continue
-        taken = sure[fold] >= threshold.score
-        passed += 1
-        coverages.append(float(taken.mean()))
-        accepted += int(taken.sum())
-        errors += int((taken & ~right[fold]).sum())
     return Quality(
         folds=FOLDS,
         auroc=auroc(sure, right),
@@ -240,7 +247,29 @@ def _quality(
         ece_after=ece(left_out, right),
         ece_noise_floor=ece_noise_floor(left_out, draws=_NOISE_DRAWS, seed=seed)[0],
         log_loss=losses,
-        thresholds_found=passed / FOLDS,
-        coverage=float(np.mean(coverages)) if coverages else None,
-        error=errors / accepted if accepted else None,
+        thresholds_found=None,
+        coverage=None,
+        error=None,
     )
+
+
+def _on_new_items(
+    gated: Array, right: Labels, target_error: float, confidence_level: float, seed: int
+) -> dict[str, float | None]:
+    """What thresholds found on nine folds do on the tenth; NaN where the domain check refuses."""
+    passed, coverages, accepted, errors = 0, [], 0, 0
+    for number, fold in enumerate(_folds(len(gated), right, seed + 1)):
+        rest = np.setdiff1d(np.arange(len(gated)), fold)
+        threshold = passing_threshold(gated[rest], right[rest], target_error, confidence_level, seed + number)
+        if threshold is None or not len(fold):
+            continue
+        taken = gated[fold] >= threshold.score
+        passed += 1
+        coverages.append(float(taken.mean()))
+        accepted += int(taken.sum())
+        errors += int((taken & ~right[fold]).sum())
+    return {
+        "thresholds_found": passed / FOLDS,
+        "coverage": float(np.mean(coverages)) if coverages else None,
+        "error": errors / accepted if accepted else None,
+    }

@@ -60,6 +60,7 @@ def ask(
         ),
     ] = None,
     calibration: options.Calibration = None,
+    check_domain: options.CheckDomain = True,
     overlay: Annotated[
         Path | None, typer.Option(metavar="OUT.png", help="Write the picture with the injected patches.")
     ] = None,
@@ -187,6 +188,7 @@ def ask(
         seed=seed,
         min_confidence=_confidence_wanted(min_confidence),
         calibration=calibration,
+        check_domain=check_domain,
         attention=attention or heatmap is not None,
         grounding=grounding,
         controls=controls,

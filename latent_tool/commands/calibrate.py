@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,9 +15,16 @@ from latent_tool.files import require_apart, require_writable
 
 if TYPE_CHECKING:
     from latent_tool.calibration.calibration import Calibration, Drift
-    from latent_tool.evaluation.runs import Run
+    from latent_tool.evaluation.domain import Checked
+    from latent_tool.evaluation.runs import Row, Run
+    from latent_tool.schema import Domain
 
 __all__ = ["calibrate", "calibration_of", "check_drift"]
+
+
+# What only fills the screen.
+_NUMBERS = {"center": True, "scale": True, "usual": True, "damages": True, "held_back": True}
+_NOT_SHOWN: dict[str, Any] = {"reference": True, "configuration": True, "domain": _NUMBERS}
 
 
 class Kind(StrEnum):
@@ -46,6 +54,34 @@ def calibrate(
     confidence_level: Annotated[float, typer.Option(help="How sure to be of that.")] = 0.9,
     mapping: Annotated[Kind, typer.Option(help="How a score becomes a probability.")] = Kind.auto,
     seed: Annotated[int, typer.Option(help="Seed of the split and the folds.")] = 0,
+    domain: Annotated[
+        bool,
+        typer.Option(
+            "--domain/--no-domain", help="Also fit the domain check, which tells questions unlike the calibration's."
+        ),
+    ] = True,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="The data set of the run, with its pictures, where it lies elsewhere now."),
+    ] = None,
+    pictures: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Further pictures, drawn like the run's, for the domain check; they need no labels. Without them, a "
+            "part of the run's own questions is spent on it.",
+        ),
+    ] = None,
+    false_alarms: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0005,
+            max=0.5,
+            metavar="SHARE",
+            help="Share of questions like the calibration's that the domain check may refuse; by default the smallest "
+            "of 0.01, 0.02 and 0.05 that there are pictures for.",
+        ),
+    ] = None,
     partial: Annotated[
         bool, typer.Option("--partial", help="Also take a run that is not complete; the file then says so.")
     ] = False,
@@ -74,7 +110,7 @@ def calibrate(
     if drift_of is not None:
         from latent_tool.calibration.calibration import Calibration
 
-        drift = check_drift(Calibration.load(drift_of), load_run(run), method, level)
+        drift = check_drift(Calibration.load(drift_of), load_run(run), method, level, domain=domain, data=data)
         print(drift.model_dump_json(indent=2) if as_json else _drift_text(drift))
         if drift.drifted:
             raise typer.Exit(options.BELOW)
@@ -83,11 +119,22 @@ def calibrate(
     require_writable(out, ".json")
     require_apart([("--out", out)], [run / name for name in ("run.json", "summary.json")])
     made = calibration_of(
-        load_run(run), score, method, target_error, confidence_level, mapping.value, seed, partial=partial
+        load_run(run),
+        score,
+        method,
+        target_error,
+        confidence_level,
+        mapping.value,
+        seed,
+        partial=partial,
+        domain=domain,
+        data=data,
+        pictures=pictures,
+        false_alarms=false_alarms,
     )
     made.save(out)
     if as_json:
-        print(made.model_dump_json(indent=2, exclude={"reference", "configuration"}))
+        print(made.model_dump_json(indent=2, exclude=_NOT_SHOWN))
     else:
         print(_text(made, out))
     if made.threshold is None:
@@ -104,22 +151,30 @@ def calibration_of(
     seed: int = 0,
     *,
     partial: bool = False,
+    domain: bool = True,
+    data: str | None = None,
+    pictures: str | None = None,
+    false_alarms: float | None = None,
 ) -> Calibration:
-    """A calibration from the labelled answers of one method of a run.
+    """A calibration from the labelled answers of one method of a run, with a domain check from its pictures.
 
-    An answer that could not be found (an error) is an item without a score; rows without a label, and those that could
-    not be asked, do not count.
+    An answer that could not be found (an error), and one that says that it cannot be told, is an item without a score;
+    rows without a label, and those that could not be asked, do not count.
 
     Args:
         score: by default ``option_probability`` where questions were asked by their options, else
             ``pooled_probability``.
         partial: also take a method that has not answered everything yet; what was answered first need not be like the
             rest.
+        domain, data, pictures, false_alarms: see the command; where nobody names the run's pictures and they are not
+            found, the calibration has no domain check and says so.
 
     Raises ``SettingsError`` for an unknown method, ``CalibrationError`` for a score the run does not have, or has for
     free answers alone, and for a run that is not complete.
     """
+    from latent_tool.calibration.domain import NoDomainCheck
     from latent_tool.calibration.fit import fit
+    from latent_tool.evaluation.domain import Checked
 
     name = _method(run, method)
     answered, size = len(run.of(name)), run.manifest.dataset.size
@@ -128,7 +183,7 @@ def calibration_of(
             f"{name} has answered {answered} of {size} questions.",
             "Let latent-tool eval finish, or take what is there (--partial).",
         )
-    rows = [row for row in run.of(name) if row.usable and (row.correct is not None or row.error is not None)]
+    rows = [row for row in run.of(name) if row.usable and (row.decided or row.abstained)]
     facts = run.manifest.methods[name]
     chosen = any(row.scores.get("option_probability") is not None for row in rows)
     score = score or ("option_probability" if chosen else "pooled_probability")
@@ -142,9 +197,16 @@ def calibration_of(
         raise CalibrationError(
             f"The answers of {name} have no score {score!r}.", f"They have: {', '.join(known) or 'none'}."
         )
+    if domain:
+        checked = _checked(run, rows, data, pictures, false_alarms, seed)
+    else:
+        checked = Checked(NoDomainCheck(reason="It was left out (--no-domain)."))
     return fit(
-        [row.scores.get(score) for row in rows],
+        [None if row.abstained else row.scores.get(score) for row in rows],
         [bool(row.correct) for row in rows],
+        domain=checked.check,
+        tested=[row.id not in checked.fitted for row in rows],
+        refused=[row.id in checked.refused for row in rows],
         score=score,
         configuration=_configuration(run, name, score),
         fingerprint=run.fingerprint(name, score),
@@ -160,13 +222,42 @@ def calibration_of(
             "method": name,
             "model": run.manifest.model.get("name"),
             "seed": seed,
+            "domain": dict(checked.provenance),
             "latent_tool": run.manifest.latent_tool,
         },
     )
 
 
-def check_drift(calibration: Calibration, run: Run, method: str | None = None, level: float = 0.01) -> Drift:
-    """Compare the scores of a run, labelled or not, with those of a calibration.
+def _checked(
+    run: Run, rows: Sequence[Row], data: str | None, pictures: str | None, false_alarms: float | None, seed: int
+) -> Checked:
+    """The domain check; why there is none, where nobody named the pictures and they are not found."""
+    from latent_tool.calibration.domain import NoDomainCheck
+    from latent_tool.evaluation.datasets import load_dataset
+    from latent_tool.evaluation.domain import Checked, check_of_run, items_of_run
+
+    try:
+        items = items_of_run(run, data)
+    except SettingsError as error:
+        if data is not None or pictures is not None:
+            raise
+        return Checked(NoDomainCheck(reason=f"{error.message} {error.hint}"))
+    further = [] if pictures is None else load_dataset(pictures, question="?", unlabelled=True, keep_going=True)
+    return check_of_run(run, rows, items, pictures=further, level=false_alarms, seed=seed)
+
+
+def check_drift(
+    calibration: Calibration,
+    run: Run,
+    method: str | None = None,
+    level: float = 0.01,
+    *,
+    domain: bool = True,
+    data: str | None = None,
+) -> Drift:
+    """Compare the scores of a run, labelled or not, with those of a calibration; its pictures, too, where it can.
+
+    ``domain`` and ``data``: see the command; pictures that nobody names and that are not found are not compared.
 
     Raises ``CalibrationMismatchError`` when the run was made with another configuration.
     """
@@ -178,7 +269,25 @@ def check_drift(calibration: Calibration, run: Run, method: str | None = None, l
             f"The answers of {name} were made with another configuration than the calibration's.",
             "Compare runs of the same model, prompt, settings and budget.",
         )
-    return calibration.drift([row.scores.get(calibration.score) for row in run.of(name)], level)
+    scores = [None if row.abstained else row.scores.get(calibration.score) for row in run.of(name)]
+    domains = _domains(calibration, run, data) if domain and calibration.domain is not None else None
+    return calibration.drift(scores, level, domains=domains)
+
+
+def _domains(calibration: Calibration, run: Run, data: str | None) -> list[Domain] | None:
+    """What the calibration's domain check says of the run's pictures; ``None`` where they are not found."""
+    from latent_tool.evaluation.domain import engine_of_run, items_of_run, look_at
+
+    try:
+        items = items_of_run(run, data)
+    except SettingsError:
+        if data is not None:
+            raise
+        return None
+    check = calibration.domain
+    assert check is not None
+    seen = look_at(engine_of_run(run), [item for item in items if item.problem is None], run.manifest.system)
+    return [check.verdict(pictures) for pictures in seen.values()]
 
 
 def _method(run: Run, wanted: str | None) -> str:
@@ -241,7 +350,30 @@ def _text(made: Calibration, out: Path) -> str:
         ]
     elif made.no_threshold is not None:
         lines.append(f"no threshold {made.no_threshold.reason}")
+    if made.domain is not None:
+        check = made.domain
+        lines += [
+            f"domain check at most {check.level:.1%} of questions like these are refused; fitted on {check.reference}, "
+            f"{check.held} held back",
+            f"             refused {made.refused} of those the threshold was found on",
+        ]
+        if (more := _more_pictures(made)) is not None:
+            lines.append(f"             label nothing more: {more}")
+    elif made.no_domain is not None:
+        lines.append(f"no domain check: {made.no_domain.reason}")
     return "\n".join([*lines, f"written      {out}"])
+
+
+def _more_pictures(made: Calibration) -> str | None:
+    """How many more pictures would allow the next smaller rate of false alarms."""
+    from latent_tool.calibration.domain import held_back_needed
+    from latent_tool.calibration.domain_fit import LEVELS
+
+    check = made.domain
+    if check is None or check.level <= LEVELS[0]:
+        return None
+    missing = held_back_needed(LEVELS[0], len(check.held_back)) - check.held
+    return f"{missing} more pictures (--pictures) would allow {LEVELS[0]:.0%}"
 
 
 def _number(value: float | None) -> str:
@@ -259,4 +391,6 @@ def _drift_text(drift: Drift) -> str:
     lines.append(
         f"{drift.unscored} of {drift.scores + drift.unscored} without a score, p = {drift.unscored_p_value:.3g}"
     )
-    return "\n".join([*lines, f"level {drift.level:g} for both together"])
+    if drift.domain_p_value is not None:
+        lines.append(f"the pictures: p = {drift.domain_p_value:.3g} by the domain check's parts together")
+    return "\n".join([*lines, f"level {drift.level:g} for all together"])

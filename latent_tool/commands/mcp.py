@@ -43,6 +43,7 @@ def mcp(
     ] = 0.5,
     calibration: options.Calibration = None,
     log_level: options.LogLevel = options.Log.warning,
+    check_domain: options.CheckDomain = True,
 ) -> None:
     """Serve the tool to MCP clients.
 
@@ -64,6 +65,7 @@ def mcp(
         quantization_config=quantize,
         budget=Budget.level(cast("BudgetLevel", budget)).but(deadline_s=deadline),
         calibration=calibration,
+        check_domain=check_domain,
     )
     tool = ImageTool(
         reasoner=reasoner,

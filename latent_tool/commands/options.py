@@ -27,6 +27,7 @@ __all__ = [
     "Batch",
     "Budget",
     "Calibration",
+    "CheckDomain",
     "Command",
     "Controls",
     "Data",
@@ -113,6 +114,13 @@ Calibration = Annotated[
         metavar="FILE",
         help="Makes the confidence a probability; 'embedded' for the embedded model's. Questions with another budget "
         "or a system text are then refused.",
+    ),
+]
+CheckDomain = Annotated[
+    bool,
+    typer.Option(
+        "--check-domain/--no-check-domain",
+        help="Refuse questions that are unlike those of the calibration (or unlike what the embedded model knows).",
     ),
 ]
 Attention = Annotated[

@@ -42,6 +42,7 @@ def serve(
     ] = None,
     calibration: options.Calibration = None,
     log_level: options.LogLevel = options.Log.warning,
+    check_domain: options.CheckDomain = True,
     on_ray: Annotated[
         bool, typer.Option("--ray", help="Run on Ray: the cluster of RAY_ADDRESS, or this machine alone.")
     ] = False,
@@ -78,6 +79,7 @@ def serve(
         budget=own,
         min_confidence=min_confidence,
         calibration=calibration,
+        check_domain=check_domain,
     )
     service: dict[str, Any] = {
         "policy": policy,

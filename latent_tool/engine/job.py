@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from PIL.Image import Image
 from torch import Tensor
 
+from latent_tool.cannot_tell import PHRASES_OF_ALL
 from latent_tool.engine.choosing import Chosen
 from latent_tool.engine.signals import Signal
 from latent_tool.method.search import Outcome as SearchOutcome
@@ -24,10 +25,11 @@ class Job:
     """Everything one question needs.
 
     ``options`` are what the answer is chosen from, ``None`` if it is free; with ``unsure`` the last of them says that
-    the image does not tell. ``attention``, ``grounding`` (with its noise) and ``controls`` say what to measure once
-    there is an answer; ``deadline`` is a time of the engine's clock (``time.monotonic`` unless replaced); ``cancelled``
-    is looked at before every forward pass; ``images_first`` puts the images before the question; ``image_seconds`` is
-    what opening the images took, ``queue_seconds`` the wait before that.
+    the image does not tell. ``cannot_tell``: answers that mean that it cannot be told (``says_cannot_tell``), which are
+    abstentions. ``attention``, ``grounding`` (with its noise) and ``controls`` say what to measure once there is an
+    answer; ``deadline`` is a time of the engine's clock (``time.monotonic`` unless replaced); ``cancelled`` is looked
+    at before every forward pass; ``images_first`` puts the images before the question; ``image_seconds`` is what
+    opening the images took, ``queue_seconds`` the wait before that.
     """
 
     images: tuple[Image, ...]
@@ -45,6 +47,7 @@ class Job:
     attention: bool = False
     grounding: NoiseSettings | None = None
     controls: bool = False
+    cannot_tell: tuple[str, ...] = PHRASES_OF_ALL
     deadline: float | None = None
     cancelled: Signal | None = None
     image_seconds: float = 0.0
@@ -59,7 +62,7 @@ class Outcome:
     ``latents``: ``(L, d)`` of the decoded state, or ``None`` for the plain model; ``patches``: its injected cells;
     ``plain_probability``: of the answer by the model without either, see ``Scores``; ``stop_reason``: why no more was
     done for it; ``attention``: of the latents to every image cell, if that was measured; ``chosen``: what was said of
-    the options, if there were any.
+    the options, if there were any; ``pictures``: every picture in the numbers that a domain check compares.
     """
 
     job: Job
@@ -78,6 +81,7 @@ class Outcome:
     views: tuple[View, ...]
     warnings: tuple[str, ...]
     chosen: Chosen | None = None
+    pictures: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from latent_tool.cannot_tell import CANNOT_TELL_REASON
+from latent_tool.cannot_tell import CANNOT_TELL_REASON, says_cannot_tell
 from latent_tool.engine.choosing import Chosen
 from latent_tool.engine.job import Job, Outcome, joint, pooled
 from latent_tool.engine.rounds import trace_row
@@ -56,9 +56,6 @@ def as_result(vlm: VisionLanguageModel, outcome: Outcome) -> ReasoningResult:
         raw_text=outcome.answer.raw_text,
         confidence=confidence,
         confidence_source=source if confidence is not None else "unscored",
-        accepted=accepted,
-        abstained=None if accepted is None else not accepted,
-        min_confidence=job.min_confidence,
         scores=scores,
         choices=None if chosen is None else _choices(chosen),
         mass=None if chosen is None else chosen.mass,
@@ -78,8 +75,9 @@ def as_result(vlm: VisionLanguageModel, outcome: Outcome) -> ReasoningResult:
         budget=job.budget,
         seed=job.seed,
         warnings=[*outcome.warnings, *_small_mass(chosen)],
-    )
+    ).decided(accepted, job.min_confidence)
     untold = chosen is not None and chosen.unsure and chosen.best == len(chosen.options) - 1
+    untold = untold or says_cannot_tell(result.answer, job.cannot_tell)
     return result.abstaining(CANNOT_TELL_REASON) if untold else result
 
 

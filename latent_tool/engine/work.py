@@ -9,6 +9,7 @@ from latent_tool.engine.in_step import Tell
 from latent_tool.engine.job import Outcome, Sampled
 from latent_tool.engine.ladder import climb
 from latent_tool.engine.question import Question
+from latent_tool.models.looks import picture_numbers
 from latent_tool.models.requests import Prefill, Sample
 from latent_tool.schema import ReasoningStep, Usage
 from latent_tool.settings import SamplingSettings
@@ -33,6 +34,7 @@ async def answer(question: Question) -> Outcome:
     reached = await climb(question, prefix, budget)
     latents, patches, searched, decoded = reached.latents, reached.patches, reached.search, reached.decoded
     encoded = prefix.encoded + reached.looked.encoded
+    pictures = picture_numbers(prefix.features, inputs.cells)  # whole pictures, without windows of them
     prefix, inputs = reached.prefix, reached.prefix.inputs
     warnings += reached.looked.warnings
 
@@ -97,6 +99,7 @@ async def answer(question: Question) -> Outcome:
         reached.looked.views,
         (*job.warnings, *inputs.warnings, *warnings),
         reached.chosen,
+        pictures,
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from latent_tool.cannot_tell import PHRASES_OF_ALL, says_cannot_tell
 from latent_tool.errors import LatentToolError
 from latent_tool.evaluation.datasets import Item
 from latent_tool.evaluation.datasets.items import sound
@@ -41,6 +42,7 @@ class Plan:
     seed: int
     noise: NoiseSettings | None
     options: bool = True
+    cannot_tell: tuple[str, ...] = PHRASES_OF_ALL
 
 
 def answer_batch(
@@ -111,7 +113,7 @@ def _answer(
             continue
         outcome = found[item.id]
         try:
-            rows.append(_row(engine, method, item, outcome, examined.get(item.id), seconds))
+            rows.append(_row(engine, method, item, outcome, examined.get(item.id), seconds, plan.cannot_tell))
         except Exception as error:  # a matching function of the user's, above all
             rows.append(_failed(method, item, error, seconds))
     return rows
@@ -146,6 +148,7 @@ def _row(
     outcome: Outcome | Sampled | Exception,
     examined: Examined | Exception | None,
     seconds: float,
+    cannot_tell: Sequence[str],
 ) -> Row:
     from latent_tool.engine.job import Outcome
 
@@ -180,6 +183,10 @@ def _row(
             "probabilities": [measured(each) for each in outcome.probabilities],
         }
     graded = item.match.kind in GRADED
+    details["abstained"] = abstained = says_cannot_tell(answer, cannot_tell)
+    # Where "cannot tell" is an accepted answer, it is matched like any other.
+    accepted = item.match.answers or (item.label or "",)
+    judged = item.label is not None and (not abstained or any(says_cannot_tell(each, cannot_tell) for each in accepted))
     return Row(
         id=item.id,
         method=method.name,
@@ -188,8 +195,8 @@ def _row(
         images=item.images,
         label=item.label,
         answer=answer,
-        correct=None if item.label is None else item.match.right(answer, item.label),
-        credit=item.match.credit(answer, item.label) if item.label is not None and graded else None,
+        correct=item.match.right(answer, item.label or "") if judged else None,
+        credit=item.match.credit(answer, item.label or "") if judged and graded else None,
         group=item.group,
         scores=scores,
         seconds=seconds,

@@ -243,6 +243,14 @@ def _facts(summary: Mapping[str, Any]) -> list[str]:
     unlabelled = max((facts["unlabelled"] for facts in summary["methods"].values()), default=0)
     if unlabelled:
         lines.append(f"{unlabelled} questions have no label and are in no accuracy.")
+    for name, facts in summary["methods"].items():
+        if facts.get("abstained"):
+            share, wrong = facts["answered"], facts["error_answered"]
+            errors = "" if wrong is None else f", and {number(wrong)} of what it answers is wrong"
+            lines.append(
+                f"{name} says of {facts['abstained']} of {facts['labelled']} questions that it cannot be told; it "
+                f"answers {with_interval(share)}{errors}. Accuracy counts what is not answered as not right."
+            )
     if not summary["complete"]:
         lines.append("The run is not complete: run the same command again to go on.")
     return lines

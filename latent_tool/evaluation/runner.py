@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latent_tool.calibration.configuration import configuration, fingerprint, is_folder
+from latent_tool.cannot_tell import PHRASES_OF_ALL
 from latent_tool.errors import SettingsError
 from latent_tool.evaluation.answers import Plan
 from latent_tool.evaluation.datasets import Item, dataset_fingerprint
@@ -109,6 +110,7 @@ def evaluate(
         seed=seed if seed is not None else 0 if reasoner is None else reasoner.seed,
         noise=(noise or NoiseSettings()) if visual else None,
         options=options and any(item.options for item in items),
+        cannot_tell=PHRASES_OF_ALL if reasoner is None or reasoner.cannot_tell is None else reasoner.cannot_tell,
     )
     if reasoner is not None and not is_folder(reasoner.model):
         reasoner.engine()  # only then is it known which commit a hub id stands for, and whether it is one

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from latent_tool.calibration.configuration import digest
+from latent_tool.cannot_tell import says_cannot_tell
 from latent_tool.errors import DatasetError, MissingExtraError, SettingsError
 from latent_tool.evaluation.journal import Journal
 from latent_tool.files import expanded
@@ -55,7 +56,7 @@ class Row(Part):
     images: tuple[str, ...] = Field((), description="What the pictures are called in the data.")
     label: str | None = None
     answer: str | None = None
-    correct: bool | None = Field(None, description="None: no label, or no answer.")
+    correct: bool | None = Field(None, description="None: no label, or no answer (one that cannot tell is none).")
     credit: float | None = Field(None, ge=0, le=1, description="Score by the data's rule, where that is graded.")
     group: str | None = Field(None, description="Name of the items that count together.")
     scores: dict[str, float | None] = {}
@@ -65,6 +66,17 @@ class Row(Part):
     tokens: int = Field(0, ge=0, description="Tokens generated.")
     error: Failure | None = None
     details: dict[str, Any] = {}
+
+    @property
+    def decided(self) -> bool:
+        """Whether the answer was judged, or its error was."""
+        return self.correct is not None or self.error is not None
+
+    @property
+    def abstained(self) -> bool:
+        """Whether the answer says that it cannot be told: it is neither right nor wrong."""
+        said = self.details.get("abstained")  # a run of an older version does not say
+        return says_cannot_tell(self.answer or "") if said is None else said is True
 
     @property
     def asked(self) -> bool:
@@ -174,13 +186,13 @@ class Run:
     def column(self, method: str, score: str) -> tuple[list[float], list[bool], int]:
         """A score and the correctness of a method's labelled answers, and for how many more the score is missing.
 
-        An answer that failed is one without a score. The score is as it was measured; ``latent_tool.scores`` has its
-        direction.
+        An answer that failed, or that cannot tell, is one without a score. The score is as it was measured;
+        ``latent_tool.scores`` has its direction.
         """
         if score not in COMPARED and not any(score in row.scores for row in self.of(method)):
             raise SettingsError(f"There is no score {score!r}.", f"Known scores: {', '.join(COMPARED)}.")
-        known = [row for row in self.of(method) if row.usable and (row.correct is not None or row.error is not None)]
-        values = [row.scores.get(score) for row in known]
+        known = [row for row in self.of(method) if row.usable and (row.decided or row.abstained)]
+        values = [None if row.abstained else row.scores.get(score) for row in known]
         kept = [(value, bool(row.correct)) for value, row in zip(values, known, strict=True) if value is not None]
         return [value for value, _ in kept], [right for _, right in kept], len(known) - len(kept)
 

@@ -2,8 +2,9 @@
 
 Per method: accuracy, the paired comparison with greedy, cost, and every score as a confidence; and every pair of
 methods compared on the questions that both were asked. Errors of a method count
-as wrong answers and are never accepted; rows that could not be asked (of no use, or with images that cannot be opened)
-and unlabelled ones are left out and counted.
+as wrong answers and are never accepted; answers that say that it cannot be told are never accepted either, are not
+wrong, and are counted beside the share that was answered and the share of errors in it; rows that could not be asked
+(of no use, or with images that cannot be opened) and unlabelled ones are left out and counted.
 """
 
 from __future__ import annotations
@@ -135,6 +136,9 @@ def _method(run: Run, name: str, base: str | None) -> dict[str, Any]:
         "visual_errors": _visual_errors(rows),
         "accuracy": None,
         "measures": None,
+        "abstained": 0,
+        "answered": None,
+        "error_answered": None,
         "types": {},
         "paired": None,
         "scores": {},
@@ -148,6 +152,10 @@ def _method(run: Run, name: str, base: str | None) -> dict[str, Any]:
         return found
     found["accuracy"] = _share(usable)
     found["measures"] = benchmark_measures(usable)
+    spoken = [row for row in usable if row.error is None and not row.abstained]
+    found["abstained"] = sum(row.abstained for row in usable)
+    found["answered"] = _interval(statistics.accuracy_interval(len(spoken), len(usable)))
+    found["error_answered"] = None if not spoken else 1 - sum(map(_right, spoken)) / len(spoken)
     kinds = sorted({row.type for row in usable if row.type is not None})
     found["types"] = {kind: _share([row for row in usable if row.type == kind]) for kind in kinds}
     if base is not None and name != base:
@@ -251,7 +259,7 @@ def _calibration(values: list[float], right: list[bool]) -> dict[str, Any]:
 
 def _fused(run: Run, name: str) -> dict[str, Any] | None:
     """A logistic regression on all scores, out of fold, against the best single one; ``None`` with too little data."""
-    rows = [row for row in run.of(name) if row.correct is not None]
+    rows = [row for row in run.of(name) if row.correct is not None and not row.abstained]
     shares = {score: sum(row.scores.get(score) is not None for row in rows) for score in COMPARED}
     # Agreement needs other samples of the model: a fused score would not be worth their cost if it needed them, too.
     chosen = [score for score, count in shares.items() if score != "agreement" and count >= 0.99 * len(rows) > 0]

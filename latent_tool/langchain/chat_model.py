@@ -357,7 +357,7 @@ class ChatLatentReasoner(BindsOptions, BaseChatModel):
         for sequence in stop or ():
             text = text.partition(sequence)[0]
         plain = result.model_dump(
-            mode="json", include={"patches", "scores", "choices", "mass", "warnings", "finish_reason"}
+            mode="json", include={"patches", "scores", "choices", "mass", "warnings", "finish_reason", "domain"}
         )
         metadata = {
             "model_name": result.model,
@@ -366,6 +366,7 @@ class ChatLatentReasoner(BindsOptions, BaseChatModel):
             "confidence_source": result.confidence_source,
             "accepted": result.accepted,
             "abstained": result.abstained,
+            "abstain_reason": result.abstain_reason,
             "min_confidence": result.min_confidence,
             **plain,
             "warnings": [*warnings, *plain["warnings"]],

@@ -368,8 +368,9 @@ class ImageTool(Settings):
     def _reply(self, result: ReasoningResult, chosen: Chosen, question: Handover, overlay: bool) -> ToolReply:
         changes: dict[str, Any] = {"image_numbers": list(chosen.numbers)}
         if result.accepted is None and result.confidence is not None:  # nobody has set a threshold
-            sure = result.confidence >= UNSURE
-            changes |= {"accepted": sure, "abstained": not sure, "min_confidence": UNSURE}
+            result = result.decided(result.confidence >= UNSURE, UNSURE)
+            if (barred := result.barred) is not None:
+                result = result.abstaining(barred)
         result = question.with_warnings(result.model_copy(update=changes))
         opened = open_pictures(question.pictures, self.image_policy) if overlay else []
         pictures = [overlay_png(result, each.image, index=i) for i, each in enumerate(opened)]
@@ -426,8 +427,8 @@ def describe(result: ReasoningResult, *, spent: bool | None = None) -> str:
             f"below the threshold of {result.min_confidence:.2f}" if result.min_confidence is not None else "too low"
         )
         lines.append(
-            f"NOT RELIABLE: the confidence is {below}. Do not state this answer as a fact. {about}Ask "
-            f"{again}a simpler question, check with another source, or say that you are not sure."
+            f"NOT RELIABLE: {_barred(result) or f'the confidence is {below}'}. Do not state this answer as a fact. "
+            f"{about}Ask {again}a simpler question, check with another source, or say that you are not sure."
         )
     elif about:
         lines.append(f"Note: {about.rstrip()}")
@@ -453,6 +454,12 @@ def _options(choices: Sequence[Choice]) -> str:
     named = ", ".join(f"{choice.text} {choice.probability:.2f}" for choice in ranked[:_OPTIONS_NAMED])
     more = f", and {len(ranked) - _OPTIONS_NAMED} less likely ones" if len(ranked) > _OPTIONS_NAMED else ""
     return f"Options: {named}{more}."
+
+
+def _barred(result: ReasoningResult) -> str | None:
+    """Why no confidence would do, as the beginning of a sentence."""
+    barred = result.barred
+    return f"the picture is {barred}" if barred is not None and barred.startswith("unlike") else barred
 
 
 def _evidence(result: ReasoningResult) -> str:

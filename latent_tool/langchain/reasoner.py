@@ -23,15 +23,18 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ContextThreadPoolExecutor, run_in_executor
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
-from latent_tool.calibration.calibration import Calibration
+from latent_tool.about import EMBEDDED
+from latent_tool.calibration.calibration import Calibration, embedded_domain
 from latent_tool.calibration.configuration import configuration, is_folder
+from latent_tool.calibration.domain import DomainCheck
+from latent_tool.cannot_tell import CANNOT_TELL_REASON, PHRASES_OF_ALL
 from latent_tool.engine.signals import AnyOf
 from latent_tool.errors import CalibrationError, CalibrationMismatchError, CancelledError
 from latent_tool.langchain.call import OPTIONS_KEY, CallOptions, Threshold, first_given, stricter
 from latent_tool.langchain.messages import as_request
 from latent_tool.langchain.progress import announce, announce_async
 from latent_tool.langchain.runnable import Item, Question, RequestRunnable
-from latent_tool.schema import MeasuredConfidence, ReasoningResult, ReasoningStep
+from latent_tool.schema import KNOWN_PICTURES, MeasuredConfidence, ReasoningResult, ReasoningStep
 from latent_tool.scores import RESULT_SCORES
 from latent_tool.settings import (
     PREFIX_CACHE_BYTES,
@@ -152,6 +155,17 @@ class LatentReasoner(RequestRunnable):
         None,
         description="Makes the confidence a probability: a Calibration, its file, or 'embedded' for that of the "
         "embedded model. Only for the very configuration it was made for.",
+    )
+    check_domain: bool = Field(
+        True,
+        description="Check whether a question is like those of the calibration (without one, like the pictures the "
+        "embedded model knows), and do not accept an answer to one that is not. False leaves the check out; the "
+        "result's warnings say so.",
+    )
+    cannot_tell: tuple[str, ...] | None = Field(
+        None,
+        description="Answers that mean that it cannot be told, which are abstentions; one that ends in '...' stands "
+        "for all that begin so. None: those of latent_tool.cannot_tell.PHRASES, every language.",
     )
     attention: bool = Field(
         False, description="Measure how much the latents of the decoded state attend to every image cell."
@@ -330,6 +344,7 @@ class LatentReasoner(RequestRunnable):
             attention=self.attention,
             grounding=self._noise(),
             controls=self.controls,
+            cannot_tell=PHRASES_OF_ALL if self.cannot_tell is None else self.cannot_tell,
             deadline=call.deadline(budget),
             cancelled=cancelled,
             image_seconds=image_seconds,
@@ -340,9 +355,33 @@ class LatentReasoner(RequestRunnable):
 
     def _result(self, engine: Engine, outcome: Outcome, wanted: Threshold, question: Question) -> ReasoningResult:
         """The outcome as a result; with a calibration, its confidence is a probability."""
-        result = engine.result(outcome)
-        result = result if self.calibration is None else self.calibration.apply(result, wanted)
+        result = self._checked(engine.result(outcome), outcome, wanted)
         return remember(result, question.pictures, self.image_policy)
+
+    def _checked(self, result: ReasoningResult, outcome: Outcome, wanted: Threshold) -> ReasoningResult:
+        """The result with the verdicts of the domain check and of the calibration."""
+        check = self._domain_check()
+        if check is not None:
+            result = result.model_copy(update={"domain": check.verdict(outcome.pictures)})
+        if self.calibration is not None:
+            return self.calibration.apply(result, wanted, check_domain=self.check_domain)
+        if not self.check_domain and self.model == EMBEDDED:
+            off = "The check whether this model knows such pictures is switched off."
+            result = result.model_copy(update={"warnings": [*result.warnings, off]})
+        if result.domain is None or not result.domain.refused:
+            return result
+        told = result.domain.unlike(KNOWN_PICTURES)
+        if result.accepted is not None:  # a threshold is for pictures that the model knows
+            result = result if result.abstain_reason == CANNOT_TELL_REASON else result.abstaining(told)
+        return result.model_copy(update={"warnings": [*result.warnings, f"This picture is {told}."]})
+
+    def _domain_check(self) -> DomainCheck | None:
+        """The check of the calibration; without one, that of the embedded model's own pictures."""
+        if not self.check_domain:
+            return None
+        if self.calibration is not None:
+            return self.calibration.domain
+        return embedded_domain(self.dtype) if self.model == EMBEDDED else None
 
     def _noise(self) -> NoiseSettings | None:
         if isinstance(self.grounding, NoiseSettings):

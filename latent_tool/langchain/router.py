@@ -109,9 +109,10 @@ class ConfidenceRouter(RequestRunnable):
     not abstain. A message with log-probabilities has the probability of its text as its confidence; ``scorers`` give
     others one. An answer without a confidence cannot be compared: by default it is accepted unless it is empty, and
     route and warnings say that the threshold was not applied. With the threshold ``"calibrated"`` the calibration of
-    the rung's own reasoner decides, and a confidence that is not calibrated is not accepted. When no rung is left the
-    result is that of the most confident rung, with ``accepted=False`` and ``abstained=True``. ``result.route`` tells
-    what was tried, why it was not accepted, and what it cost.
+    the rung's own reasoner decides, and a confidence that is not calibrated is not accepted. Whatever the threshold, an
+    answer that says that it cannot be told, or about a question that a domain check refused, is not accepted. When no
+    rung is left the result is that of the most confident rung, with ``accepted=False`` and ``abstained=True``.
+    ``result.route`` tells what was tried, why it was not accepted, and what it cost.
 
     A request's own ``min_confidence`` stands for all thresholds; its ``budget`` holds for the first rung. The same goes
     for the options of a call (see ``LatentReasoner``). The caller's request is never changed. ``batch`` asks a rung all
@@ -400,9 +401,9 @@ class ConfidenceRouter(RequestRunnable):
             )
         )
         if accepted:
-            decided = {"accepted": True, "abstained": False, "min_confidence": at, "route": question.route}
-            question.end = result.model_copy(update=decided)
-        elif question.best is None or (result.confidence or 0) > (question.best.confidence or 0):
+            decided = {"accepted": True, "abstained": False, "abstain_reason": None, "min_confidence": at}
+            question.end = result.model_copy(update={**decided, "route": question.route})
+        elif question.best is None or _rank(result) > _rank(question.best):
             question.best = result.model_copy(update={"min_confidence": at})
 
     def _abstained(self, question: _Climber) -> ReasoningResult | Exception:
@@ -412,7 +413,14 @@ class ConfidenceRouter(RequestRunnable):
             return question.error
         if best is None:
             best = ReasoningResult(answer="", raw_text="", confidence=None, confidence_source="unscored")
-        decided: dict[str, Any] = {"accepted": False, "abstained": True, "route": question.route}
+        tried = [step.reason for step in question.route if step.answer == best.answer and step.decision == "unsure"]
+        reason = best.barred or best.abstain_reason or next(iter(tried), "no rung gave an answer")
+        decided: dict[str, Any] = {
+            "accepted": False,
+            "abstained": True,
+            "abstain_reason": reason,
+            "route": question.route,
+        }
         if self.abstain is not None:
             decided["answer"] = self.abstain
         return best.model_copy(update=decided)
@@ -450,6 +458,8 @@ def _decide(result: ReasoningResult, threshold: Threshold, accepts_unscored: boo
     """Whether a result is accepted, and why, in words."""
     if not result.answer.strip():
         return False, "the answer is empty"
+    if (barred := result.barred) is not None:
+        return False, barred
     if result.confidence is None:
         if result.abstained or result.accepted is False:
             return False, "the rung abstained"
@@ -473,6 +483,11 @@ def _decide(result: ReasoningResult, threshold: Threshold, accepts_unscored: boo
     if result.confidence >= threshold:
         return True, f"the confidence {result.confidence:.3f} reaches {threshold:g}"
     return False, f"the confidence {result.confidence:.3f} is below {threshold:g}"
+
+
+def _rank(result: ReasoningResult) -> tuple[bool, float]:
+    """The order of answers of which none was accepted: one that is barred says less than any other."""
+    return result.barred is None, result.confidence or 0.0
 
 
 def _is_the_callers(error: Exception) -> bool:

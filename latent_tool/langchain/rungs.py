@@ -39,6 +39,8 @@ PROMPT_VARIABLES = {
     "image_mime_type": "the type of image_base64: image/png",
     "messages": "the question as messages with all images in them, for a placeholder",
 }
+# What a reply of this package's chat model says about its acceptance.
+_GATES = ("accepted", "abstained", "abstain_reason", "min_confidence", "domain")
 _ONE_IMAGE = ("image", "image_base64")
 
 
@@ -166,22 +168,30 @@ def _read(answer: Any, rung: int, name: str) -> ReasoningResult | Exception:
         metadata = answer.response_metadata
         own = metadata.get("model_provider") == "latent_tool"
         has_confidence = own and metadata.get("confidence") is not None
-        return ReasoningResult(
+        result = ReasoningResult(
             answer=answer.text.strip(),
             raw_text=answer.text,
             confidence=metadata["confidence"] if has_confidence else None,
             confidence_source=metadata["confidence_source"] if has_confidence else "unscored",
-            **{name: metadata.get(name) if own else None for name in ("accepted", "abstained", "min_confidence")},
+            **{name: metadata.get(name) if own else None for name in _GATES},
             model=metadata.get("model_name") or name,
         )
+        return result if own else _abstaining(result)
     if isinstance(answer, str):
-        return ReasoningResult(
-            answer=answer.strip(), raw_text=answer, confidence=None, confidence_source="unscored", model=name
+        return _abstaining(
+            ReasoningResult(
+                answer=answer.strip(), raw_text=answer, confidence=None, confidence_source="unscored", model=name
+            )
         )
     return RungError(
         f"Rung {rung} ({name}) answered with {type(answer).__name__}.",
         "A rung must answer with a ReasoningResult, a message or a text; put a parser behind it.",
     )
+
+
+def _abstaining(result: ReasoningResult) -> ReasoningResult:
+    """The result, abstained from if its answer says that it cannot be told."""
+    return result.abstaining(CANNOT_TELL_REASON) if says_cannot_tell(result.answer) else result
 
 
 def _from_tool(message: ToolMessage, rung: int, name: str) -> ReasoningResult | Exception:

@@ -37,7 +37,10 @@ class StructuredAnswer(BaseModel):
 
 
 # Fields that are filled from what a reply carries beside its answer, whatever else a schema has.
-_CARRIED = set(StructuredAnswer.model_fields) - {"answer"} | {"abstained", "finish_reason", "model_name", "scores"}
+_CARRIED = {
+    *StructuredAnswer.model_fields,
+    *("abstained", "abstain_reason", "domain", "finish_reason", "model_name", "scores"),
+} - {"answer"}
 # Below this probability of all values together, the model's own answer is more likely none of them.
 _LEAST_MASS = 0.5
 # Where a schema shows that an answer was not accepted.

@@ -253,6 +253,8 @@ def _caption_lines(result: ReasoningResult, index: int, without_place: int) -> l
     if result.min_confidence is not None and result.accepted is not None:
         confidence += f", {'accepted' if result.accepted else 'abstained'} at {confidence_text(result.min_confidence)}"
     lines = [plain_text(result.answer) or "(empty answer)", confidence]
+    if result.barred is not None:
+        lines.append(plain_text(result.barred))
     if len(result.image_sizes) > 1:
         lines.append(f"image {index + 1} of {len(result.image_sizes)}")
     if again := [view.where for view in result.views if view.accepted and view.image == index]:

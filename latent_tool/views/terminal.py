@@ -98,6 +98,9 @@ def what_to_do(result: ReasoningResult) -> str | None:
     remedy = "Allow more work (--budget thorough), use a larger model (--model), or ask someone."
     if about := what_it_is(result.model):
         remedy = f"{about} Or allow more work (--budget thorough), or ask someone."
+    if result.barred is not None:
+        what = "The picture is " if result.barred.startswith("unlike") else "Not accepted: "
+        return f"{what}{result.barred}. Do not rely on this answer. {remedy}"
     if result.accepted is False:
         short = "not known" if result.min_confidence is None else f"below {result.min_confidence:g}"
         return f"The confidence is {short}: do not rely on this answer. {remedy}"

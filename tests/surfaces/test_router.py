@@ -60,7 +60,7 @@ def test_a_sure_answer_ends_the_climb(request_: dict[str, Any]) -> None:
     (step,) = result.route
     assert (step.rung, step.decision, step.confidence, step.cost) == (0, "accepted", result.confidence, 1.0)
     assert step.reason.endswith("reaches 0.9")
-    changed = {"route", "accepted", "abstained", "min_confidence"}
+    changed = {"route", "accepted", "abstained", "abstain_reason", "min_confidence"}
     alone = essence(reasoner.invoke(request_))
     assert {key: value for key, value in essence(result).items() if key not in changed} == {
         key: value for key, value in alone.items() if key not in changed

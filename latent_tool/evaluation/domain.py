@@ -1,0 +1,210 @@
+"""Fit a domain check from the pictures of a run: which questions fit it, which are held back, which are left.
+
+The pictures are looked at with the run's own model, up to where its decoder would begin; no question is answered. This
+module knows runs, data sets and engines; ``latent_tool.calibration.domain_fit`` knows how a check is fitted.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from latent_tool.calibration.configuration import configuration
+from latent_tool.calibration.domain import DomainCheck, NoDomainCheck
+from latent_tool.calibration.domain_fit import LEVELS, fit_domain, needed_questions, shares
+from latent_tool.errors import CalibrationMismatchError, LatentToolError, SettingsError
+from latent_tool.evaluation.datasets import Item, load_dataset
+from latent_tool.evaluation.runs import Row, Run
+from latent_tool.images.damage import DAMAGES
+
+if TYPE_CHECKING:
+    from latent_tool.engine.engine import Engine
+
+__all__ = ["Checked", "check_of_run", "items_of_run", "look_at", "numbers_of"]
+
+Numbers = tuple[tuple[float, ...], ...]  # of every picture of one question
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A domain check, and what it makes of the run it was fitted for.
+
+    ``fitted``: ids of the run's questions that had a part in it, which no threshold may be found on; ``refused``: ids
+    of the other ones that it refuses, those whose pictures cannot be looked at included.
+    """
+
+    check: DomainCheck | NoDomainCheck
+    fitted: frozenset[str] = frozenset()
+    refused: frozenset[str] = frozenset()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def items_of_run(run: Run, data: str | None = None) -> list[Item]:
+    """The run's questions with their pictures, from its data set or from ``data``.
+
+    Raises ``SettingsError`` when there is no such data set, or when it is another one.
+    """
+    name = run.manifest.dataset.name if data is None else data
+    try:
+        known = {item.id: item for item in load_dataset(name, question="?", unlabelled=True, keep_going=True)}
+    except LatentToolError as error:
+        raise SettingsError(
+            f"The pictures of the run are not found: {error.message}", "Name them with --data."
+        ) from None
+    asked = {row.id: row for row in run.rows}
+    lost = [
+        row.id
+        for row in asked.values()
+        if row.id not in known or (row.images and known[row.id].images and row.images != known[row.id].images)
+    ]
+    if lost:
+        raise SettingsError(
+            f"{len(lost)} questions of the run are not in {name!r}, such as {lost[0]!r}.",
+            "Name the data set that the run was made of with --data.",
+        )
+    return [known[name] for name in asked]
+
+
+def engine_of_run(run: Run) -> Engine:
+    """The engine of the run's model. Raises ``CalibrationMismatchError`` when the model was changed since."""
+    from latent_tool.langchain.reasoner import LatentReasoner
+
+    facts = run.manifest.model
+    named = {"model": facts.get("name", "embedded"), "revision": facts.get("revision")}
+    engine = LatentReasoner(**named, dtype=facts.get("dtype", "auto")).engine()
+    found = configuration(score="reward", **named)["model"]
+    if any(facts.get(name) != value for name, value in found.items() if name != "name"):
+        raise CalibrationMismatchError(
+            "The model is not the one that the run was made with.", "Run latent-tool eval again, in another folder."
+        )
+    return engine
+
+
+def numbers_of(engine: Engine, images: Sequence[Any], question: str = "?", system: str | None = None) -> Numbers:
+    """Every picture of a question in the numbers that a domain check compares; the decoder is not run."""
+    from latent_tool.models.looks import look, picture_numbers
+
+    inputs = engine.vlm.prepare(images, question, system=system)
+    return picture_numbers(look(engine.vlm, inputs), inputs.cells)
+
+
+def look_at(
+    engine: Engine, items: Sequence[Item], system: str | None = None, progress: Progress | None = None
+) -> dict[str, Numbers]:
+    """``numbers_of`` every item whose pictures can be opened and whose question fits the model."""
+    found = {}
+    for place, item in enumerate(items):
+        with suppress(LatentToolError):  # it will be refused
+            found[item.id] = numbers_of(engine, item.load(), item.question, system)
+        if progress is not None:
+            progress(place + 1, len(items))
+    return found
+
+
+def check_of_run(
+    run: Run,
+    rows: Sequence[Row],
+    items: Sequence[Item],
+    *,
+    pictures: Sequence[Item] = (),
+    level: float | None = None,
+    seed: int = 0,
+    engine: Engine | None = None,
+    progress: Progress | None = None,
+) -> Checked:
+    """Fit a domain check for a method's labelled rows.
+
+    With further ``pictures``, which need no labels and are drawn like the run's, those fit the check (but none that the
+    run asks about), and all rows are left for the threshold. Without, a part of the run's own questions does, a half of
+    the labelled ones at most; what has no label is taken first. A picture that is asked about several times counts
+    once.
+
+    Args:
+        rows: the labelled answers that a threshold will be found on.
+        items: all questions of the run with their pictures.
+        level: rate of false alarms; ``None``: the smallest of 1, 2 and 5 % that there are pictures for.
+    """
+    parts = 1 + len(DAMAGES)
+    rng = np.random.default_rng([seed, 21])
+    labelled = {row.id for row in rows}
+    known = {_picture(item) for item in items}
+    if pictures:
+        source = _one_each([item for item in pictures if _picture(item) not in known])
+        room = shares(len(source), parts, level)
+    else:
+        own = _one_each([item for item in items if item.id in labelled])
+        taken = {_picture(item) for item in own}
+        free = _one_each([item for item in items if item.problem is None and _picture(item) not in taken])
+        # Those without a label first; of the others a half is left for the threshold.
+        source = [*_shuffled(free, rng), *_shuffled(own, rng)]
+        room = shares(len(free), parts, level) or shares(2 * len(free) + len(own), parts, level, labelled=True)
+    if room is None:
+        least = LEVELS[-1] if level is None else level
+        needed = needed_questions(parts, least)
+        reason = (
+            f"A domain check with {least:.0%} false alarms takes {needed} pictures beside the labelled questions, or "
+            f"{2 * needed} labelled questions; there are {len(source)} different ones. More pictures need no labels."
+        )
+        return Checked(NoDomainCheck(reason=reason, needed_pictures=needed))
+    engine = engine_of_run(run) if engine is None else engine
+    source = _shuffled(source, rng) if pictures else source
+    chosen = _shuffled(source[: room.reference + room.held_back], rng)
+    used = {_picture(item) for item in chosen}
+    fitted = frozenset(item.id for item in items if _picture(item) in used)
+    rest = [item for item in items if item.id in labelled - fitted]
+    system = run.manifest.system
+    # A question that cannot be looked at has no part in the check: it is refused, whatever the check.
+    numbers = look_at(engine, chosen, system)
+    seen = [item for item in chosen if item.id in numbers]
+    reference = seen[: min(room.reference, max(1, len(seen) - room.held_back))]
+    held_back = seen[len(reference) :]
+    check = fit_domain(
+        [numbers[item.id] for item in reference],
+        _damaged(engine, reference, system, seed),
+        [numbers[item.id] for item in held_back],
+        level,
+    )
+    provenance = {
+        "pictures": "further ones" if pictures else "the run's own",
+        "reference": len(reference),
+        "held_back": len(held_back),
+        "seed": seed,
+    }
+    if isinstance(check, NoDomainCheck):
+        return Checked(check, provenance=provenance)
+    own_numbers = look_at(engine, rest, system, progress)
+    refused = {item.id for item in rest if item.id not in own_numbers or check.verdict(own_numbers[item.id]).refused}
+    return Checked(check, fitted, frozenset(refused), provenance)
+
+
+def _picture(item: Item) -> object:
+    """What tells an item's pictures from others: by content where that is known."""
+    return item.content or item.images or item.id
+
+
+def _one_each(items: Sequence[Item]) -> list[Item]:
+    """One question about every picture: several would make the check surer of its pictures than it may be."""
+    return list({_picture(item): item for item in reversed(items)}.values())[::-1]
+
+
+def _shuffled(items: Sequence[Item], rng: np.random.Generator) -> list[Item]:
+    return [items[place] for place in rng.permutation(len(items))]
+
+
+def _damaged(
+    engine: Engine, items: Sequence[Item], system: str | None, seed: int
+) -> dict[str, list[tuple[float, ...]]]:
+    """For every kind of damage, the numbers of every picture of the items after it."""
+    rng = random.Random(seed)
+    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in DAMAGES}
+    for item in items:
+        images = item.load()
+        for name, damage in DAMAGES.items():
+            found[name] += numbers_of(engine, [damage(image, rng) for image in images], item.question, system)
+    return found

@@ -1,0 +1,93 @@
+"""What a model sees of a picture, in a few numbers: what a domain check compares pictures by.
+
+The numbers are made of the merged image features, which every prefix has: nothing is run for them. ``look`` gives the
+features of a picture that nobody asks about; it stops where the decoder would begin. This module knows nothing of what
+the numbers are compared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from latent_tool.errors import ModelNotSupportedError
+from latent_tool.models.prefix import Cell, Inputs
+from latent_tool.models.vlm import VisionLanguageModel
+
+__all__ = ["SPREAD", "look", "picture_numbers"]
+
+SPREAD = 9  # numbers about the spread of the cells, after the d of the mean cell
+_QUANTILES = (0.25, 0.5, 0.75, 0.9, 1.0)
+_LEAST = 1e-6  # added before logarithms
+
+
+def picture_numbers(features: Tensor, cells: Sequence[Cell]) -> tuple[tuple[float, ...], ...]:
+    """Describe every picture of a prompt by ``d + SPREAD`` numbers, in the order of the pictures.
+
+    The mean of its cells' features ``(d,)``; then the logarithms of their total variance, of the quantiles 25, 50, 75,
+    90 and 100 % of their distance to the mean cell, and of the mean, largest and smallest norm.
+
+    Args:
+        features: merged image features ``(C, d)``, of any float type.
+        cells: the cells they belong to, ``C`` of them.
+    """
+    values = features.detach().float()
+    owners = [cell.image for cell in cells]
+    rows = []
+    for image in sorted(set(owners)):
+        own = [place for place, owner in enumerate(owners) if owner == image]
+        part = values if len(own) == len(owners) else values[own]  # (n, d)
+        mean = part.mean(0)
+        distance, norm = torch.stack([(part - mean).norm(dim=1), part.norm(dim=1)]).cpu().double().numpy()
+        spread = [np.square(distance).mean(), *_quantiles(distance), norm.mean(), norm.max(), norm.min()]
+        rows.append((*mean.tolist(), *np.log(np.array(spread) + _LEAST).tolist()))
+    return tuple(rows)
+
+
+def _quantiles(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The quantiles of values ``(n,)``, by straight lines between the sorted ones."""
+    return np.interp(np.array(_QUANTILES) * (len(values) - 1), np.arange(len(values)), np.sort(values))
+
+
+class _SeenError(Exception):
+    """The decoder was about to begin."""
+
+
+def look(vlm: VisionLanguageModel, inputs: Inputs) -> Tensor:
+    """Merged image features ``(C, d)`` of a prompt's pictures; the decoder is not run.
+
+    Raises ``ModelNotSupportedError`` for a model that does not merge image features into its decoder's input.
+    """
+    seen: dict[str, Any] = {}
+
+    def stop(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        seen.update(kwargs)
+        raise _SeenError
+
+    tensors = {
+        key: value.to(vlm.device, vlm.dtype if value.is_floating_point() else value.dtype)
+        for key, value in inputs.tensors.items()
+        if isinstance(value, Tensor)
+    }
+    with vlm.forward_pass():
+        handle = vlm.model.get_decoder().register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            vlm.model(**tensors, use_cache=False, logits_to_keep=1)
+        except _SeenError:
+            pass
+        finally:
+            handle.remove()
+    embeddings = seen.get("inputs_embeds")
+    if embeddings is None:
+        raise ModelNotSupportedError(
+            f"{type(vlm.model).__name__} does not merge image features into its decoder's input.",
+            "Use a model that does, such as LLaVA, Qwen-VL, SmolVLM or InternVL.",
+        )
+    columns = (tensors["input_ids"][0] == vlm.image_token).nonzero()[:, 0]
+    features: Tensor = embeddings[0, columns.to(embeddings.device)].to(vlm.device)
+    return features
