@@ -32,7 +32,7 @@ from latent_tool.cannot_tell import says_cannot_tell
 from latent_tool.engine.choosing import Chosen, choose
 from latent_tool.engine.in_step import Tell
 from latent_tool.engine.job import joint
-from latent_tool.engine.looking import Looked, look_again, reward_of
+from latent_tool.engine.looking import Looked, hides_pixels, look_again, reward_of
 from latent_tool.engine.question import Question
 from latent_tool.method.search import Outcome as SearchOutcome
 from latent_tool.method.search import State
@@ -105,7 +105,7 @@ async def climb(question: Question, prefix: Prefix, budget: Budget) -> Reached:
         answer = question.extract(prefix, plain)
         reward = reward_of(answer.text, _probability(question, prefix, plain))
         clock.phase_done("decode")
-        if reward < job.settings.look_below:
+        if reward < job.settings.look_below and hides_pixels(job.images, prefix.inputs):
             looked = await look_again(question, prefix.inputs, answer.text, reward, budget)
             clock.phase_done("look")
         if looked.best is not None:

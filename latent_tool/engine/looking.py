@@ -16,6 +16,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from PIL.Image import Image
 from torch import Tensor
 
 from latent_tool.cannot_tell import says_cannot_tell
@@ -41,7 +42,7 @@ from latent_tool.models.windows import Window
 from latent_tool.schema import ReasoningStep, View
 from latent_tool.settings import Budget
 
-__all__ = ["Looked", "Seen", "look_again", "reward_of"]
+__all__ = ["Looked", "Seen", "hides_pixels", "look_again", "reward_of"]
 
 # What keeps one window from being looked at, and the question from nothing.
 _IMPOSSIBLE = (
@@ -53,6 +54,8 @@ _IMPOSSIBLE = (
     NumericalError,
 )
 NEUTRAL = "Describe the picture."
+# A picture whose sides were made smaller by this factor, or more, is looked at again.
+SHRUNK = 1.5
 _TOLD = 0.5
 _READ = 64  # tokens of an answer that windows are compared by, at most
 
@@ -79,6 +82,19 @@ class Looked:
     views: tuple[View, ...] = ()
     encoded: int = 0
     warnings: tuple[str, ...] = ()
+
+
+def hides_pixels(images: Sequence[Image], inputs: Inputs) -> bool:
+    """Say whether the processor made the pictures so much smaller that windows of them have something new to show.
+
+    Compared are the pixels of the pictures with those that the vision tower is given. Ordinary scenes lose by windows
+    that hold nothing new: the answer changes, and is not better for it.
+    """
+    pixels = inputs.tensors.get("pixel_values")
+    if not isinstance(pixels, Tensor):
+        return True
+    given = pixels.numel() / 3 / (2 if pixels.dim() == 2 else 1)  # rows of patches hold every pixel for two frames
+    return sum(image.width * image.height for image in images) >= SHRUNK**2 * given
 
 
 def reward_of(text: str, probability: float | None) -> float:
