@@ -22,7 +22,7 @@ def shrunk(picture: Image.Image, rng: random.Random) -> Image.Image:
     width, height = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     corner = picture.getpixel((0, 0))
     color = corner if rng.random() < 0.5 else tuple(rng.randrange(256) for _ in range(3))
-    canvas = Image.new("RGB", picture.size, color)  # type: ignore[arg-type]  # a pixel of an RGB picture
+    canvas = Image.new("RGB", picture.size, color)
     small = picture.resize((width, height), Image.Resampling.BICUBIC)
     canvas.paste(small, (rng.randint(0, picture.width - width), rng.randint(0, picture.height - height)))
     return canvas

@@ -51,7 +51,8 @@ def picture_numbers(features: Tensor, cells: Sequence[Cell]) -> tuple[tuple[floa
 
 def _quantiles(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The quantiles of values ``(n,)``, by straight lines between the sorted ones."""
-    return np.interp(np.array(_QUANTILES) * (len(values) - 1), np.arange(len(values)), np.sort(values))
+    places = np.array(_QUANTILES) * (len(values) - 1)
+    return np.asarray(np.interp(places, np.arange(len(values)), np.sort(values)), dtype=np.float64)
 
 
 class _SeenError(Exception):
