@@ -64,7 +64,7 @@ def test_measured_pages_are_text_and_name_their_command() -> None:
 
 def test_guides_stay_short() -> None:
     generated = re.compile(r"<!-- families:.*?<!-- end of families -->", re.DOTALL)
-    assert sum(len(generated.sub("", page.read_text()).split()) for page in GUIDES) < 13_000
+    assert sum(len(generated.sub("", page.read_text()).split()) for page in GUIDES) < 14_000
     assert all(
         len(page.read_text().split()) < 3_000 for page in [*GUIDES, *TOP, *MEASURED] if page.stem != "evaluation"
     )
