@@ -63,7 +63,7 @@ def shares(questions: int, parts: int, level: float | None = None, *, labelled: 
         if labelled:  # what the threshold is found on is worth more than a better check
             reference = min(room - least, max(MIN_REFERENCE, 2 * least // 3))
             return Shares(reference, least, wanted)
-        held_back = min(max(least, questions // 2), MOST_HELD_BACK)
+        held_back = min(max(least, questions // 2), questions - MIN_REFERENCE, MOST_HELD_BACK)
         return Shares(min(questions - held_back, _MOST_REFERENCE), held_back, wanted)
     return None
 

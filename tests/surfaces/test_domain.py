@@ -182,7 +182,8 @@ def test_the_command_says_so(file: Path, tmp_path: Path) -> None:
     assert asked.exit_code == 3
     assert "The picture is unlike the calibration's pictures" in " ".join(asked.output.split())
     off = CliRunner().invoke(app, [*arguments, "--calibration", str(file), "--no-check-domain"])
-    assert off.exit_code == 0 and "switched off" in " ".join(off.output.split())
+    told = " ".join(off.output.split())  # the model itself may say that it cannot tell
+    assert "switched off" in told and "unlike" not in told
 
 
 def test_without_a_calibration_the_embedded_model_has_its_own() -> None:
