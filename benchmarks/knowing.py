@@ -390,13 +390,14 @@ def main() -> None:
         [
             "# What it abstains from, measured",
             "",
-            "Written by `python benchmarks/knowing.py --write docs/measured/knowing.md`: the embedded model with its",
-            f"own calibration at its own threshold ({threshold.target_error:.0%} errors, "
-            f"{threshold.confidence_level:.0%} sure),",
-            f"its domain check at {check.level:.0%} false alarms ({check.reference} reference scenes, {check.held} "
-            "held back). *threshold*, *cannot tell* and *check*: the share of questions that each abstains "
-            "from by itself; *without the check*: the first two together; *abstained*: all three, with its "
-            "95 % interval. *wrong*: the share of errors among the accepted, where the picture has an answer.",
+            f"Written by `python benchmarks/knowing.py --count {given.count} --write docs/measured/knowing.md`: the",
+            "embedded model with its own calibration at its own threshold "
+            f"({threshold.target_error:.0%} errors, {threshold.confidence_level:.0%} sure), its domain check at",
+            f"{check.level:.0%} false alarms ({check.reference} reference scenes, {check.held} held "
+            "back). *threshold*,",
+            "*cannot tell* and *check*: the share of questions that each abstains from by itself; *without the check*:",
+            "the first two together; *abstained*: all three, with its 95 % interval. *wrong*: the share of errors "
+            "among the accepted, where the picture has an answer.",
             "",
             "| pictures | questions | threshold | cannot tell | check | without the check | abstained | wrong |",
             "|---|---|---|---|---|---|---|---|",
