@@ -486,7 +486,7 @@ def test_the_description_follows_the_policy(tmp_path: Path) -> None:
 
 def test_the_developer_may_forbid_pictures(picture: Image.Image) -> None:
     tool = LatentReasoningTool(reasoner=small_reasoner(), allow_overlay=False)
-    assert set(tool.args) == {"question", "image", "budget"}
+    assert set(tool.args) == {"question", "image", "budget", "options"}
     assert asked_of(tool, [shows(picture)]).artifact["answer"] == "red"
     refused = asked_of(tool, [shows(picture)], overlay=True)
     assert refused.status == "error" and "Leave the argument 'overlay' out" in refused.content
