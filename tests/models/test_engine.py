@@ -36,7 +36,7 @@ from latent_tool.settings import Budget, GenerationSettings, NoiseSettings, Sear
 QUESTION = "what is right of the circle?"
 SHORT = Budget(iterations=3, max_patches=6)
 # Injects patches readily, so that a defect in their handling shows.
-EAGER = SearchSettings(search_below=None, reward_position="both", patches_per_latent=2, init="token")
+EAGER = SearchSettings(search_below=None, reward_position="both", patches_per_latent=2, init="mean")
 PAPER = SearchSettings.paper()
 
 
@@ -441,8 +441,7 @@ def test_controls(engine: Engine, picture: Image.Image) -> None:
     assert controls.latents_off.confidence == pytest.approx(plain.confidence, abs=1e-5)
     assert controls.latents_off.agrees
     assert controls.image_noised.confidence is not None
-    assert plain.confidence is not None
-    assert controls.image_noised.confidence < plain.confidence
+    assert not controls.image_noised.agrees  # in noise it cannot tell
 
 
 # ---------------------------------------------------------------------- attention to every cell, and on the way
