@@ -50,7 +50,7 @@ def test_a_quantized_model_is_exact_against_itself(family: str, name: Any, packa
 @pytest.mark.parametrize("name", ["8bit", "4bit"])
 def test_without_its_package_quantization_names_the_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("latent_tool.models.quantization.find_spec", lambda _name: None)
-    with pytest.raises(MissingExtraError, match=r"latent-tool\[quantize\]"):
+    with pytest.raises(MissingExtraError, match=r"\[quantize\]"):
         load(ModelSpec(model=str(checkpoint("llava")), quantization_config=name))
 
 

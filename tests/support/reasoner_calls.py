@@ -54,8 +54,10 @@ async def test_the_same_answer_however_it_is_asked(reasoner: LatentReasoner, req
 
 
 def test_another_seed_searches_elsewhere(reasoner: LatentReasoner, request_: dict[str, Any]) -> None:
+    searched = {"iterations": 2, "target_confidence": None}  # also where the plain answer is sure
     rewards = [
-        [row.mean_sampled_reward for row in reasoner.invoke({**request_, "seed": seed}).trace[1:]] for seed in (0, 1)
+        [row.mean_sampled_reward for row in reasoner.invoke({**request_, "budget": searched, "seed": seed}).trace[1:]]
+        for seed in (0, 1)
     ]
     assert rewards[0] != rewards[1]
 

@@ -385,7 +385,7 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "data.parquet").write_bytes(b"PAR1")
-    with pytest.raises(MissingExtraError, match=r"latent-tool\[datasets\]"):
+    with pytest.raises(MissingExtraError, match=r"\[datasets\]"):
         load_dataset(tmp_path / "data.parquet")
 
 

@@ -260,7 +260,7 @@ out, last = sys.argv[1], int(sys.argv[2])
 def progress(done, total, name):
     if done >= last:
         os.kill(os.getpid(), signal.SIGKILL)
-reasoner = LatentReasoner(budget=Budget(iterations=1, max_patches=2))
+reasoner = LatentReasoner(budget=Budget(iterations=1, max_patches=2, target_confidence=None))
 evaluate(reasoner, load_dataset({scenes!r}), ["greedy", "search"], out, batch=2, progress=progress)
 """
 
@@ -391,7 +391,7 @@ def test_errors_are_rows_and_the_run_goes_on(engine: Engine, tmp_path: Path) -> 
         {"id": "good", "image": "good.png", "question": "What colour is the circle?", "label": "red"},
         {"id": "bad picture", "image": "bad.png", "question": "What?", "label": "red"},
         {"id": "no picture", "image": "none.png", "question": "What?", "label": "red"},
-        {"id": "no rule", "image": "good.png", "question": "What?", "label": "a"},
+        {"id": "no rule", "image": "good.png", "question": "What colour is the circle?", "label": "a"},
         {"id": "too long", "image": "good.png", "question": "What? " * 4000, "label": "red"},
     ]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))

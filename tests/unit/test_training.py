@@ -568,6 +568,7 @@ def test_a_better_checkpoint_is_not_replaced(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_quick_recipe_beats_the_question_only_baseline(tmp_path: Path) -> None:
     assert command.main(["--quick", "--out", str(tmp_path / "model"), "--run", str(tmp_path / "run")]) == 0
     row = json.loads((tmp_path / "model" / "metrics.json").read_text())["sets"]["held_out"]
