@@ -61,7 +61,9 @@ from latent_tool.integrations.http_service import ServiceLimits, create_app
 from latent_tool.langchain.image_tool import ImageTool
 from latent_tool.schema import ReasoningResult, ReasoningStep
 
-LIMITS = ServiceLimits(budget=Budget(iterations=10_000, max_patches=64, max_new_tokens=1024, deadline_s=None))
+LIMITS = ServiceLimits(
+    budget=Budget(iterations=10_000, max_patches=64, max_views=16, max_new_tokens=1024, deadline_s=None)
+)
 
 
 @pytest.fixture(scope="module")
