@@ -64,8 +64,6 @@ from latent_tool.schema import ReasoningResult, ReasoningStep
 LIMITS = ServiceLimits(
     budget=Budget(iterations=10_000, max_patches=64, max_views=16, max_new_tokens=1024, deadline_s=None)
 )
-    budget=Budget(iterations=10_000, max_patches=64, max_views=16, max_new_tokens=1024, deadline_s=None)
-)
 
 
 @pytest.fixture(scope="module")
