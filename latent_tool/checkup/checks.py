@@ -262,7 +262,9 @@ def check_markers(patient: Patient) -> Found:
 def check_reward(patient: Patient) -> Found:
     """Whether the reward of a search can be had again from its state."""
     engine = Engine(patient.vlm)
-    budget = Budget.level("quick").but(iterations=2, max_candidates=40, max_new_tokens=4, target_confidence=None)
+    # Neither a sure plain answer nor a window may end the question before the search.
+    search_alone = {"target_confidence": None, "max_views": 0}
+    budget = Budget.level("quick").but(iterations=2, max_candidates=40, max_new_tokens=4, **search_alone)
     outcome = engine.answer(Job(images=(patient.picture,), question=QUESTION, budget=budget))
     if outcome.search is None:
         return Found("failed", "the search scored nothing", "Report it.")
