@@ -133,7 +133,12 @@ class Soak:
             request["budget"] = BUDGET.but(iterations=10_000)
             options["cancelled"] = stop
         elif case.kind == "deadline":
-            request["budget"] = BUDGET.but(iterations=10_000, deadline_s=(1e-9, 0.02, 0.05)[case.number % 3])
+            request["budget"] = BUDGET.but(
+                iterations=10_000,
+                target_confidence=None,  # a sure answer would need no search
+                max_views=0,
+                deadline_s=(1e-9, 0.02, 0.05)[case.number % 3],
+            )
         return request, {"configurable": {OPTIONS_KEY: options}}
 
     def judge(self, case: Case, found: Any) -> str:

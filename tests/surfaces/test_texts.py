@@ -55,7 +55,7 @@ def test_a_question_is_read_in_any_locale(utf8: str, tmp_path: Path) -> None:
     picture.write_bytes(SHAPES.read_bytes())
     arguments = ("ask", str(picture), "Gr\u00f6\u00dfe?", "--json", "--iterations", "0", "--quiet")
     done = command(*arguments, LC_ALL="C", PYTHONUTF8=utf8, PYTHONCOERCECLOCALE="0")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode in (0, 3), done.stderr
     assert b'"answer"' in done.stdout and b"Traceback" not in done.stderr
 
 

@@ -19,6 +19,7 @@ from scripted_agents import CIRCLE, small_reasoner
 from latent_tool import Budget, ConfidenceRouter, LatentReasoner, ReasoningResult, SearchSettings
 from latent_tool.calibration import Calibration, NoThreshold, ProbabilityMapping, Quality, Threshold
 from latent_tool.calibration.configuration import EMBEDDED_FOLDER, configuration, content_hash, digest, fingerprint
+from latent_tool.calibration.domain import NoDomainCheck
 from latent_tool.calibration.fit import MIN_ITEMS, MIN_OF_EACH, fit
 from latent_tool.calibration.threshold import find_threshold, passing_threshold, split_items, threshold_sequence
 from latent_tool.errors import (
@@ -83,6 +84,7 @@ def by_hand(reasoner: LatentReasoner, score: float = 0.5, **changes: Any) -> Cal
             error=0.01,
         ),
         "reference": (0.1, 0.5, 0.9),
+        "no_domain": NoDomainCheck(reason="It was made by hand."),
     }
     return Calibration(**{**fields, **changes})
 

@@ -131,7 +131,12 @@ def test_an_answers_attention_covers_every_cell_of_its_prompt(kind: str) -> None
     engine = Engine(loaded(kind))
     images = tuple(load_image(photo(with_object), ImagePolicy.local()).image for with_object in (True, False))
     found = engine.answer(
-        Job(images, "?", budget=Budget(iterations=1, max_new_tokens=2, target_confidence=None), attention=True)
+        Job(
+            images,
+            "?",
+            budget=Budget(iterations=1, max_new_tokens=2, target_confidence=None, max_views=0),
+            attention=True,
+        )
     )
     result = engine.result(found)
     assert result.attention is not None
