@@ -140,7 +140,7 @@ def test_threads_with_mixed_images_and_questions_get_their_own_answers() -> None
         Job(
             (pictures[index % 4],),
             questions[index // 4 % 2],
-            budget=Budget(iterations=1, target_confidence=None),
+            budget=Budget(iterations=1, target_confidence=None, max_views=0),
             seed=index % 4,
         )
         for index in range(16)

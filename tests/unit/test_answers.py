@@ -15,6 +15,7 @@ from latent_tool.engine.job import Job, Outcome
 from latent_tool.langchain.reasoner import LatentReasoner
 from latent_tool.scenes import generate
 from latent_tool.schema import ReasoningResult
+from latent_tool.settings import Budget
 from latent_tool.views.overlay import overlay
 
 ROOT = Path(__file__).parents[2]
@@ -22,20 +23,21 @@ EASY_VQA = Path(easy_vqa.__file__).parent / "data" / "test"
 
 
 def test_the_demo_is_right_and_looks_at_the_right_place() -> None:
-    """The question of ``make demo``: the blue square spans (186, 92) to (244, 150)."""
-    result = LatentReasoner().invoke(
-        {"image": ROOT / "examples" / "images" / "shapes.png", "question": "What is below the blue square?"}
-    )
+    """The question of ``make demo``, always searched: the green triangle spans (120, 166) to (183, 223)."""
+    question = {"image": ROOT / "examples" / "images" / "shapes.png", "question": "What is below the blue square?"}
+    sure = LatentReasoner().invoke(question)
+    assert sure.answer == "green triangle" and sure.stop_reason == "confident"
+    result = LatentReasoner(budget=Budget(target_confidence=None)).invoke(question)
     assert result.answer == "green triangle"
     assert result.confidence is not None
     assert result.confidence > 0.9
     assert result.patches
-    on_square = [
+    on_triangle = [
         patch
         for patch in result.patches
-        if patch.box and patch.box[0] < 244 and patch.box[2] > 186 and patch.box[3] > 92
+        if patch.box and patch.box[0] < 183 and patch.box[2] > 120 and patch.box[1] < 223 and patch.box[3] > 166
     ]
-    assert result.patches[0] in on_square
+    assert result.patches[0] in on_triangle
     with Image.open(ROOT / "examples" / "images" / "shapes.png") as picture:
         stream = io.BytesIO()
         overlay(result, picture).save(stream, "PNG")
