@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from calibration import QUESTIONS
 from PIL import Image, ImageDraw, ImageFont
 
 from latent_tool import LatentReasoner
@@ -34,18 +35,6 @@ from latent_tool.statistics import accuracy_interval
 sys.path.insert(0, str(Path(__file__).parents[1]))  # training, for the photographs and the texts
 
 FIRST_SEED = 5_400_000
-KNOWN = (
-    "what color is the circle?",
-    "how many shapes are there?",
-    "is there a red square?",
-    "what does it say?",
-    "where is the star?",
-    "which shape is leftmost?",
-    "what is the blue thing?",
-    "which bar is tallest?",
-    "are there more circles than squares?",
-    "what number is shown?",
-)
 YES_NO = (
     "is there a dog?",
     "is there a person in the picture?",
@@ -117,7 +106,7 @@ def easy_vqa(count: int) -> Iterator[Asked]:
         yield Asked(item.load()[0], item.question, item.label)
 
 
-def pictures_of(make: Callable[[random.Random], Image.Image], questions: tuple[str, ...] = KNOWN):
+def pictures_of(make: Callable[[random.Random], Image.Image], questions: tuple[str, ...] = QUESTIONS):
     """Strange pictures, each with one question after another."""
 
     def asked(count: int) -> Iterator[Asked]:
@@ -129,7 +118,7 @@ def pictures_of(make: Callable[[random.Random], Image.Image], questions: tuple[s
 
 def photographs(questions: tuple[str, ...], crops: bool = False):
     def asked(count: int) -> Iterator[Asked]:
-        whole = _photographs(training_never_saw=not crops)
+        whole = _photographs(thrice=crops)
         rng = random.Random(FIRST_SEED)
         for number in range(count):
             image = whole[number % len(whole)]
@@ -143,7 +132,7 @@ def photographs(questions: tuple[str, ...], crops: bool = False):
     return asked
 
 
-def _photographs(*, training_never_saw: bool = True) -> list[Image.Image]:
+def _photographs(*, thrice: bool = False) -> list[Image.Image]:
     from sklearn.datasets import load_sample_images
 
     from training.world import TEST_PHOTOGRAPHS
@@ -151,7 +140,7 @@ def _photographs(*, training_never_saw: bool = True) -> list[Image.Image]:
 
     names = [name for name in TEST_PHOTOGRAPHS if name not in ("page.png", "text.png")]  # pages of text
     others = [Image.fromarray(each) for each in load_sample_images().images]
-    return [*others, *samples(tuple(names))] if training_never_saw else [*others * 3, *samples(tuple(names))]
+    return [*others * (3 if thrice else 1), *samples(tuple(names))]
 
 
 def scanned_pages(count: int) -> Iterator[Asked]:
@@ -165,10 +154,10 @@ def scanned_pages(count: int) -> Iterator[Asked]:
             wide = rng.randint(image.width // 3, image.width)
             left = rng.randint(0, image.width - wide)
             image = image.crop((left, 0, left + wide, image.height))
-        yield Asked(image, KNOWN[(number // 2) % len(KNOWN)])
+        yield Asked(image, QUESTIONS[(number // 2) % len(QUESTIONS)])
 
 
-def strangers(name: str, questions: tuple[str, ...] = KNOWN):
+def strangers(name: str, questions: tuple[str, ...] = QUESTIONS):
     from training import strangers as made
 
     return pictures_of(getattr(made, name), questions)
@@ -311,9 +300,9 @@ KINDS: dict[str, Callable[[int], Iterator[Asked]]] = {
     "held-out scenes": scenes("held_out", 0),
     "hard scenes": scenes("hard", 10_000),
     "easy-VQA": easy_vqa,
-    "photographs, any question": photographs(KNOWN + OF_PHOTOGRAPHS),
+    "photographs, any question": photographs(QUESTIONS + OF_PHOTOGRAPHS),
     "photographs, yes or no": photographs(YES_NO),
-    "crops of photographs, any question": photographs(KNOWN + OF_PHOTOGRAPHS + YES_NO, crops=True),
+    "crops of photographs, any question": photographs(QUESTIONS + OF_PHOTOGRAPHS + YES_NO, crops=True),
     "noise": pictures_of(even_noise),
     "clouds": strangers("clouds"),
     "pages of text": pictures_of(letter),

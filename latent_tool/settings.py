@@ -111,7 +111,7 @@ class Budget(Settings):
     target_confidence: Probability | None = Field(
         0.95,
         description="Ask the plain model first, and stop there if the joint probability of its answer reaches this. "
-        "None: always search.",
+        "None: never stop there.",
     )
     target_reward: Finite | None = Field(None, description="Stop as soon as the best reward reaches this value.")
     patience: int | None = Field(None, ge=1, description="Stop after this many rounds without a better reward.")

@@ -1,7 +1,7 @@
 """``python -m training``: train the embedded model, measure it, write its card, put it in place.
 
     python -m training --out latent_tool/models/embedded      the whole recipe, one to two hours on two cores
-    python -m training --out /tmp/model --quick               two minutes: a smaller model of simple scenes
+    python -m training --out DIR --quick                      two minutes: a smaller model of simple scenes
     python -m training --out DIR --seed 1                     the whole recipe with other weights and other pictures
     python -m training --out DIR --from latent_tool/models/embedded   its third stage alone, from those weights on
     python -m training --out DIR --from DIR --settle --seed 1         its end, from the third stage on

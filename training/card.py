@@ -26,8 +26,8 @@ language: en
 
 A vision-language model of {millions:.1f} million parameters ({megabytes:.1f} MB with its tokenizer) that knows one
 small world: pictures of coloured shapes, printed digits and letters, and bar charts. It exists so that everything
-in `latent_tool` runs, and is tested, on a fresh machine without a network. **It is no general vision model**: asked
-about photographs it answers with words of its own small world.
+in `latent_tool` runs, and is tested, on a fresh machine without a network. **It is no general vision model**: it knows
+nothing of photographs.
 
 - Standard layout: `LlavaForConditionalGeneration` (SigLIP vision tower, Llama decoder), safetensors in bf16, no remote
   code, no torchvision.

@@ -90,7 +90,8 @@ def ask(
         bool,
         typer.Option(
             "--always-search",
-            help="Search even where the model is sure without: only a search injects patches.",
+            help="Search even where the model is sure without (only a search injects patches); look at windows only "
+            "with --views.",
             rich_help_panel=options.SEARCH,
         ),
     ] = False,
@@ -168,7 +169,8 @@ def ask(
     }
     chosen = Budget.level(budget.value).but(**{name: value for name, value in limits.items() if value is not None})
     if always_search:
-        chosen = chosen.but(target_confidence=None)
+        # A window that makes the answer surer would end the call without a search, too, unless it was asked for.
+        chosen = chosen.but(target_confidence=None, max_views=views or 0)
     settings = SearchSettings.paper() if preset is Preset.paper else SearchSettings()
     if latents == 0:  # without latents there is no place where they start
         settings = settings.but(latents=0, init=SearchSettings().init)

@@ -44,7 +44,9 @@ async def answer(question: Question) -> Outcome:
         if reached.stop_reason == "looked":
             warnings.append("A window made the answer surer before there were any; Budget(max_views=0) looks at none.")
         if reached.stop_reason == "confident":
-            warnings.append("The model was sure without them; Budget(target_confidence=None) always searches.")
+            warnings.append(
+                "The model was sure without them; Budget(target_confidence=None, max_views=0) always searches."
+            )
     elif job.attention and latents is not None and not clock.expired():
         attention = await attention_of(prefix, latents, patches)
         clock.calls += 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -109,7 +110,7 @@ def vlmevalkit_columns(result: str | Path, metric: str = "hit", target_error: fl
 
 def _lines(path: str | Path) -> list[dict[str, Any]]:
     try:
-        rows = [json.loads(line) for line in expanded(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [json.loads(line) for line in expanded(path).read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"{str(path)[:200]!r} cannot be read ({error}).", "Give a file of JSON lines.") from None
     if not all(isinstance(row, dict) for row in rows):
@@ -122,8 +123,11 @@ def _table(path: Path) -> list[dict[str, Any]]:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".json":
             read = json.loads(text)
-            return read if isinstance(read, list) else []
+            if not isinstance(read, list) or not all(isinstance(row, dict) for row in read):
+                raise ValueError("a list of rows was expected")
+            return read
         with long_cells(len(text)):
-            return list(csv.DictReader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ","))
+            lines = io.StringIO(text, newline="")
+            return list(csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ","))
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise DatasetError(f"{path.name!r} cannot be read ({error}).", "Give a .tsv, .csv or .json file.") from None

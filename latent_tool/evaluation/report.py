@@ -260,10 +260,14 @@ def _facts(summary: Mapping[str, Any]) -> list[str]:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; signs that would end a cell are broken."""
+    """A table; signs that would end a cell or begin a tag are broken."""
+
+    def written(cell: str) -> str:
+        whole = " ".join(cell.split()).replace("\\", "\\\\").replace("|", "\\|")
+        return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", whole)
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+        return f"| {' | '.join(map(written, cells))} |"
 
     return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)])
 

@@ -176,6 +176,8 @@ def _series_html(series: Any) -> str | None:
 
 def _frame_html(frame: Any) -> str | None:
     """The frame with thumbnails, answers and confidences in its columns of results."""
+    if not frame.columns.is_unique:
+        return str(frame._repr_html_())
     own = [name for name in frame.columns if frame[name].dtype == object and _holds_results(list(frame[name]))]
     if not own:
         shown: str | None = frame._repr_html_()
@@ -186,10 +188,15 @@ def _frame_html(frame: Any) -> str | None:
         for name in few.columns
     }
     renamed = few.rename(columns=lambda name: html.escape(str(name)), index=lambda name: html.escape(str(name)))
+    renamed = renamed.rename_axis(index=_axis, columns=_axis)
     by_place = [formatters[name] for name in few.columns]
     table: str = renamed.to_html(formatters=by_place, escape=False, max_rows=None)
     more = f"<small>the first {_ROWS} of {len(frame)} rows</small>" if len(frame) > _ROWS else ""
     return table + more
+
+
+def _axis(name: object) -> str | None:
+    return None if name is None else html.escape(str(name))
 
 
 def _cell(each: object) -> str:

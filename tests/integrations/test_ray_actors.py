@@ -22,7 +22,7 @@ from latent_tool.evaluation import Item, Run, evaluate, load_dataset, load_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-SCENES = "scenes:held_out:7000000-7000006"
+SCENES = "scenes:held_out:5850000-5850006"
 METHODS = ["greedy", "search:iterations=1,max_patches=2", "random-latents", "self-consistency:samples=3"]
 
 
@@ -94,7 +94,7 @@ def test_a_stopped_run_goes_on_with_nothing_lost_or_done_twice(cluster: None, lo
     written = (tmp_path / "items.jsonl").read_bytes()
     assert written.count(b"\n") == 12
     with (tmp_path / "items.jsonl").open("ab") as file:
-        file.write(b'{"id": "held_out-7000003", "method": "sel')
+        file.write(b'{"id": "held_out-5850003", "method": "sel')
     assert go_on(1)[0] == 12
     assert (tmp_path / "items.jsonl").read_bytes().startswith(written)
     assert lines(tmp_path) == lines(local.path)

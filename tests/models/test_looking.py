@@ -11,7 +11,7 @@ import pytest
 from latent_tool.cannot_tell import says_cannot_tell
 from latent_tool.engine.engine import Engine
 from latent_tool.engine.job import Job, Outcome
-from latent_tool.engine.looking import reward_of
+from latent_tool.engine.looking import hides_pixels, reward_of
 from latent_tool.errors import CancelledError
 from latent_tool.scenes import generate
 from latent_tool.schema import ReasoningStep
@@ -31,6 +31,24 @@ def jobs(count: int, **options: object) -> Iterator[Job]:
 @pytest.fixture(scope="module")
 def outcomes(engine: Engine) -> list[Outcome]:
     return [engine.answer(job) for job in jobs(10)]
+
+
+@pytest.mark.parametrize(("side", "hidden"), [(96, False), (143, False), (144, True), (400, True)])
+def test_only_pictures_that_were_made_smaller_are_looked_at(engine: Engine, side: int, hidden: bool) -> None:
+    """The embedded model is given 96 x 96 pixels of any picture."""
+    picture = generate(3_100_000, "canvas", max_questions=1, scale=3.0).image.resize((side, side))
+    assert hides_pixels((picture,), engine.vlm.prepare([picture], "what is red?")) is hidden
+    if not hidden:
+        sure_of_nothing = SearchSettings(look_below=1.0)
+        outcome = engine.answer(
+            Job(
+                (picture,),
+                "what color is the star?",
+                settings=sure_of_nothing,
+                budget=BUDGET.but(target_confidence=None),
+            )
+        )
+        assert outcome.views == () and outcome.usage.views == 0
 
 
 def test_windows_are_looked_at_and_some_stay(outcomes: list[Outcome]) -> None:

@@ -154,6 +154,10 @@ def test_lists_and_columns_of_results_are_tables() -> None:
     assert notebook._series_html(frame["result"]).count("<img") == 2
     assert notebook._series_html(frame["n"]) is None
     assert notebook._frame_html(frame[["n"]]) == frame[["n"]]._repr_html_()
+    named = frame.set_index("<b>").rename_axis(index="<i>", columns="<img src=x>")  # as a hostile file may name them
+    assert "<i>" not in notebook._frame_html(named) and "<img src=x>" not in notebook._frame_html(named)
+    twice = pandas.concat([frame, frame], axis=1)
+    assert notebook._frame_html(twice) == twice._repr_html_()
     assert notebook.results_html(results * 40).count("<tr>") == 51  # and says so
 
 

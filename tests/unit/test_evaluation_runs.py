@@ -31,7 +31,7 @@ from latent_tool.schema import Grounding, TokenDependency
 from latent_tool.scores import score_of
 from latent_tool.settings import NoiseSettings, SamplingSettings, SearchSettings
 
-SCENES = "scenes:held_out:7000000-7000006"
+SCENES = "scenes:held_out:5850000-5850006"
 METHODS = ["greedy", "search:iterations=1,max_patches=2", "random-latents", "self-consistency:samples=3"]
 SMALL = LatentReasoner(budget=Budget(iterations=1, max_patches=2, target_confidence=None))
 
@@ -60,7 +60,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_one_row_for_every_item_and_method(whole: Run) -> None:
     assert whole.complete
     assert {(row.id, row.method) for row in whole.rows} == {
-        (f"held_out-{seed}", method) for seed in range(7_000_000, 7_000_007) for method in whole.methods
+        (f"held_out-{seed}", method) for seed in range(5_850_000, 5_850_007) for method in whole.methods
     }
     for row in whole.rows:
         assert row.error is None and isinstance(row.correct, bool) and row.seconds > 0
@@ -108,7 +108,7 @@ def test_the_random_control_has_at_least_the_evaluations_of_the_search(whole: Ru
 
 def test_the_random_control_matches_a_search_that_the_run_has_already(engine: Engine, tmp_path: Path) -> None:
     items, searched = (
-        load_dataset("scenes:held_out:7000000-7000002"),
+        load_dataset("scenes:held_out:5850000-5850002"),
         "search:iterations=2,samples=4,patches_per_latent=0",
     )
     evaluate(engine, items, ["greedy", searched], tmp_path, visual=False, report=False)
@@ -277,7 +277,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     partial = load_run(tmp_path / "killed")
     assert not partial.complete and len(partial.rows) == 6
     with (tmp_path / "killed" / "items.jsonl").open("ab") as file:
-        file.write(b'{"id": "held_out-7000003", "method": "gre')
+        file.write(b'{"id": "held_out-5850003", "method": "gre')
     assert len(load_run(tmp_path / "killed").rows) == 6
     assert in_a_process(tmp_path / "killed", 1000) == 0
     resumed = load_run(tmp_path / "killed")
@@ -327,7 +327,7 @@ def test_others_may_answer_the_batches(engine: Engine, whole: Run, tmp_path: Pat
 
 
 def test_further_methods_are_added_and_other_runs_refused(engine: Engine, tmp_path: Path) -> None:
-    items = load_dataset("scenes:held_out:7000000-7000002")
+    items = load_dataset("scenes:held_out:5850000-5850002")
     evaluate(engine, items, ["greedy"], tmp_path, visual=False, report=False)
     both = evaluate(engine, items, ["greedy", "reasoning"], tmp_path, visual=False, report=False)
     assert both.methods == ("greedy", "reasoning") and both.complete
@@ -351,7 +351,7 @@ def test_further_methods_are_added_and_other_runs_refused(engine: Engine, tmp_pa
 
 def test_no_method_finds_the_images_in_the_cache_that_another_filled(engine: Engine, tmp_path: Path) -> None:
     """Otherwise the first method would pay for the images alone, and seconds could not be compared."""
-    items = load_dataset("scenes:held_out:7000000-7000003")
+    items = load_dataset("scenes:held_out:5850000-5850003")
     engine.answer(Job(items[0].load(), items[0].question, settings=SearchSettings(latents=0)))
     hits = engine.vlm.prefix_cache.hits
     evaluate(engine, items, ["greedy", "reasoning", "self-consistency:samples=2"], tmp_path, visual=False, report=False)
@@ -423,7 +423,7 @@ def test_visual_scores_that_fail_are_counted_and_quoted(
     monkeypatch.setattr(
         type(engine), "examine_many", lambda self, outcomes, noise: [RuntimeError("no noise today")] * len(outcomes)
     )
-    run = evaluate(engine, load_dataset("scenes:held_out:7000000-7000001"), ["greedy"], tmp_path, report=False)
+    run = evaluate(engine, load_dataset("scenes:held_out:5850000-5850001"), ["greedy"], tmp_path, report=False)
     summary = summarise(run)
     assert summary["methods"]["greedy"]["visual_errors"] == {"count": 2, "first": "RuntimeError: no noise today"}
     for report in (markdown_report(summary), html_report(summary)):
@@ -455,7 +455,7 @@ def test_a_hub_model_is_known_by_its_commit_from_the_start(tmp_path: Path, monke
 
     monkeypatch.setattr(LatentReasoner, "engine", downloads)
     reasoner = LatentReasoner(model="someone/small", local_files_only=True)
-    items = load_dataset("scenes:held_out:7000000-7000000")
+    items = load_dataset("scenes:held_out:5850000-5850000")
     for _ in range(2):  # the second call goes on with the first's run
         run = evaluate(reasoner, items, ["greedy"], tmp_path / "out", visual=False, report=False)
     assert run.manifest.model["revision"] == commits[0]
@@ -465,7 +465,7 @@ def test_a_hub_model_is_known_by_its_commit_from_the_start(tmp_path: Path, monke
 
 
 def test_a_model_that_is_not_there_spoils_no_folder(tmp_path: Path) -> None:
-    items, out = load_dataset("scenes:held_out:7000000-7000000"), tmp_path / "out"
+    items, out = load_dataset("scenes:held_out:5850000-5850000"), tmp_path / "out"
     with pytest.raises(ModelNotFoundError):
         evaluate(LatentReasoner(model="embeded", local_files_only=True), items, ["greedy"], out, report=False)
     assert not (out / "run.json").exists()
@@ -519,7 +519,7 @@ def test_the_report_shows_its_errors_first(engine: Engine, tmp_path: Path) -> No
     """Pictures, questions, labels and every method's answer; the surest wrong answer first; kinds to choose from."""
     items = [
         replace(item, label="nothing" if place % 2 else item.label, type=f"kind {place % 3}")
-        for place, item in enumerate(load_dataset("scenes:held_out:7000000-7000003"))
+        for place, item in enumerate(load_dataset("scenes:held_out:5850000-5850003"))
     ]
     items[3] = replace(items[3], loader=lambda: 1 / 0)  # type: ignore[arg-type, return-value]
     run = evaluate(engine, items, ["greedy", "search:iterations=1"], tmp_path, visual=False)
@@ -651,7 +651,7 @@ def test_noise_at_the_start_moves_the_latents_once(engine: Engine) -> None:
 
 
 def test_the_command(tmp_path: Path) -> None:
-    arguments = ["eval", "scenes:held_out:7000000-7000003", "--out", "run", "--method", "greedy", "--json"]
+    arguments = ["eval", "scenes:held_out:5850000-5850003", "--out", "run", "--method", "greedy", "--json"]
 
     def command(*further: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
