@@ -8,6 +8,7 @@ from typing import Any
 from latent_tool.errors import QuestionError, UnsupportedError
 from latent_tool.langchain.reasoner import LatentReasoner
 from latent_tool.schema import ReasoningRequest, ReasoningResult
+from latent_tool.settings import Budget
 
 __all__ = ["as_question", "make_reasoner", "record"]
 
@@ -18,7 +19,9 @@ def make_reasoner(model: str, budget: str, **fields: Any) -> LatentReasoner:
     return LatentReasoner(model=model, budget=budget, **given)
 
 
-def as_question(parts: Sequence[tuple[str, Any]], system: str | None, max_new_tokens: int | None) -> ReasoningRequest:
+def as_question(
+    parts: Sequence[tuple[str, Any]], system: str | None, max_new_tokens: int | None, budget: Budget | None = None
+) -> ReasoningRequest:
     """Make a request of texts and pictures in the order in which they are shown.
 
     Pictures stand before the text; where they were shown in between, the text says which one stood there.
@@ -26,7 +29,8 @@ def as_question(parts: Sequence[tuple[str, Any]], system: str | None, max_new_to
     Args:
         parts: ``("text", text)`` or ``("image", picture)``, where a picture is whatever ``load_image`` opens.
         system: system text.
-        max_new_tokens: tokens of the answer at most; ``None``: as the budget says.
+        max_new_tokens: tokens of the answer at most; ``None``: as the reasoner's budget says.
+        budget: the reasoner's, of which all else is kept.
 
     Raises ``UnsupportedError`` for parts of another kind and ``QuestionError`` without a picture.
     """
@@ -46,14 +50,15 @@ def as_question(parts: Sequence[tuple[str, Any]], system: str | None, max_new_to
             raise UnsupportedError(f"{kind[:40]!r} is not understood here.", "Evaluate tasks of pictures and text.")
     if not images:
         raise QuestionError("The question has no picture.", "Evaluate tasks that have one.")
-    budget = None if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-    return ReasoningRequest(images=images, question="\n".join(texts), system=system or None, budget=budget)
+    asked = None if max_new_tokens is None else (budget or Budget()).but(max_new_tokens=max_new_tokens)
+    return ReasoningRequest(images=images, question="\n".join(texts), system=system or None, budget=asked)
 
 
 def record(result: ReasoningResult) -> Mapping[str, Any]:
-    """What is kept beside an answer: plain JSON."""
+    """What is kept beside an answer: plain JSON. An answer that no confidence makes acceptable has none."""
     return {
-        "confidence": result.confidence,
+        "confidence": None if result.barred is not None else result.confidence,
+        "barred": result.barred,
         "confidence_source": result.confidence_source,
         "accepted": result.accepted,
         "scores": result.scores.model_dump(exclude_none=True),

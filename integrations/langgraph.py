@@ -220,8 +220,10 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
             raise first
         assert first is not None and not isinstance(first, ReasoningResult)
         result = _parse(first.artifact) if isinstance(first, ToolMessage) and first.status != "error" else None
-        if result is None or not isinstance(first, ToolMessage):
+        if not isinstance(first, ToolMessage):
             return first
+        if result is None:
+            return first if first.status == "error" else _unread(first)
         tried = _Tried(first, result, [call["args"].get("budget")], [result.budget])
         tried.route.append(self._step(0, "the agent's own budget", result))
         for level in self.budgets:
@@ -239,11 +241,11 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
             result = found
             tried.budgets.append(result.budget)
             tried.route.append(self._step(len(tried.route), level, result))
-            if (result.confidence or 0) > (tried.best.confidence or 0):
+            if self._rank(result) > self._rank(tried.best):
                 tried.message, tried.best = reply, result
         if self.fallback is not None and not self._accepts(result):
             try:
-                answer = yield self._question(request)
+                answer = yield self._question(request, self._at(tried.best))
             except InputError as error:  # the agent's arguments name no image that can be found again
                 answer = error
             if isinstance(answer, ReasoningResult):
@@ -254,16 +256,15 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
                 tried.route.append(_failed(len(tried.route), self.fallback.rungs[0].get_name(), answer))
         return self._reply(tried, tried.best, accepted=self._accepts(tried.best))
 
-    def _question(self, request: ToolCallRequest) -> ReasoningRequest:
-        """The tool call as a request; its images are those that the tool has answered about."""
+    def _question(self, request: ToolCallRequest, at: float) -> ReasoningRequest:
+        """The tool call as a request, held to a threshold; its images are those that the tool has answered about."""
         arguments = request.tool_call["args"]
         messages = request.state["messages"] if isinstance(request.state, Mapping) else request.state.messages
         named = None if is_left_out(arguments.get("image")) else str(arguments["image"])
         chosen = conversation(messages, without=self.tool).choose(named)
         options = arguments.get("options") or None
-        return ReasoningRequest.parse(
-            {"images": list(chosen.references), "question": arguments["question"], "options": options}
-        )
+        asked = {"images": list(chosen.references), "question": arguments["question"], "options": options}
+        return ReasoningRequest.parse({**asked, "min_confidence": at})
 
     def _at(self, result: ReasoningResult) -> float:
         """The threshold for a result: this one, or the stricter one that it was already held to."""
@@ -273,18 +274,20 @@ class ConfidenceMiddleware(AgentMiddleware[Any, Any, Any]):
     def _accepts(self, result: ReasoningResult) -> bool:
         return _reaches(result, self.threshold) and result.accepted is not False
 
+    def _rank(self, result: ReasoningResult) -> tuple[bool, bool, float]:
+        """What makes one answer better than another: accepted, possible to accept, confident."""
+        return self._accepts(result), result.barred is None, result.confidence or 0.0
+
     def _step(self, number: int, name: str, result: ReasoningResult) -> RouteStep:
         sure, at = self._accepts(result), self._at(result)
-        reason = f"the confidence {'reaches' if sure else 'is below'} {at:g}"
-        if result.confidence is None:
+        reason = result.barred or f"the confidence {'reaches' if sure else 'is below'} {at:g}"
+        if result.barred is None and result.confidence is None:
             reason = "the answer has no confidence to compare"
         return RouteStep(
             rung=number,
             name=name,
             decision="accepted" if sure else "unsure",
-            reason=reason
-            if result.confidence is not None or result.barred
-            else "the answer has no confidence to compare",
+            reason=reason,
             answer=result.answer,
             confidence=result.confidence,
             confidence_source=result.confidence_source,
@@ -323,6 +326,12 @@ class _Tried:
         """Whether asking with this level would repeat a search that was made."""
         spent = [budget for budget in self.budgets if budget is not None]
         return level in self.levels or any(budget.replaced_by(level) == budget for budget in spent)
+
+
+def _unread(message: ToolMessage) -> ToolMessage:
+    """What the agent sees of a reply that cannot be gated: nothing that it could take for an answer."""
+    told = "The tool gave no result with a confidence, so that its answer cannot be relied on. Do without it."
+    return message.model_copy(update={"content": told, "status": "error", "artifact": None})
 
 
 def _survivable(error: Exception) -> Exception:

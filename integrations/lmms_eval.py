@@ -102,7 +102,7 @@ class LatentTool(lmms):
                 continue
             parts += [(part["type"], part["text"] if part["type"] == "text" else part.get("url")) for part in listed]
         most = options.get("max_new_tokens")
-        return as_question(parts, system, None if most is None else int(most))
+        return as_question(parts, system, None if most is None else int(most), self.reasoner.budget)
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Refuse: the method generates."""

@@ -64,6 +64,7 @@ NOT_CHECKED = "the domain check of the calibration was not made"
 KNOWN_PICTURES = "what this model knows"
 # Options of one question at most.
 MAX_OPTIONS = 255
+MAX_OPTION = 1_000  # characters of one
 
 Box = tuple[float, float, float, float]
 MeasuredConfidence = Literal["pooled_probability", "answer_probability", "reward"]
@@ -206,12 +207,14 @@ def same_text(text: str) -> str:
 
 
 def checked_options(options: Sequence[str]) -> list[str]:
-    """Return options without white space around them.
+    """Return options with one blank for any white space inside, and none around.
 
     Raises ``ValueError`` unless they are 2 to ``MAX_OPTIONS`` texts that differ and can be shown.
     """
     if not 2 <= len(options) <= MAX_OPTIONS:
         raise ValueError(f"give 2 to {MAX_OPTIONS} options, not {len(options)}")
+    if any(len(option) > MAX_OPTION for option in options):
+        raise ValueError(f"an option has at most {MAX_OPTION:,} characters")
     if sum(map(len, options)) > MAX_TEXT:
         raise ValueError(f"all options together have at most {MAX_TEXT:,} characters")
     places: dict[str, int] = {}
@@ -224,7 +227,7 @@ def checked_options(options: Sequence[str]) -> list[str]:
         if plain in places:
             raise ValueError(f"options {places[plain]} and {place} are the same")
         places[plain] = place
-    return [option.strip() for option in options]
+    return [" ".join(option.split()) for option in options]
 
 
 class Choice(Plain):
@@ -515,12 +518,19 @@ class ReasoningResult(Plain):
         return self.model_copy(update={"accepted": False, "abstained": True, "abstain_reason": reason})
 
     @property
+    def cut(self) -> bool:
+        """Whether the answer's end was not decoded, so that its confidence is that of a beginning alone."""
+        return self.choices is None and self.finish_reason in ("deadline", "length")
+
+    @property
     def barred(self) -> str | None:
-        """Why no confidence makes the answer acceptable, in words: it says that it cannot be told, or the question is
-        unlike those that the threshold was made for. ``None``: the confidence decides.
+        """Why no confidence makes the answer acceptable, in words: it says that it cannot be told, it was cut, or the
+        question is unlike those that the threshold was made for. ``None``: the confidence decides.
         """
         if self.abstain_reason in (CANNOT_TELL_REASON, NOT_CHECKED):
             return self.abstain_reason
+        if self.cut:
+            return f"the answer was cut ({self.finish_reason})"
         if self.domain is None or not self.domain.refused:
             return None
         return self.domain.unlike() if self.confidence_source == "calibrated" else self.domain.unlike(KNOWN_PICTURES)

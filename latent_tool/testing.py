@@ -23,6 +23,7 @@ from typing import Any
 from langchain_core.runnables.config import run_in_executor
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from latent_tool.cannot_tell import CANNOT_TELL_REASON, PHRASES_OF_ALL, says_cannot_tell
 from latent_tool.engine.signals import AnyOf
 from latent_tool.errors import CancelledError, DeadlineError, SettingsError, UnsupportedError
 from latent_tool.images.picture import open_pictures
@@ -264,6 +265,7 @@ class _Asked:
             reasoner._require_threshold()
         self.deadline = question.call.deadline(self.budget)
         self.model = reasoner.model
+        self.phrases = PHRASES_OF_ALL if reasoner.cannot_tell is None else reasoner.cannot_tell
         self._give_up_if_late()
         self.references = request.image_references
         self.policy = reasoner.image_policy
@@ -320,19 +322,13 @@ class _Asked:
     def _result(self, reply: Reply, trace: list[TraceRow]) -> ReasoningResult:
         confidence = reply.confidence if reply.result is None else reply.result.confidence
         accepted = None if self.threshold is None else confidence is not None and confidence >= self.threshold
-        gate = {
-            "accepted": accepted,
-            "abstained": None if accepted is None else not accepted,
-            "min_confidence": self.threshold,
-        }
         if reply.result is not None:
-            return reply.result.model_copy(update=gate) if self.threshold is not None else reply.result
-        return ReasoningResult(
+            return reply.result if self.threshold is None else self._gated(reply.result, accepted)
+        found = ReasoningResult(
             answer=reply.answer,
             raw_text=reply.answer,
             confidence=confidence,
             confidence_source="unscored" if confidence is None else reply.confidence_source,
-            **gate,
             patches=[
                 Patch(rank=rank, image=0, cell=rank, box=box, attention=0.1, gain=0.01, latent=0)
                 for rank, box in enumerate(reply.boxes)
@@ -346,6 +342,16 @@ class _Asked:
             seed=self.seed,
             warnings=self.warnings,
         )
+        return self._gated(found, accepted)
+
+    def _gated(self, result: ReasoningResult, accepted: bool | None) -> ReasoningResult:
+        """The result with the verdict that a ``LatentReasoner`` would give it."""
+        if self.threshold is not None:
+            result = result.decided(accepted, None if isinstance(self.threshold, str) else self.threshold)
+        if says_cannot_tell(result.answer, self.phrases):
+            return result.abstaining(CANNOT_TELL_REASON)
+        barred = None if self.threshold is None else result.barred
+        return result if barred is None else result.abstaining(barred)
 
 
 def _row(number: int) -> TraceRow:

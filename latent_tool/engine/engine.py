@@ -142,7 +142,7 @@ class Engine:
         prefix = self.vlm.prefill(outcome.inputs, cached=False)
         if outcome.latents is None:  # the reward is that of looking again
             log_p = self.vlm.token_log_probabilities(prefix, None, (), outcome.decoded.tokens[: outcome.answer.stop])
-            return reward_of(outcome.answer.text, joint(log_p, outcome.answer))
+            return reward_of(outcome.answer.text, joint(log_p, outcome.answer), outcome.job.cannot_tell)
         latents, patches = outcome.latents[None], (outcome.patches,)
         if outcome.job.settings.reward_position == "options":
             spelled = self._question(outcome.job).spellings

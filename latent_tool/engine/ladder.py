@@ -93,7 +93,7 @@ async def climb(question: Question, prefix: Prefix, budget: Budget) -> Reached:
         if isinstance(plain, Decoded) and plain.finish_reason == "deadline":
             return await _from_state(question, prefix, plain, None, "deadline")
         sure_of_it = target is not None and _probability(question, prefix, plain) >= target
-        blind = isinstance(plain, Decoded) and says_cannot_tell(question.extract(prefix, plain).text)
+        blind = isinstance(plain, Decoded) and says_cannot_tell(question.extract(prefix, plain).text, job.cannot_tell)
         if sure_of_it and not (looks and blind):
             return await _from_state(question, prefix, plain, None, "confident")
 
@@ -103,16 +103,16 @@ async def climb(question: Question, prefix: Prefix, budget: Budget) -> Reached:
         if not _whole(plain):
             plain = await question.decode(prefix, None, (), budget, begun=plain)
         answer = question.extract(prefix, plain)
-        reward = reward_of(answer.text, _probability(question, prefix, plain))
+        reward = reward_of(answer.text, _probability(question, prefix, plain), job.cannot_tell)
         clock.phase_done("decode")
+        # Reasoning in words may have hidden how sure the answer behind it is.
+        if target is not None and reward >= target:
+            return await _from_state(question, prefix, plain, None, "confident")
         if reward < job.settings.look_below and hides_pixels(job.images, prefix.inputs):
             looked = await look_again(question, prefix.inputs, answer.text, reward, budget)
             clock.phase_done("look")
         if looked.best is not None:
             prefix, closer = looked.best.prefix, looked.best.decoded
-            if not _whole(closer) or closer.finish_reason == "length":  # read as far as answers are compared
-                fits, _ = question.fit_context(prefix.inputs)
-                closer = await question.decode(prefix, None, (), fits, begun=closer)
             return await _from_state(question, prefix, closer, None, "looked", None, looked)
         if sure_of_it or clock.search_must_end():
             return await _from_state(
@@ -140,6 +140,8 @@ async def climb(question: Question, prefix: Prefix, budget: Budget) -> Reached:
     decoded = begun if best is searched.start else None
     if decoded is None or not _whole(decoded):
         decoded = await _ask(question, prefix, best.latents, best.patches, budget, begun=decoded)
+    if not _whole(decoded) and isinstance(plain, Decoded) and _whole(plain):  # a whole answer is better than a piece
+        return await _from_state(question, prefix, plain, None, "deadline", None, looked)
     return await _from_state(question, prefix, decoded, searched, searched.stop_reason, plain, looked)
 
 

@@ -57,7 +57,7 @@ NEUTRAL = "Describe the picture."
 # A picture whose sides were made smaller by this factor, or more, is looked at again.
 SHRUNK = 1.5
 _TOLD = 0.5
-_READ = 64  # tokens of an answer that windows are compared by, at most
+_READ = 64  # tokens of an answer that is read with a window, at most: a longer one does not replace the one before
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,17 @@ def hides_pixels(images: Sequence[Image], inputs: Inputs) -> bool:
     if not isinstance(pixels, Tensor):
         return True
     given = pixels.numel() / 3 / (2 if pixels.dim() == 2 else 1)  # rows of patches hold every pixel for two frames
+    if pixels.dim() != 2:  # every picture has the same number, so that small ones must not hide a large one
+        return any(image.width * image.height >= SHRUNK**2 * given / len(images) for image in images)
     return sum(image.width * image.height for image in images) >= SHRUNK**2 * given
 
 
-def reward_of(text: str, probability: float | None) -> float:
-    """Return how sure an answer is: its joint probability, or 0 if it is empty or means that it cannot be told."""
-    return 0.0 if not text or says_cannot_tell(text) else probability or 0.0
+def reward_of(text: str, probability: float | None, phrases: Sequence[str]) -> float:
+    """Return how sure an answer is, in [0, 1]: its joint probability, or 0 if it is empty or cannot be told.
+
+    ``phrases``: answers that mean that it cannot be told, see ``says_cannot_tell``.
+    """
+    return 0.0 if not text or says_cannot_tell(text, phrases) else probability or 0.0
 
 
 async def look_again(question: Question, inputs: Inputs, answer: str, reward: float, budget: Budget) -> Looked:
@@ -127,7 +132,7 @@ async def look_again(question: Question, inputs: Inputs, answer: str, reward: fl
         before = answer, reward
         index, rise = max(((at, one.reward - reward) for at, (_, one) in enumerate(seen)), key=lambda each: each[1])
         # Something is always said of some window: what replaces "cannot tell" has to be more likely right than wrong.
-        told = reward > 0 or not says_cannot_tell(answer) or rise >= _TOLD
+        told = reward > 0 or not says_cannot_tell(answer, question.job.cannot_tell) or rise >= _TOLD
         accepted = round(rise, 6) > settings.min_gain and told
         for at, (window, one) in enumerate(seen):
             view = View(
@@ -228,12 +233,14 @@ class _Looking:
     async def read(self, windows: Sequence[Window]) -> list[tuple[Window, Seen]]:
         """Answer with each window beside the pictures; those that do not fit the model are left out."""
         prefixes: list[tuple[Window, Prefix]] = []
+        most = min(self.budget.max_new_tokens, _READ)
         for window in windows:
             if self.question.clock.search_must_end():
                 break
             try:
                 inputs = self.question.inputs([window])
-                self.question.fit_context(inputs)
+                fits, _ = self.question.fit_context(inputs)
+                most = min(most, fits.max_new_tokens)
             except _IMPOSSIBLE as error:
                 self.warn(error)
                 continue
@@ -243,7 +250,6 @@ class _Looking:
         if not prefixes:
             return []
         job, clock = self.question.job, self.question.clock
-        most = min(self.budget.max_new_tokens, _READ)
         try:
             decoded = await DecodeEach([prefix for _, prefix in prefixes], most, clock.expired, job.generation)
         except _IMPOSSIBLE as error:
@@ -253,7 +259,8 @@ class _Looking:
         seen = []
         for (window, prefix), one in zip(prefixes, decoded, strict=True):
             answer = self.question.extract(prefix, one)
-            whole = one.finish_reason in ("stop", "length")
-            reward = reward_of(answer.text, joint(one.log_probabilities, answer)) if whole else 0.0
+            # One that was read in part cannot be compared with answers that were read to their end.
+            probability = joint(one.log_probabilities, answer) if one.finish_reason == "stop" else 0.0
+            reward = reward_of(answer.text, probability, job.cannot_tell)
             seen.append((window, Seen(prefix, one, answer, reward)))
         return seen

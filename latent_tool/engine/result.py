@@ -6,7 +6,7 @@ import math
 
 from latent_tool.cannot_tell import CANNOT_TELL_REASON, says_cannot_tell
 from latent_tool.engine.choosing import Chosen
-from latent_tool.engine.job import Job, Outcome, joint, pooled
+from latent_tool.engine.job import LOOK_PRICE, Job, Outcome, joint, pooled
 from latent_tool.engine.rounds import trace_row
 from latent_tool.errors import SettingsError
 from latent_tool.models.vlm import VisionLanguageModel
@@ -48,6 +48,8 @@ def as_result(vlm: VisionLanguageModel, outcome: Outcome) -> ReasoningResult:
         source, confidence = "option_probability", chosen.probability
     else:
         confidence = getattr(scores, job.confidence)
+        if confidence is not None and job.confidence == "answer_probability":
+            confidence *= LOOK_PRICE**looks  # as it is in the pooled probability
     accepted = None
     if job.min_confidence is not None:
         accepted = confidence is not None and confidence >= job.min_confidence
@@ -78,7 +80,10 @@ def as_result(vlm: VisionLanguageModel, outcome: Outcome) -> ReasoningResult:
     ).decided(accepted, job.min_confidence)
     untold = chosen is not None and chosen.unsure and chosen.best == len(chosen.options) - 1
     untold = untold or says_cannot_tell(result.answer, job.cannot_tell)
-    return result.abstaining(CANNOT_TELL_REASON) if untold else result
+    if untold:
+        return result.abstaining(CANNOT_TELL_REASON)
+    # The beginning of an answer says nothing of its end: "can" may become "cannot tell", and "4" may become "42".
+    return result.abstaining(result.barred or "") if result.cut and result.accepted else result
 
 
 def _tokens(vlm: VisionLanguageModel, outcome: Outcome) -> list[GeneratedToken]:

@@ -353,6 +353,8 @@ class ChatLatentReasoner(BindsOptions, BaseChatModel):
 
     def _reply(self, result: ReasoningResult, stop: list[str] | None, warnings: Sequence[str] = ()) -> ChatResult:
         """The result as an assistant's message."""
+        if result.accepted is None and result.barred is not None:
+            result = result.abstaining(result.barred)
         text = result.answer
         for sequence in stop or ():
             text = text.partition(sequence)[0]
@@ -367,6 +369,7 @@ class ChatLatentReasoner(BindsOptions, BaseChatModel):
             "accepted": result.accepted,
             "abstained": result.abstained,
             "abstain_reason": result.abstain_reason,
+            "barred": result.barred,
             "min_confidence": result.min_confidence,
             **plain,
             "warnings": [*warnings, *plain["warnings"]],

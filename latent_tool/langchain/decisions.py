@@ -14,15 +14,19 @@ from typing import Any
 
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import ensure_config
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from latent_tool.errors import AnswerMismatchError, InputError, UnsupportedError
 from latent_tool.images.picture import Picture
 from latent_tool.langchain.attachments import Unreadable, is_media, read_blocks
+from latent_tool.langchain.call import OPTIONS_KEY, CallOptions
 from latent_tool.langchain.messages import shown_input
 from latent_tool.langchain.reasoner import LatentReasoner
+from latent_tool.langchain.runnable import BindsOptions, with_bound_options
 from latent_tool.schema import ReasoningRequest, ReasoningResult
 from latent_tool.settings import ImagePolicy, settings_error
+from latent_tool.words import redact
 
 try:
     from langchain_core.decisions import BaseDecisionModel, ClassifierResponse
@@ -41,7 +45,7 @@ class Decisions(ClassifierResponse):
     results: dict[str, ReasoningResult] = Field({}, description="Per question, what its answer rests on.")
 
 
-class LatentDecisionModel(BaseDecisionModel):
+class LatentDecisionModel(BindsOptions, BaseDecisionModel):
     """Answers typed questions about the images in a state, with the probability of every possible answer.
 
     Images may stand anywhere in the state and in the questions, as content blocks or in messages; whatever else the
@@ -84,11 +88,14 @@ class LatentDecisionModel(BaseDecisionModel):
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Answer all questions of a request, a dict of ``state`` and ``questions``."""
-        return super().invoke(_hidden(input), config, **kwargs)
+        return super().invoke(_hidden(input), _named(config, kwargs))
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """``invoke`` without blocking the event loop."""
-        return await super().ainvoke(_hidden(input), config, **kwargs)
+        return await super().ainvoke(_hidden(input), _named(config, kwargs))
+
+    def _with_options(self, options: CallOptions) -> LatentDecisionModel:
+        return self.model_copy(update={"reasoner": with_bound_options(self.reasoner, options)})
 
     def _classify(self, state: Any, questions: Mapping[str, Any]) -> Decisions:
         asked = self._asked(state, questions)
@@ -115,6 +122,15 @@ class LatentDecisionModel(BaseDecisionModel):
         return Decisions.model_validate({"model": self.model, "answers": answers, "usage": usage, "results": results})
 
 
+def _named(config: RunnableConfig | None, kwargs: Mapping[str, Any]) -> RunnableConfig | None:
+    """The config with options of the call that were given by name. Raises ``SettingsError`` for any other name."""
+    if not kwargs:
+        return config
+    config = ensure_config(config)
+    options = CallOptions.of(config, kwargs)
+    return {**config, "configurable": {**config.get("configurable", {}), OPTIONS_KEY: options}}
+
+
 class _Hidden(dict[str, Any]):
     """A state as a run may record it; ``given``: the state and the questions that are meant."""
 
@@ -137,7 +153,10 @@ def _shown(value: Any) -> Any:
     if hasattr(value, "model_dump"):
         return _shown(value.model_dump())
     if isinstance(value, Mapping) and not is_media(value):
-        return {key: _shown(inner) for key, inner in value.items()}
+        return {
+            key: _shown(inner) if isinstance(inner, Mapping | list | tuple | BaseMessage) else redact({key: inner})[key]
+            for key, inner in value.items()
+        }
     if isinstance(value, list | tuple):
         return [_shown(inner) for inner in value]
     return shown_input(value)
@@ -182,13 +201,18 @@ class _Asked:
 
     def answer(self, name: str, result: ReasoningResult) -> dict[str, Any]:
         """The answer as ``langchain_core.decisions`` has it. Raises ``AnswerMismatchError`` if it was not accepted."""
-        if result.accepted is False:
-            reason = result.abstain_reason or "its confidence is below the threshold"
+        if result.accepted is False or result.barred is not None:
+            reason = result.barred or result.abstain_reason or "its confidence is below the threshold"
             raise AnswerMismatchError(
                 f"The answer to {name!r} was not accepted: {reason}.",
-                "Ask another model, or give the reasoner no threshold and gate on the probabilities.",
+                "Ask about another picture, or another model."
+                if result.barred is not None
+                else "Ask another model, or give the reasoner no threshold and gate on the probabilities.",
             )
-        assert result.choices is not None and result.confidence is not None
+        if result.choices is None or result.confidence is None:
+            raise AnswerMismatchError(
+                f"The answer to {name!r} has no probabilities.", "Ask a reasoner that scores the options it is given."
+            )
         chances = [choice.probability for choice in result.choices]
         if self.kind == "noul":
             return {"type": self.kind, "noul": min(1.0, chances[0])}
@@ -204,7 +228,7 @@ class _Asked:
         return {
             "type": self.kind,
             "score": sum(level * chance for level, chance in enumerate(chances)),
-            "legend": dict(enumerate(self.criteria)),
+            "legend": dict(enumerate(_shown(list(self.criteria)))),
             "probabilities": dict(enumerate(chances)),
             "confidence": result.confidence,
         }

@@ -339,7 +339,8 @@ class LatentReasoner(RequestRunnable):
             images_first=self.images_first,
             budget=budget,
             seed=first_given(request.seed, options.seed, self.seed),
-            confidence=self.confidence,
+            # A calibration was made from answers that were pooled and found as the default finds them.
+            confidence=self.confidence if self.calibration is None else "pooled_probability",
             min_confidence=None if isinstance(wanted, str) or self.calibration is not None else wanted,
             attention=self.attention,
             grounding=self._noise(),
@@ -365,6 +366,9 @@ class LatentReasoner(RequestRunnable):
             result = result.model_copy(update={"domain": check.verdict(outcome.pictures)})
         if self.calibration is not None:
             return self.calibration.apply(result, wanted, check_domain=self.check_domain)
+        if check is None and self.calibration is None and self.check_domain and self.model == EMBEDDED:
+            missing = f"With dtype {self.dtype!r} there is no check whether this model knows such pictures."
+            result = result.model_copy(update={"warnings": [*result.warnings, missing]})
         if not self.check_domain and self.model == EMBEDDED:
             off = "The check whether this model knows such pictures is switched off."
             result = result.model_copy(update={"warnings": [*result.warnings, off]})

@@ -208,6 +208,10 @@ class ConfidenceRouter(RequestRunnable):
 
     _saved_as: ClassVar[tuple[str, ...]] = ("latent_tool", "router")
 
+    def to_json(self) -> Any:
+        """Describe the router for a dump; one with scorers has none, for without them it would accept more."""
+        return self.to_json_not_implemented() if any(self.scorers or ()) else super().to_json()
+
     @property
     def lc_attributes(self) -> dict[str, Any]:
         attributes: dict[str, Any] = {"image_policy": self.image_policy.model_dump(mode="json")}

@@ -106,11 +106,13 @@ class StructuredOutput:
         schema has no field to say so.
         """
         carried = {name: reply.response_metadata.get(name) for name in _CARRIED}
-        if carried["accepted"] is False and not (self._fields and _GATES & set(self._fields)):
+        why = carried["abstain_reason"] or "its confidence is below the threshold"
+        # A confidence says nothing of an answer that none would make acceptable.
+        shown = _GATES if reply.response_metadata.get("barred") is None else _GATES - {"confidence"}
+        if carried["accepted"] is False and not (self._fields and shown & set(self._fields)):
             raise AnswerMismatchError(
-                f"The answer was not accepted: its confidence of {carried['confidence']} is below the threshold of "
-                f"{carried['min_confidence']}.",
-                "Take another answer, or give the schema a field 'accepted' or 'confidence' to see such answers too.",
+                f"The answer was not accepted: {why}.",
+                "Take another answer, or give the schema a field 'accepted' to see such answers too.",
             )
         text = str(reply.text)
         mass = reply.response_metadata.get("mass")

@@ -102,6 +102,8 @@ class LatentReasoningTool(BindsOptions, BaseTool):
         own, named = self.min_confidence, options.min_confidence
         if own is not None and isinstance(named, float):
             own, options = max(own, named), options.but(min_confidence=None)
+        elif own is not None and named is not None:  # "calibrated", which is the strictest there is
+            own = None
         reasoner = with_bound_options(self.reasoner, options)
         return self.model_copy(update={"reasoner": reasoner, "min_confidence": own})
 

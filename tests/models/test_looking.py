@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from latent_tool.cannot_tell import says_cannot_tell
+from latent_tool.cannot_tell import PHRASES_OF_ALL, says_cannot_tell
 from latent_tool.engine.engine import Engine
 from latent_tool.engine.job import Job, Outcome
 from latent_tool.engine.looking import hides_pixels, reward_of
@@ -150,8 +150,8 @@ def test_every_window_is_told_as_a_step(engine: Engine) -> None:
 
 
 def test_an_answer_that_cannot_be_told_has_no_reward() -> None:
-    assert reward_of("cannot tell", 0.9) == reward_of("", 0.9) == reward_of("red", None) == 0
-    assert reward_of("red", 0.4) == 0.4
+    assert reward_of("cannot tell", 0.9, PHRASES_OF_ALL) == reward_of("", 0.9, ()) == reward_of("red", None, ()) == 0
+    assert reward_of("red", 0.4, PHRASES_OF_ALL) == reward_of("cannot tell", 0.4, ()) == 0.4
 
 
 def test_cancelled_while_it_looks(engine: Engine) -> None:

@@ -140,6 +140,23 @@ def test_a_threshold_of_the_reasoner_is_never_lost(picture: Image.Image) -> None
         LatentDecisionModel(colour="red")
 
 
+def test_a_threshold_of_a_call_is_never_lost(model: LatentDecisionModel, picture: Image.Image) -> None:
+    request: Any = {"state": image_block(picture), "questions": {"colour": COLOUR}}
+    key = "latent_reasoner"
+    bound = model.with_config(configurable={key: {"min_confidence": 1.0}})
+    for asked, config, named in (
+        (model, {"configurable": {key: {"min_confidence": 1.0}}}, {}),
+        (model, None, {"min_confidence": 1.0}),
+        (model.bind(min_confidence=1.0), None, {}),
+        (bound, {"configurable": {key: {"seed": 1}}}, {}),
+    ):
+        with pytest.raises(AnswerMismatchError, match="not accepted"):
+            asked.invoke(request, config, **named)
+    with pytest.raises(SettingsError):
+        model.invoke(request, colour="red")
+    assert model.invoke(request, min_confidence=0.1).choices["colour"].choice == "red"
+
+
 class Recorder(BaseCallbackHandler):
     """Everything that runs are told, as text."""
 

@@ -446,3 +446,34 @@ def test_only_what_is_left_is_advised() -> None:
     spent = unsure.model_copy(update={"budget": Budget.level("thorough").but(deadline_s=5)})
     assert "thorough" not in describe(spent) and "NOT RELIABLE" in describe(spent)
     assert "thorough" not in describe(unsure, spent=True)
+
+
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_the_beginning_of_an_answer_is_not_accepted(picture: Image.Image, tokens: int) -> None:
+    """However sure it is: "can" may become "cannot tell", and "blue" may become "blue square"."""
+    budget = Budget(max_new_tokens=tokens, iterations=1)
+    result = LatentReasoner(budget=budget).invoke(
+        {"image": picture, "question": "what is right of the circle?", "min_confidence": 0.01}
+    )
+    if tokens == 1:
+        assert result.finish_reason == "length"
+    assert result.accepted is (result.finish_reason == "stop")
+    assert result.accepted or "cut" in (result.abstain_reason or "")
+
+
+def test_a_bound_calibrated_threshold_is_not_replaced_by_the_tools_number() -> None:
+    tool = LatentReasoningTool(reasoner=LatentReasoner(calibration="embedded"), min_confidence=0.5)
+    bound = tool._with_options(CallOptions(min_confidence="calibrated"))
+    assert bound.min_confidence is None and bound.reasoner.min_confidence == "calibrated"
+
+
+def test_a_rung_that_abstains_from_options_is_followed_by_the_next(picture: Image.Image) -> None:
+    router = ConfidenceRouter(rungs=[RunnableLambda(lambda _: "I cannot tell."), RunnableLambda(lambda _: "red")])
+    result = router.invoke({"image": picture, "question": CIRCLE, "options": ["red", "blue"]})
+    assert result.answer == "red" and len(result.route) == 2
+
+
+def test_a_router_that_scores_is_not_dumped_without_its_scores() -> None:
+    router = ConfidenceRouter(rungs=[small_reasoner()], thresholds=0.9, scorers=[lambda _answer: 0.1])
+    assert dumpd(router)["type"] == "not_implemented"
+    assert dumpd(ConfidenceRouter(rungs=[small_reasoner()], thresholds=0.9))["type"] == "constructor"

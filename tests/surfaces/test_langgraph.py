@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 import pytest
 from langchain.agents import create_agent
+from langchain.agents.middleware.types import ToolCallRequest
 from langchain_core.messages import AIMessage, ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
@@ -15,6 +16,7 @@ from PIL import Image
 from scripted_agents import CIRCLE, calls, scripted, shows, small_reasoner
 
 from latent_tool import ImagePolicy, LatentReasoningTool, ReasoningResult
+from latent_tool.cannot_tell import CANNOT_TELL_REASON
 from latent_tool.errors import ImageNotAllowedError, InputError, SettingsError
 from latent_tool.integrations.langgraph import ConfidenceMiddleware, confidence_edge, reasoning_node
 from latent_tool.langchain.messages import image_block
@@ -190,6 +192,46 @@ def test_a_picture_that_only_the_tool_may_open_leaves_the_tools_answer(picture: 
     )
     assert message.artifact["answer"] == "red" and message.artifact["accepted"] is False
     assert "ImageNotAllowedError" in message.artifact["route"][-1]["reason"]
+
+
+def tool_calls(middleware: ConfidenceMiddleware, picture: Image.Image, *replies: Any) -> Any:
+    """What the middleware makes of these replies of the tool and of the fallback."""
+    call = {"name": "ask_about_image", "args": {"question": CIRCLE}, "id": "1"}
+    request = ToolCallRequest(tool_call=call, tool=None, state={"messages": [shows(picture)]}, runtime=None)
+    asked = middleware._calls(request)
+    step, given = next(asked), []
+    for reply in replies:
+        given.append(step)
+        try:
+            step = asked.send(reply)
+        except StopIteration as end:
+            return end.value, given
+    raise AssertionError(f"it asks once more: {step}")
+
+
+def said(answer: str, confidence: float, **fields: Any) -> ToolMessage:
+    result = scored(confidence).model_copy(update={"answer": answer, **fields})
+    return ToolMessage(answer, tool_call_id="1", artifact=result.model_dump(mode="json"))
+
+
+def test_an_answer_that_cannot_be_accepted_does_not_win_by_its_confidence(picture: Image.Image) -> None:
+    untold = said("cannot tell", 0.95, accepted=False, abstained=True, abstain_reason=CANNOT_TELL_REASON)
+    message, _ = tool_calls(ConfidenceMiddleware(threshold=0.8), picture, untold, said("blue", 0.9))
+    assert message.artifact["answer"] == "blue" and message.artifact["accepted"]
+    assert message.artifact["route"][0]["reason"] == CANNOT_TELL_REASON
+
+
+def test_the_fallback_is_held_to_what_the_tool_was_held_to(picture: Image.Image) -> None:
+    middleware = ConfidenceMiddleware(threshold=0.8, budgets=(), fallback=scripted(AIMessage("x")))
+    strict = said("red", 0.9, accepted=False, abstained=True, min_confidence=0.95)
+    _, given = tool_calls(middleware, picture, strict, scored(0.85, accepted=False, abstained=True))
+    assert given[1].min_confidence == 0.95
+
+
+def test_a_reply_that_cannot_be_gated_is_no_answer(picture: Image.Image) -> None:
+    foreign = ToolMessage("red", tool_call_id="1", artifact={"structured_content": {"confidence": 0.01}})
+    message, _ = tool_calls(ConfidenceMiddleware(), picture, foreign)
+    assert message.status == "error" and "red" not in message.content
 
 
 def test_wrong_middleware_is_refused_when_it_is_made() -> None:

@@ -144,3 +144,15 @@ def test_an_answer_that_was_not_accepted_needs_a_field_that_says_so() -> None:
 def test_options_that_only_this_chat_model_does_not_know() -> None:
     with pytest.raises(SettingsError, match="tools"):
         ChatLatentReasoner(reasoner=small_reasoner()).with_structured_output(Look, tools=[])
+
+
+def test_a_confidence_is_no_place_to_say_that_an_answer_was_abstained_from() -> None:
+    class Verdict(BaseModel):
+        verdict: bool
+        confidence: float
+
+    told = {"accepted": False, "abstained": True, "confidence": 0.97, "barred": "unlike", "abstain_reason": "unlike"}
+    with pytest.raises(AnswerMismatchError, match="unlike"):
+        StructuredOutput(Verdict)(AIMessage("yes", response_metadata=told))
+    low = {"accepted": False, "confidence": 0.2, "abstain_reason": "the confidence 0.20 is below 0.5"}
+    assert StructuredOutput(Verdict)(AIMessage("yes", response_metadata=low)).confidence == 0.2

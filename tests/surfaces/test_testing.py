@@ -232,3 +232,10 @@ def test_the_page_about_it_runs() -> None:
     names: dict[str, Any] = {}
     for block in page.split("```python\n")[1:]:
         exec(block.split("```")[0], names)
+
+
+def test_what_a_real_reasoner_abstains_from_is_abstained_from() -> None:
+    untold = ScriptedReasoner(Reply("cannot tell", 0.95)).invoke(ask(min_confidence=0.5))
+    assert untold.accepted is False and "cannot be told" in (untold.abstain_reason or "")
+    low = ScriptedReasoner(Reply("blue", 0.4)).invoke(ask(min_confidence=0.5))
+    assert low.accepted is False and "0.5" in (low.abstain_reason or "")
