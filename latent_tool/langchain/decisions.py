@@ -154,12 +154,18 @@ def _shown(value: Any) -> Any:
         return _shown(value.model_dump())
     if isinstance(value, Mapping) and not is_media(value):
         return {
-            key: _shown(inner) if isinstance(inner, Mapping | list | tuple | BaseMessage) else redact({key: inner})[key]
+            key: _shown(inner) if isinstance(inner, Mapping | list | tuple | BaseMessage) else _hidden_value(key, inner)
             for key, inner in value.items()
         }
     if isinstance(value, list | tuple):
         return [_shown(inner) for inner in value]
     return shown_input(value)
+
+
+def _hidden_value(key: Any, value: Any) -> Any:
+    """A value without what its key says is an image."""
+    shown: Any = redact({key: value})
+    return shown[key]
 
 
 class _Asked:

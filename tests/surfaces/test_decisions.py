@@ -176,8 +176,12 @@ class Recorder(BaseCallbackHandler):
 def test_runs_record_no_picture_and_no_credentials(model: LatentDecisionModel, picture: Image.Image) -> None:
     recorder, block = Recorder(), image_block(picture)
     shown = Choice(instructions=["what color is the circle?", block], criteria={"red": block, "blue": None})
-    state = [HumanMessage([block]), {"site": "https://ann:secret@example.org/x", "photo": [block]}]
-    model.invoke({"state": state, "questions": {"a": shown}}, {"callbacks": [recorder]})
+    state = [
+        HumanMessage([block]),
+        {"site": "https://ann:secret@example.org/x", "photo": [block]},
+    ]
+    level = Score(instructions="how alike are they?", criteria=[block, "another"])
+    model.invoke({"state": state, "questions": {"a": shown, "b": level}}, {"callbacks": [recorder]})
     seen = "\n".join(recorder.seen)
     assert seen and block["base64"][40:80] not in seen and "secret" not in seen
     assert base64.b64decode(block["base64"])[20:40] not in seen.encode("latin-1", "replace")
