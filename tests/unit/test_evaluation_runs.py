@@ -545,7 +545,7 @@ def test_names_of_users_are_shown_as_text(engine: Engine, tmp_path: Path) -> Non
     run = evaluate(engine, [item, other], ["greedy"], tmp_path, name="<u>", visual=False, report=False)
     page = html_report(summarise(run))
     assert "<script>" not in page and "<u>" not in page and "<b>|x" not in page
-    assert "<b>\\|x" in markdown_report(summarise(run))
+    assert "&lt;b>\\|x" in markdown_report(summarise(run))
 
 
 def test_the_fused_score_is_predicted_out_of_fold() -> None:
