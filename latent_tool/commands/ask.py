@@ -146,8 +146,14 @@ def ask(
     Example: latent-tool ask chart.png "Which bar is tallest?" --overlay seen.png
     """
     question, system = options.as_text(question), None if system is None else options.as_text(system)
+    from latent_tool.schema import checked_options
     from latent_tool.settings import Budget, ImagePolicy, SearchSettings
 
+    if answers or or_cannot_tell:
+        try:
+            checked_options(answers or [])
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--option") from None
     references = [image, *(also or [])]
     if any(each.strip().lower().startswith(("http:", "https:")) for each in references):
         raise ImageNotAllowedError("URLs are not opened here.", "Download the image and name its file.")
