@@ -144,7 +144,7 @@ def as_result(answer: Any, request: ReasoningRequest, rung: int, name: str) -> R
         meant = [options[-1]]
     if len(meant) > 1:  # options that differ in case
         meant = [option for option in meant if option == result.answer]
-    if not meant and (result.accepted is False or result.barred is not None or not result.answer.strip()):
+    if not meant and (result.accepted is False or result.barred is not None):
         return result  # it abstained: the next rung is asked
     if len(meant) != 1:
         return RungError(
