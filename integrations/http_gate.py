@@ -33,7 +33,7 @@ from latent_tool.errors import (
     OverloadedError,
     ServiceUnavailableError,
 )
-from latent_tool.schema import MAX_TEXT
+from latent_tool.request import MAX_TEXT
 from latent_tool.settings import Positive, Settings
 
 try:

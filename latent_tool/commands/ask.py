@@ -146,7 +146,7 @@ def ask(
     Example: latent-tool ask chart.png "Which bar is tallest?" --overlay seen.png
     """
     question, system = options.as_text(question), None if system is None else options.as_text(system)
-    from latent_tool.schema import checked_options
+    from latent_tool.request import checked_options
     from latent_tool.settings import Budget, ImagePolicy, SearchSettings
 
     if answers or or_cannot_tell:

@@ -44,7 +44,8 @@ from latent_tool.langchain.messages import conversation, request_from_messages, 
 from latent_tool.langchain.reasoner import LatentReasoner
 from latent_tool.langchain.runnable import BindsOptions, with_bound_options, with_images
 from latent_tool.langchain.structured import StructuredAnswer, StructuredOutput
-from latent_tool.schema import GeneratedToken, ImageReference, ReasoningRequest, ReasoningResult
+from latent_tool.request import ImageReference
+from latent_tool.schema import GeneratedToken, ReasoningRequest, ReasoningResult
 from latent_tool.settings import ImagePolicy, settings_error
 
 __all__ = ["ChatLatentReasoner"]

@@ -17,7 +17,8 @@ from langchain_core.messages import AIMessage
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from latent_tool.errors import AnswerMismatchError, SettingsError
-from latent_tool.schema import ConfidenceSource, Patch, checked_options
+from latent_tool.request import checked_options
+from latent_tool.schema import ConfidenceSource, Patch
 
 __all__ = ["StructuredAnswer", "StructuredOutput"]
 

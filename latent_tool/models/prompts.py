@@ -18,7 +18,7 @@ from itertools import count
 from typing import Any, Literal
 
 from latent_tool.errors import ModelLoadError, QuestionError
-from latent_tool.schema import MAX_TEXT
+from latent_tool.request import MAX_TEXT
 
 __all__ = ["Markers", "Prompt", "find_markers", "neutralise", "render_prompt", "spells_control"]
 

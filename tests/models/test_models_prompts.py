@@ -14,7 +14,7 @@ from tokenizers import AddedToken, normalizers
 from latent_tool.errors import ModelLoadError, QuestionError
 from latent_tool.models import prompts
 from latent_tool.models.prompts import Markers, Prompt, find_markers, neutralise, render_prompt
-from latent_tool.schema import MAX_TEXT
+from latent_tool.request import MAX_TEXT
 
 QUESTION = "what is red?"
 

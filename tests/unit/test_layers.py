@@ -18,7 +18,7 @@ LAYERS = [
     {"latent_tool.errors"},
     {"latent_tool.about", "latent_tool.cannot_tell", "latent_tool.files", "latent_tool.words"},
     {"latent_tool.settings"},
-    {"latent_tool.schema"},
+    {"latent_tool.request", "latent_tool.schema"},
     {"latent_tool.scores", "latent_tool.statistics"},
     {"latent_tool.images"},
     {"latent_tool.scenes"},

@@ -10,7 +10,8 @@ import pytest
 
 import latent_tool
 from latent_tool.errors import InputError, SettingsError
-from latent_tool.schema import MAX_TEXT, Patch, ReasoningRequest, ReasoningResult
+from latent_tool.request import MAX_TEXT
+from latent_tool.schema import Patch, ReasoningRequest, ReasoningResult
 from latent_tool.settings import Budget, ImagePolicy, NoiseSettings, SearchSettings
 
 GOLDEN = Path(__file__).parents[1] / "support" / "result_schema.json"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from latent_tool.errors import DatasetError, SettingsError
 from latent_tool.evaluation.matching import Match, options_in
-from latent_tool.schema import checked_options
+from latent_tool.request import checked_options
 from latent_tool.settings import ImagePolicy
 
 if TYPE_CHECKING:
