@@ -12,7 +12,10 @@ from torch import Tensor
 from latent_tool.models.decoding import Decoded, ExtractedAnswer
 from latent_tool.models.requests import ScoredOptions
 
-__all__ = ["Chosen", "choose"]
+__all__ = ["Chosen", "Said", "best_option", "choose"]
+
+# What a state says: its answer as far as it was decoded, or what it gives to the options.
+Said = Decoded | ScoredOptions
 
 _ALMOST_ONE = math.nextafter(1.0, 0.0)
 
@@ -53,6 +56,12 @@ class Chosen:
     def mass(self) -> float:
         """Probability that the decoded state answers with any of the options."""
         return min(1.0, float(self.log_probabilities.double().logsumexp(-1).exp()))
+
+
+def best_option(scored: ScoredOptions) -> tuple[int, float]:
+    """Return the place of the first state's most probable option, and its probability among all of them."""
+    probability, best = scored.log_probabilities[0].double().softmax(-1).max(-1)
+    return int(best), float(probability)
 
 
 def choose(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from latent_tool.engine.choosing import best_option
 from latent_tool.engine.examine import attention_later, examine_later, examine_sampled
 from latent_tool.engine.in_step import InStep, Tell
 from latent_tool.engine.job import Examined, Job, Outcome, Sampled, joint
@@ -140,7 +141,12 @@ class Engine:
         if outcome.latents is None and not looked:
             raise SettingsError("The plain model has no reward.", "Use settings with latents >= 1.")
         prefix = self.vlm.prefill(outcome.inputs, cached=False)
-        if outcome.latents is None:  # the reward is that of looking again
+        if outcome.latents is None and outcome.chosen is not None:  # the reward is that of looking again
+            spelled = self._question(outcome.job).spellings
+            scored = score_options(self.vlm, ScoreOptions(prefix, None, ((),), spelled))
+            best, probability = best_option(scored)
+            return reward_of(outcome.chosen.options[best], probability, outcome.job.cannot_tell)
+        if outcome.latents is None:
             log_p = self.vlm.token_log_probabilities(prefix, None, (), outcome.decoded.tokens[: outcome.answer.stop])
             return reward_of(outcome.answer.text, joint(log_p, outcome.answer), outcome.job.cannot_tell)
         latents, patches = outcome.latents[None], (outcome.patches,)

@@ -13,8 +13,7 @@ calibrated threshold speaks of answers that all came about in one way.
 Views come before the latents, and an answer that became surer by one is not thought over again: on small details a
 window is what helps, and latents after it change hardly an answer, but make all of them sound sure.
 
-Of a question with options every rung scores all of them in place of decoding, and goes by the best one's probability;
-windows are not looked at for it.
+Of a question with options every rung scores all of them in place of decoding, and goes by the best one's probability.
 
 Without latents there is the plain model alone. There is the search alone where ``search_below`` is ``None``, where the
 reward is the confidence, and without rounds, which asks for the start of the latents as such. Where
@@ -29,7 +28,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from latent_tool.cannot_tell import says_cannot_tell
-from latent_tool.engine.choosing import Chosen, choose
+from latent_tool.engine.choosing import Chosen, Said, best_option, choose
 from latent_tool.engine.in_step import Tell
 from latent_tool.engine.job import joint
 from latent_tool.engine.looking import Looked, hides_pixels, look_again, reward_of
@@ -65,17 +64,12 @@ class Reached:
     chosen: Chosen | None = None
 
 
-# What a state says: its answer as far as it was decoded, or what it gives to the options.
-Said = Decoded | ScoredOptions
-
-
 async def climb(question: Question, prefix: Prefix, budget: Budget) -> Reached:
     """Answer from the first rung that is sure enough, else from the last."""
     job, clock = question.job, question.clock
     target, search_below = budget.target_confidence, job.settings.search_below
     alone = job.confidence == "reward" or not budget.iterations or search_below is None
     looks = bool(job.settings.latents and job.settings.view_depth and budget.max_views) and not alone
-    looks = looks and job.options is None
     if alone or target is None:
         target = search_below = None
     question.init_token()  # a token that does not exist is refused on every rung
@@ -93,26 +87,26 @@ async def climb(question: Question, prefix: Prefix, budget: Budget) -> Reached:
         if isinstance(plain, Decoded) and plain.finish_reason == "deadline":
             return await _from_state(question, prefix, plain, None, "deadline")
         sure_of_it = target is not None and _probability(question, prefix, plain) >= target
-        blind = isinstance(plain, Decoded) and says_cannot_tell(question.extract(prefix, plain).text, job.cannot_tell)
+        blind = says_cannot_tell(question.text_of(prefix, plain), job.cannot_tell)
         if sure_of_it and not (looks and blind):
             return await _from_state(question, prefix, plain, None, "confident")
 
     # 2. Windows of the picture beside it.
     looked = Looked()
-    if looks and isinstance(plain, Decoded):
+    if looks and plain is not None:
         if not _whole(plain):
-            plain = await question.decode(prefix, None, (), budget, begun=plain)
-        answer = question.extract(prefix, plain)
-        reward = reward_of(answer.text, _probability(question, prefix, plain), job.cannot_tell)
+            plain = await _ask(question, prefix, None, (), budget, begun=plain)
+        answer = question.text_of(prefix, plain)
+        reward = reward_of(answer, _probability(question, prefix, plain), job.cannot_tell)
         clock.phase_done("decode")
         # Reasoning in words may have hidden how sure the answer behind it is.
         if target is not None and reward >= target:
             return await _from_state(question, prefix, plain, None, "confident")
         if reward < job.settings.look_below and hides_pixels(job.images, prefix.inputs):
-            looked = await look_again(question, prefix.inputs, answer.text, reward, budget)
+            looked = await look_again(question, prefix.inputs, answer, reward, budget)
             clock.phase_done("look")
         if looked.best is not None:
-            prefix, closer = looked.best.prefix, looked.best.decoded
+            prefix, closer = looked.best.prefix, looked.best.said
             return await _from_state(question, prefix, closer, None, "looked", None, looked)
         if sure_of_it or clock.search_must_end():
             return await _from_state(
@@ -172,7 +166,7 @@ def _probability(question: Question, prefix: Prefix, said: Said) -> float:
     This is the joint probability of the answer's tokens, or the best option's probability among all.
     """
     if isinstance(said, ScoredOptions):
-        return float(said.log_probabilities[0].double().softmax(-1).max())
+        return best_option(said)[1]
     if not _whole(said):
         return 0.0
     answer = question.extract(prefix, said)

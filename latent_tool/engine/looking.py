@@ -20,6 +20,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from latent_tool.cannot_tell import says_cannot_tell
+from latent_tool.engine.choosing import Said, best_option
 from latent_tool.engine.in_step import Tell
 from latent_tool.engine.job import joint
 from latent_tool.engine.question import Question
@@ -34,7 +35,6 @@ from latent_tool.errors import (
     NumericalError,
 )
 from latent_tool.method.views import density, propose_windows, random_windows, relative_attention
-from latent_tool.models.decoding import Decoded, ExtractedAnswer
 from latent_tool.models.prefix import Inputs, Prefix
 from latent_tool.models.prefix_cache import PER_TOKEN, image_key
 from latent_tool.models.requests import DecodeEach, Prefill
@@ -65,8 +65,8 @@ class Seen:
     """An answer of the plain model, and what it was read from."""
 
     prefix: Prefix
-    decoded: Decoded
-    answer: ExtractedAnswer
+    said: Said
+    answer: str
     reward: float
 
 
@@ -141,7 +141,7 @@ async def look_again(question: Question, inputs: Inputs, answer: str, reward: fl
                 depth=depth,
                 accepted=accepted and at == index,
                 answer_before=before[0],
-                answer_after=one.answer.text,
+                answer_after=one.answer,
                 reward_before=before[1],
                 reward_after=one.reward,
                 milliseconds=share,
@@ -151,7 +151,7 @@ async def look_again(question: Question, inputs: Inputs, answer: str, reward: fl
         if not accepted:
             break
         window, best = seen[index]
-        inside, answer, reward = window, best.answer.text, best.reward
+        inside, answer, reward = window, best.answer, best.reward
     return Looked(best, tuple(looked.views), looked.encoded, looked.warnings)
 
 
@@ -250,6 +250,8 @@ class _Looking:
         if not prefixes:
             return []
         job, clock = self.question.job, self.question.clock
+        if job.options is not None:
+            return await self._choose(prefixes)
         try:
             decoded = await DecodeEach([prefix for _, prefix in prefixes], most, clock.expired, job.generation)
         except _IMPOSSIBLE as error:
@@ -262,5 +264,21 @@ class _Looking:
             # One that was read in part cannot be compared with answers that were read to their end.
             probability = joint(one.log_probabilities, answer) if one.finish_reason == "stop" else 0.0
             reward = reward_of(answer.text, probability, job.cannot_tell)
-            seen.append((window, Seen(prefix, one, answer, reward)))
+            seen.append((window, Seen(prefix, one, answer.text, reward)))
+        return seen
+
+    async def _choose(self, prefixes: Sequence[tuple[Window, Prefix]]) -> list[tuple[Window, Seen]]:
+        """Choose among the options with each window beside the pictures."""
+        seen = []
+        for window, prefix in prefixes:
+            if seen and self.question.clock.search_must_end():
+                break
+            try:
+                scored = await self.question.score_options(prefix, None, ())
+            except _IMPOSSIBLE as error:
+                self.warn(error)
+                continue
+            answer = self.question.text_of(prefix, scored)
+            reward = reward_of(answer, best_option(scored)[1], self.question.job.cannot_tell)
+            seen.append((window, Seen(prefix, scored, answer, reward)))
         return seen

@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from latent_tool.engine.choosing import Said, best_option
 from latent_tool.engine.clock import Clock
 from latent_tool.engine.in_step import Tell
 from latent_tool.engine.job import Job, joint
@@ -286,6 +287,12 @@ class Question:
         log_p = await TokenLogProbabilities(prefix, None, (), decoded.tokens[: answer.stop])
         self.clock.calls += 1
         return joint(log_p, answer)
+
+    def text_of(self, prefix: Prefix, said: Said) -> str:
+        """Return the answer of what a state says: the best option, or what is found among the decoded tokens."""
+        if isinstance(said, ScoredOptions):
+            return (self.job.options or ())[best_option(said)[0]]
+        return self.extract(prefix, said).text
 
     def extract(self, prefix: Prefix, decoded: Decoded) -> ExtractedAnswer:
         """Find the answer among the decoded tokens."""

@@ -149,6 +149,30 @@ def test_every_window_is_told_as_a_step(engine: Engine) -> None:
     assert tuple(step.view for step in told if step.phase == "look") == outcome.views
 
 
+def test_options_are_chosen_from_with_each_window(engine: Engine) -> None:
+    """The reward is the best option's probability; what stays is what was scored, alone and in a batch."""
+    options = ("red", "green", "yes", "no", "2", "3", "circle", "square", "cannot tell")
+    asked = list(jobs(8, options=options))
+    outcomes = [engine.answer(job) for job in asked]
+    assert any(outcome.views for outcome in outcomes)
+    stayed = [outcome for outcome in outcomes if any(view.accepted for view in outcome.views)]
+    assert stayed
+    for outcome in stayed:
+        last = [view for view in outcome.views if view.accepted][-1]
+        result = engine.result(outcome)
+        assert result.stop_reason == "looked" and last.reward_after > outcome.views[0].reward_before
+        assert result.answer == last.answer_after != "cannot tell"
+        assert engine.rescore(outcome) == pytest.approx(last.reward_after, abs=1e-4)
+        assert result.confidence == pytest.approx(last.reward_after, abs=1e-4)
+        assert sum(choice.probability for choice in result.choices or ()) == pytest.approx(1, abs=1e-6)
+    for alone, found in zip(outcomes, engine.answer_many(asked), strict=True):
+        assert isinstance(found, Outcome)
+        assert found.answer.text == alone.answer.text
+        assert [view.box for view in found.views] == [view.box for view in alone.views]
+    for job in jobs(2, options=options, budget=BUDGET.but(max_views=0)):
+        assert engine.answer(job).views == ()
+
+
 def test_an_answer_that_cannot_be_told_has_no_reward() -> None:
     assert reward_of("cannot tell", 0.9, PHRASES_OF_ALL) == reward_of("", 0.9, ()) == reward_of("red", None, ()) == 0
     assert reward_of("red", 0.4, PHRASES_OF_ALL) == reward_of("cannot tell", 0.4, ()) == 0.4
