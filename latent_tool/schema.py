@@ -108,7 +108,7 @@ class View(Plain):
 
     image: int = Field(ge=0, description="Which of the request's images, from 0.")
     box: Box = Field(description="Left, top, right, bottom of the window in pixels of the upright image.")
-    depth: int = Field(ge=1, description="1: a window of the picture; 2: a window inside one that was accepted.")
+    depth: int = Field(ge=1, description="1: a window of the picture; 2: a window inside the surest of those.")
     accepted: bool = Field(description="Whether the answer became surer with it, so that it stayed.")
     answer_before: str = Field(description="The answer without it.")
     answer_after: str = Field(description="The answer with it.")
@@ -117,7 +117,7 @@ class View(Plain):
         "answer that means that it cannot be told."
     )
     reward_after: float = Field(
-        description="The same with it; it was accepted if this is higher by more than min_gain."
+        description="The same with it; it is accepted if this is higher by 15 percent and by more than min_gain."
     )
     milliseconds: float = Field(ge=0, description="What looking at it took; of windows looked at together, its share.")
 

@@ -253,7 +253,7 @@ class SearchSettings(Settings):
         2,
         ge=0,
         le=4,
-        description="Views: windows of the picture are looked at again, then windows inside what was accepted, so "
+        description="Views: windows of the picture are looked at again, then windows inside the surest of them, so "
         "many levels deep; 0: none.",
     )
     look_below: Probability = Field(
@@ -267,7 +267,9 @@ class SearchSettings(Settings):
         "sizes; a control.",
     )
     min_gain: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        0.0, description="A proposal, of cells or of a view, is accepted if the reward rises by more than this."
+        0.0,
+        description="A proposal, of cells or of a view, is accepted only if the reward rises by more than this; a view "
+        "has to be surer by 15 percent, too.",
     )
 
     @model_validator(mode="after")

@@ -11,7 +11,8 @@ stays the best one, its decoding goes on where it was given up. The ladder does 
 calibrated threshold speaks of answers that all came about in one way.
 
 Views come before the latents, and an answer that became surer by one is not thought over again: on small details a
-window is what helps, and latents after it change hardly an answer, but make all of them sound sure.
+window is what helps, and latents after it change hardly an answer, but make all of them sound sure. Where the pictures
+hide pixels and the plain model has an answer, "cannot tell" from the latents does not replace it.
 
 Of a question with options every rung scores all of them in place of decoding, and goes by the best one's probability.
 
@@ -93,6 +94,7 @@ async def climb(question: Question, prefix: Prefix, budget: Budget) -> Reached:
 
     # 2. Windows of the picture beside it.
     looked = Looked()
+    seen: Said | None = None  # an answer that "cannot tell" after thinking does not replace
     if looks and plain is not None:
         if not _whole(plain):
             plain = await _ask(question, prefix, None, (), budget, begun=plain)
@@ -102,7 +104,9 @@ async def climb(question: Question, prefix: Prefix, budget: Budget) -> Reached:
         # Reasoning in words may have hidden how sure the answer behind it is.
         if target is not None and reward >= target:
             return await _from_state(question, prefix, plain, None, "confident")
-        if reward < job.settings.look_below and hides_pixels(job.images, prefix.inputs):
+        hidden = hides_pixels(job.images, prefix.inputs)
+        seen = plain if hidden and reward > 0 and target is not None else None
+        if reward < job.settings.look_below and hidden:
             looked = await look_again(question, prefix.inputs, answer, reward, budget)
             clock.phase_done("look")
         if looked.best is not None:
@@ -136,6 +140,8 @@ async def climb(question: Question, prefix: Prefix, budget: Budget) -> Reached:
         decoded = await _ask(question, prefix, best.latents, best.patches, budget, begun=decoded)
     if not _whole(decoded) and isinstance(plain, Decoded) and _whole(plain):  # a whole answer is better than a piece
         return await _from_state(question, prefix, plain, None, "deadline", None, looked)
+    if seen is not None and says_cannot_tell(question.text_of(prefix, decoded), job.cannot_tell):
+        return await _from_state(question, prefix, seen, None, searched.stop_reason, None, looked)
     return await _from_state(question, prefix, decoded, searched, searched.stop_reason, plain, looked)
 
 

@@ -4,7 +4,10 @@
         1  attention of the last position to the cells, relative to a neutral question     (method/views.py)
         2  windows of several sizes where it is densest
         3  answer with each of them beside the picture
-        4  keep the best one if its reward rises; the next level looks inside it, and may put a smaller one in its place
+        4  keep the surest if it is surer by enough; the next level looks inside it for a smaller one in its place
+
+Where no window of the first level is surer by enough, the next looks inside the surest all the same: what is asked
+about may be too small for them. An answer that is sure enough is not looked into.
 
 The whole picture always stays. Deciding beforehand whether a window would help is worth little; so every window is
 looked at first, and accepted, or not, by what the model says then.
@@ -34,7 +37,7 @@ from latent_tool.errors import (
     NotEnoughMemoryError,
     NumericalError,
 )
-from latent_tool.method.views import density, propose_windows, random_windows, relative_attention
+from latent_tool.method.views import density, is_surer, propose_windows, random_windows, relative_attention
 from latent_tool.models.prefix import Inputs, Prefix
 from latent_tool.models.prefix_cache import PER_TOKEN, image_key
 from latent_tool.models.requests import DecodeEach, Prefill
@@ -55,8 +58,8 @@ _IMPOSSIBLE = (
 )
 NEUTRAL = "Describe the picture."
 # A picture whose sides were made smaller by this factor, or more, is looked at again.
-SHRUNK = 1.5
-_TOLD = 0.5
+SHRUNK = 1.2
+_SURE = 0.7  # an answer that is as sure by now is not looked into: a part of its window may lack what it needs
 _READ = 64  # tokens of an answer that is read with a window, at most: a longer one does not replace the one before
 
 
@@ -119,9 +122,11 @@ async def look_again(question: Question, inputs: Inputs, answer: str, reward: fl
     settings, clock = question.job.settings, question.clock
     looked = _Looking(question, inputs, budget)
     best: Seen | None = None
-    inside: Window | None = None
+    inside: tuple[Window, Seen] | None = None
     for depth in range(1, settings.view_depth + 1):
-        proposals = (await looked.proposals(best, inside))[: budget.max_views - len(looked.views)]
+        if depth > 1 and reward >= _SURE:
+            break
+        proposals = (await looked.proposals(inside))[: budget.max_views - len(looked.views)]
         if not proposals or clock.search_must_end():
             break
         began = question.now()
@@ -130,10 +135,9 @@ async def look_again(question: Question, inputs: Inputs, answer: str, reward: fl
             break
         share = (question.now() - began) * 1000 / len(seen)
         before = answer, reward
-        index, rise = max(((at, one.reward - reward) for at, (_, one) in enumerate(seen)), key=lambda each: each[1])
-        # Something is always said of some window: what replaces "cannot tell" has to be more likely right than wrong.
-        told = reward > 0 or not says_cannot_tell(answer, question.job.cannot_tell) or rise >= _TOLD
-        accepted = round(rise, 6) > settings.min_gain and told
+        index = max(range(len(seen)), key=lambda at: seen[at][1].reward)
+        blind = says_cannot_tell(answer, question.job.cannot_tell)
+        accepted = is_surer(seen[index][1].reward, reward, blind, settings.min_gain)
         for at, (window, one) in enumerate(seen):
             view = View(
                 image=window.image,
@@ -148,10 +152,12 @@ async def look_again(question: Question, inputs: Inputs, answer: str, reward: fl
             )
             looked.views.append(view)
             await Tell(ReasoningStep(phase="look", view=view, iterations=budget.iterations))
-        if not accepted:
+        if not accepted and best is not None:
             break
-        window, best = seen[index]
-        inside, answer, reward = window, best.answer, best.reward
+        inside = seen[index]  # accepted or not: what is asked about may be too small for windows of the first level
+        if accepted:
+            best = seen[index][1]
+            answer, reward = best.answer, best.reward
     return Looked(best, tuple(looked.views), looked.encoded, looked.warnings)
 
 
@@ -167,14 +173,15 @@ class _Looking:
         self.warnings: tuple[str, ...] = ()
         self._random = random.Random(question.job.seed)
 
-    async def proposals(self, best: Seen | None, inside: Window | None) -> list[Window]:
-        """Propose windows of the picture that is attended to most, or inside the one that was accepted."""
+    async def proposals(self, within: tuple[Window, Seen] | None) -> list[Window]:
+        """Propose windows of the picture that is attended to most, or inside one that was looked at."""
         job = self.question.job
+        inside, before = (None, None) if within is None else (within[0], within[1].prefix)
         if job.settings.view_source == "random":
             image = self._random.randrange(len(job.images)) if inside is None else inside.image
             area = (0, 0, *job.images[image].size) if inside is None else inside.box
             return [Window(image, box) for box in random_windows(area, inside is None, self._random)]
-        prefix = await self._attended(self.inputs) if best is None else best.prefix
+        prefix = await self._attended(self.inputs) if before is None else before
         if prefix is None or prefix.attention is None:
             return []
         number = None if inside is None else 0  # of the one window beside the pictures

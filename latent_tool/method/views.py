@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["density", "propose_windows", "random_windows", "relative_attention"]
+__all__ = ["density", "is_surer", "propose_windows", "random_windows", "relative_attention"]
 
 Box = tuple[float, float, float, float]
 
@@ -24,6 +24,8 @@ _SIDES = (3 / 8, 4 / 8, 5.5 / 8)  # of a window, in sides of what it is a window
 _SECOND = (3 / 8, 4 / 8)  # the second place: as large as it is searched for, and as it is cut
 _PRIOR = 0.3  # what a cell that the neutral question ignores counts, in shares of an even spread
 _LEAST_PIXELS = 8  # a side of a window has at least
+_SURER = 1.15  # times as sure as before is what a window has to make an answer
+_LIKELY = 0.5  # what replaces "cannot tell" has at least: more likely right than wrong
 
 
 def relative_attention(attention: Tensor, neutral: Tensor | None = None) -> Tensor:
@@ -84,6 +86,22 @@ def propose_windows(layout: Tensor, area: Box, second: bool) -> list[tuple[int, 
             column, row = (min(max(0.0, start - (large - small) / 2), 1 - large) for start in _densest(rest, small))
             found.append(_cut(area, column, row, large))
     return _usable(found, area)
+
+
+def is_surer(reward: float, before: float, blind: bool, min_gain: float = 0.0) -> bool:
+    """Say whether an answer with a window beside the picture is so much surer than the one before that it stays.
+
+    The surest of several windows is surer by chance alone, above all where it shows nothing new; and something is
+    always said of some window.
+
+    Args:
+        reward: how sure the answer with the window is, in [0, 1].
+        before: how sure the one before was.
+        blind: whether the one before was "cannot tell".
+        min_gain: what the reward has to rise by more than.
+    """
+    rises = round(reward - before, 6) > min_gain and reward >= _SURER * before
+    return rises and (before > 0 or not blind or reward >= _LIKELY)
 
 
 def _usable(windows: Sequence[tuple[int, int, int, int]], area: Box) -> list[tuple[int, int, int, int]]:

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from latent_tool.method.views import density, propose_windows, random_windows, relative_attention
+from latent_tool.method.views import density, is_surer, propose_windows, random_windows, relative_attention
 
 AREA = (0.0, 0.0, 320.0, 240.0)
 GRID = [(x * 40.0, y * 30.0, x * 40.0 + 40, y * 30.0 + 30) for y in range(8) for x in range(8)]
@@ -93,3 +93,34 @@ def test_what_is_attended_to_whatever_is_asked_does_not_count() -> None:
     assert int(relative_attention(attention).argmax()) == 0
     assert int(relative_attention(attention, neutral).argmax()) == 30
     assert float(relative_attention(attention, neutral).min()) == 0
+
+
+@pytest.mark.parametrize(
+    ("reward", "before", "blind", "min_gain", "surer"),
+    [
+        (0.9, 0.6, False, 0.0, True),
+        (0.6, 0.6, False, 0.0, False),
+        (0.62, 0.6, False, 0.0, False),  # a window that shows nothing new is as much surer by chance
+        (0.7, 0.6, False, 0.0, True),
+        (0.7, 0.6, False, 0.2, False),
+        (0.99, 0.89, False, 0.0, False),
+        (0.2, 0.1, False, 0.0, True),
+        (0.2, 0.0, False, 0.0, True),  # in place of no answer at all
+        (0.2, 0.0, True, 0.0, False),  # in place of "cannot tell": more likely wrong than right
+        (0.5, 0.0, True, 0.0, True),
+        (0.0, 0.0, False, 0.0, False),
+    ],
+)
+def test_what_stays_is_surer_by_enough(reward: float, before: float, blind: bool, min_gain: float, surer: bool) -> None:
+    assert is_surer(reward, before, blind, min_gain) is surer
+
+
+def test_what_was_surer_before_is_never_replaced() -> None:
+    source = random.Random(4)
+    for _ in range(1000):
+        reward, before, gain = source.random(), source.random(), source.choice((0.0, 0.1))
+        for blind in (False, True):
+            if is_surer(reward, before, blind, gain):
+                assert reward > before + gain
+                assert is_surer(min(1.0, reward + 0.1), before, blind, gain)
+                assert is_surer(reward, before * 0.5, blind, gain)
