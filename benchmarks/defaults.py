@@ -27,7 +27,7 @@ from latent_tool.engine.job import Job
 from latent_tool.models.loading import ModelSpec
 from latent_tool.models.prefix import Stem
 from latent_tool.models.prefix_cache import PrefixCache
-from latent_tool.models.shared_prefix import SuffixBatch
+from latent_tool.models.shared_prefix import SharedRows
 from latent_tool.scenes import generate
 from latent_tool.settings import Budget, SearchSettings
 
@@ -109,18 +109,18 @@ def decoding(rows: int = 64) -> list[str]:
     use_threads(1)
     vlm, size = qwen_shaped()
     prefix = vlm.prefill(vlm.prepare([tiny_checkpoints.picture(*size)], QUESTION))
-    next_tokens = vlm.embed([5 + row for row in range(rows)])[:, None]
+    next_tokens = [[5 + row] for row in range(rows)]
     # Rows that have come so far already: as many tokens as the prefix's first ones, with their keys and values.
     layers = [torch.stack([layer.keys[0], layer.values[0]]) for layer in prefix.cache.layers]
     taken: dict[int, list[float]] = {}
     for far in (32, 64, 128, 256, 512):
         known = Stem(tuple(range(far - 8)), torch.stack([each[:, :, : far - 8] for each in layers]))
-        batch = SuffixBatch(vlm, [prefix] * rows, [known] * rows)
-        batch.extend([next_tokens], [-1])  # makes room
+        batch = SharedRows(vlm, [prefix] * rows, [known] * rows)
+        batch.write(next_tokens, [-1])  # makes room
         taken[far] = []
         for _ in range(16):
             began = time.process_time()
-            batch.extend([next_tokens], [-1])
+            batch.write(next_tokens, [-1])
             taken[far].append(1e3 * (time.process_time() - began))
     lines = [
         f"### {rows} rows, token by token, Qwen2.5-VL shape, prefix of {prefix.length} tokens\n",

@@ -46,7 +46,7 @@ from latent_tool.models.decoding import extract_answer, generation_rules
 from latent_tool.models.loading import ModelSpec, load
 from latent_tool.models.prefix import Prefix, Stems
 from latent_tool.models.prefix_cache import PrefixCache
-from latent_tool.models.shared_prefix import SuffixBatch
+from latent_tool.models.shared_prefix import SharedRows
 from latent_tool.models.vlm import VisionLanguageModel
 from latent_tool.scenes import generate
 from latent_tool.settings import Budget, SearchSettings
@@ -245,10 +245,12 @@ def ratios(name: str, vlm: VisionLanguageModel, size: tuple[int, int], repeats: 
 @contextmanager
 def without(piece: str) -> Iterator[None]:
     """The model as it would be without one piece of what makes it fast."""
-    scored = VisionLanguageModel._score_shared
+    scored = VisionLanguageModel.score_behind
 
     def asking(**changes: bool) -> Callable[..., object]:
-        return lambda self, requests: scored(self, [dataclasses.replace(each, **changes) for each in requests])
+        return lambda self, kind, requests: scored(
+            self, kind, [dataclasses.replace(each, **changes) for each in requests]
+        )
 
     patched: Any = {
         "nothing": nullcontext,
@@ -256,10 +258,10 @@ def without(piece: str) -> Iterator[None]:
         "known cells": lambda: patch.object(Stems, "find", lambda _self, _cells: None),
         "attention kernel": lambda: patch.object(shared_prefix, "_FLASH", None),
         "attention in the pass that scores": lambda: patch.object(
-            VisionLanguageModel, "_score_shared", asking(attention=False)
+            VisionLanguageModel, "score_behind", asking(attention=False)
         ),
         "logits of the answer alone": lambda: patch.object(
-            VisionLanguageModel, "_score_shared", asking(answer_only=False)
+            VisionLanguageModel, "score_behind", asking(answer_only=False)
         ),
     }
     with patched[piece]():
@@ -348,10 +350,10 @@ def draw(vlm: VisionLanguageModel, prefix: Prefix, count: int, think: bool, seed
     markers = prefix.inputs.markers
     rules = generation_rules(vlm.model, prefix.length)
     generator = torch.Generator().manual_seed(seed)
-    batch = SuffixBatch(vlm, [prefix] * count)
+    batch = SharedRows(vlm, [prefix] * count)
     logits = prefix.last_logits.expand(count, -1)
     if think and markers.opening:
-        logits = batch.extend([vlm.embed(markers.opening).expand(count, -1, -1)], [-1])[:, -1]
+        logits = batch.write([markers.opening] * count, [-1])[:, -1]
     texts: list[list[int]] = [[] for _ in range(count)]
     live = list(range(count))
     for _ in range(TOKENS):
@@ -364,7 +366,7 @@ def draw(vlm: VisionLanguageModel, prefix: Prefix, count: int, think: bool, seed
         if len(going) < len(live):
             batch.select(going)
             live = [live[row] for row in going]
-        logits = batch.extend([vlm.embed([drawn[row] for row in going])[:, None]], [-1])[:, -1]
+        logits = batch.write([[drawn[row]] for row in going], [-1])[:, -1]
     answers = [extract_answer(tuple(each), vlm.tokenizer, markers.closing, rules.stop_tokens).text for each in texts]
     answer, times = Counter(answers).most_common(1)[0]
     return answer, times / count

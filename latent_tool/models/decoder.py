@@ -50,6 +50,11 @@ class Decoder:
         dtype: torch.dtype = self._embedding.weight.dtype
         return dtype
 
+    @property
+    def width(self) -> int:
+        """Numbers in an input embedding."""
+        return int(self._embedding.weight.shape[-1])
+
     def embed(self, tokens: Sequence[int]) -> Tensor:
         """Input embeddings ``(n, d)`` of tokens."""
         ids = torch.tensor(list(tokens), dtype=torch.long, device=self.device)

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from latent_tool.errors import ModelNotSupportedError, QuestionError
-from latent_tool.models.cache import fork_cache
+from latent_tool.models.continuing import Continuing, RowsKind, grouped
 from latent_tool.models.decoding import Decoded, generation_rules
 from latent_tool.models.prompts import spells_control
 from latent_tool.models.requests import ScoredOptions, ScoreOptions, Spellings
-from latent_tool.models.shared_prefix import SuffixBatch
 from latent_tool.models.vlm import VisionLanguageModel
 
 __all__ = ["score_options", "score_options_many", "spell"]
@@ -79,7 +78,7 @@ def spell(vlm: VisionLanguageModel, options: Sequence[Sequence[str]]) -> tuple[S
 
 def _controls(vlm: VisionLanguageModel, texts: Sequence[str]) -> list[str]:
     """Those of the texts that spell a control token; one look at all of them together is enough if there is none."""
-    with vlm._processor_lock:
+    with vlm.processor_lock:
         if not spells_control("\n".join(texts), vlm.processor):
             return []
         return [text for text in texts if spells_control(text, vlm.processor)]
@@ -91,7 +90,7 @@ def _tokens(vlm: VisionLanguageModel, options: Sequence[Sequence[str]]) -> list[
     Texts that a tokenizer has no tokens for are left out.
     """
     forms = [form for texts in options for text in texts for form in (text, f" {text}")]
-    with vlm._processor_lock:
+    with vlm.processor_lock:
         ids = iter(vlm.tokenizer(forms, add_special_tokens=False, verbose=False).input_ids)
     barred = {vlm.tokenizer.unk_token_id, *generation_rules(vlm.model, 0).stop_tokens}
     found = []
@@ -155,79 +154,46 @@ def score_options_many(vlm: VisionLanguageModel, requests: Sequence[ScoreOptions
             "The model does not say which token ends an answer, so that answers that begin alike cannot be told apart.",
             "Set eos_token_id in the checkpoint's generation_config.json.",
         )
-    run = _shared if vlm.shares_prefixes(requests[0].prefix) else _one_by_one
-    return run(vlm, requests, [_Trie.of(each.options) for each in requests], stops)
+    kind = vlm.kind_of_rows(requests[0].prefix)
+    return [scored for some in kind.batches(requests) for scored in _score(vlm, kind, some, stops)]
 
 
-def _shared(
-    vlm: VisionLanguageModel, requests: Sequence[ScoreOptions], tries: Sequence[_Trie], stops: Sequence[int]
+def _score(
+    model: Continuing, kind: RowsKind, requests: Sequence[ScoreOptions], stops: Sequence[int]
 ) -> list[ScoredOptions]:
     """Run all states in one pass, and all paths behind them in another, or as many at a time as there is room for."""
-    apart: dict[int, list[int]] = {}  # rows of one prefix stand together
-    for index, request in enumerate(requests):
-        apart.setdefault(id(request.prefix), []).append(index)
-    order = [index for indices in apart.values() for index in indices]
-    states = [(index, row) for index in order for row in range(len(requests[index].patches))]
-    prefixes, stems, parts = [], [], []
+    tries = [_Trie.of(each.options) for each in requests]
+    # Rows of one prefix stand together.
+    states = [
+        (index, row)
+        for index in grouped([each.prefix for each in requests])
+        for row in range(len(requests[index].patches))
+    ]
+    begun = []
     for index, row in states:
         request = requests[index]
-        stem, cells = vlm._begin(request.prefix, request.patches[row])
-        latents = None if request.latents is None else request.latents[row : row + 1]
-        prefixes.append(request.prefix)
-        stems.append(stem)
-        parts.append(vlm._suffix(request.prefix, latents, [cells]).embeddings)
-    batch = SuffixBatch(vlm, prefixes, stems)
-    first = torch.stack([prefix.last_logits for prefix in prefixes])
-    if any(part.shape[1] for part in parts):
-        after = batch.extend(parts, [-1])[:, -1]
-        begun = torch.tensor([part.shape[1] > 0 for part in parts], device=after.device)
-        first = torch.where(begun[:, None], after, first)
+        latents = None if request.latents is None else request.latents[row]
+        begun.append(model.beginning(kind, request.prefix, latents, request.patches[row]))
+    batch, first = model.begin(kind, begun)
 
     rows = [(state, path) for state, (index, _) in enumerate(states) for path in range(len(tries[index].paths))]
     longest = max(len(path) for trie in tries for path in trie.paths)
-    most = max(1, _MOST_LOGITS // (longest * first.shape[-1]))
+    most = max(1, _MOST_LOGITS // (longest * first.shape[-1])) if kind.shared else 1
     read: dict[tuple[int, int], _Read] = {}
     for begin in range(0, len(rows), most):
         some = rows[begin : begin + most]
         paths = [tries[states[state][0]].paths[path] for state, path in some]
         length = max(map(len, paths))
-        filled = [token for path in paths for token in (*path, *path[-1:] * (length - len(path)))]
-        continued = batch.fork([state for state, _ in some])
-        embeddings = vlm.embed(filled).view(len(paths), length, -1).to(vlm.dtype)
-        logits = continued.extend([embeddings], range(-length, 0))
+        filled = [(*path, *path[-1:] * (length - len(path))) for path in paths]
+        logits = batch.fork([state for state, _ in some]).write(filled, range(-length, 0))
         tokens = [requests[states[state][0]].tokens for state, _ in some]
         read.update(zip(some, _read(logits, paths, stops, any(tokens)), strict=True))
 
-    found: list[ScoredOptions | None] = [None] * len(requests)
-    for index in order:
+    found = []
+    for index, request in enumerate(requests):
         at = [state for state, (other, _) in enumerate(states) if other == index]
         reads = [[read[state, path] for path in range(len(tries[index].paths))] for state in at]
-        found[index] = _scored(requests[index], tries[index], first[at], reads, stops)
-    return [each for each in found if each is not None]
-
-
-def _one_by_one(
-    vlm: VisionLanguageModel, requests: Sequence[ScoreOptions], tries: Sequence[_Trie], stops: Sequence[int]
-) -> list[ScoredOptions]:
-    """Run every path in a pass of its own, behind a copy of what stands before it."""
-    found = []
-    for request, trie in zip(requests, tries, strict=True):
-        firsts, reads = [], []
-        for row, cells in enumerate(request.patches):
-            latents = None if request.latents is None else request.latents[row : row + 1]
-            suffix = vlm._suffix(request.prefix, latents, [cells])
-            first, cache = request.prefix.last_logits, request.prefix.cache
-            if suffix.length:
-                logits, cache = vlm._continue(request.prefix, suffix, [suffix.length - 1])
-                first = logits[0, -1]
-            paths = []
-            for path in trie.paths:
-                places = range(len(path))
-                logits, _ = vlm._continue(request.prefix, vlm._written(path), places, fork_cache(cache), suffix.length)
-                paths += _read(logits, [path], stops, request.tokens)
-            firsts.append(first)
-            reads.append(paths)
-        found.append(_scored(request, trie, torch.stack(firsts), reads, stops))
+        found.append(_scored(request, tries[index], first[at], reads, stops))
     return found
 
 

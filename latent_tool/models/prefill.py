@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -21,28 +21,14 @@ from latent_tool.models.attention import AttentionTap, tap_attention
 from latent_tool.models.cache import fork_cache, new_cache
 from latent_tool.models.decoder import Decoder
 from latent_tool.models.memory import out_of_memory
-from latent_tool.models.prefix import Inputs, Prefix, Stems
+from latent_tool.models.prefix import Inputs, Prefix, Stems, Suffix
 from latent_tool.models.prefix_cache import AttentionMemory, ImagePrefix, PrefixCache, cut_cache, cut_tensors, image_key
 from latent_tool.models.prompts import Markers
 from latent_tool.models.shared_prefix import layers_fit
 from latent_tool.models.watch import watched
 from latent_tool.models.windows import remainder
 
-__all__ = ["Prefilling", "Suffix"]
-
-
-@dataclass(frozen=True)
-class Suffix:
-    """What follows the prefix: embeddings ``(N, S, d)``, the token id of every position (a filler where V and T stand,
-    which have none), and where the latents stand."""
-
-    embeddings: Tensor
-    tokens: tuple[int, ...]
-    latents: slice = field(default_factory=lambda: slice(0, 0))
-
-    @property
-    def length(self) -> int:
-        return len(self.tokens)
+__all__ = ["Prefilling"]
 
 
 class _Ran(NamedTuple):
@@ -180,9 +166,9 @@ class Prefilling(Decoder):
         encoded: int,
     ) -> _Ran:
         """The whole prefix and its last logits, from what was computed up to the end of the image."""
-        rest = self._written(inputs.tensors["input_ids"][0, cut:].tolist())
+        rest = self.written(inputs.tensors["input_ids"][0, cut:].tolist())
         with watched(self.model, check), self._tapped(image.columns if attend else None) as tap:
-            output = self._run(image, rest, [rest.length - 1], **tap.asked)
+            output = self.run(image, rest, [rest.length - 1], **tap.asked)
         logits, cache = output.logits, getattr(output, self.cache_name)
         positions = image.positions
         if positions is not None:
@@ -351,7 +337,7 @@ class Prefilling(Decoder):
         filler = self.model.config.get_text_config().pad_token_id or 0
         suffix = Suffix(features[None].to(self.dtype), (filler,) * len(features))
         with watched(self.model, check):
-            logits, cache = self._continue(prefix, suffix, [suffix.length - 1])
+            logits, cache = self.continue_after(prefix, suffix, [suffix.length - 1])
         positions = prefix.positions
         if positions is not None:
             more = self._positions(prefix, 0, suffix.length, 1)
@@ -378,7 +364,7 @@ class Prefilling(Decoder):
         following = prefix.next_position + start + torch.arange(length, device=prefix.positions.device)
         return following.expand(*prefix.positions.shape[:-2], batch, length)
 
-    def _suffix(
+    def suffix(
         self, prefix: Prefix, latents: Tensor | None, patches: Sequence[Sequence[int]], answer: Sequence[int] = ()
     ) -> Suffix:
         """``[V | opening | T | closing, tail | answer]`` of ``N`` states; all V of the same length."""
@@ -397,11 +383,11 @@ class Prefilling(Decoder):
         first = injected + len(markers.opening)
         return Suffix(torch.cat([part.to(self.dtype) for part in parts], dim=1), tokens, slice(first, first + count))
 
-    def _written(self, tokens: Sequence[int]) -> Suffix:
+    def written(self, tokens: Sequence[int]) -> Suffix:
         """Plain tokens as something that follows the prefix."""
         return Suffix(self.embed(tokens)[None], tuple(tokens))
 
-    def _continue(
+    def continue_after(
         self,
         prefix: Prefix | ImagePrefix,
         suffix: Suffix,
@@ -413,10 +399,10 @@ class Prefilling(Decoder):
 
         ``start``: tokens between the prefix and the suffix that are in the cache already.
         """
-        output = self._run(prefix, suffix, keep, cache, start)
+        output = self.run(prefix, suffix, keep, cache, start)
         return output.logits, getattr(output, self.cache_name)
 
-    def _run(
+    def run(
         self,
         prefix: Prefix | ImagePrefix,
         suffix: Suffix,
@@ -425,7 +411,7 @@ class Prefilling(Decoder):
         start: int = 0,
         **given: Any,
     ) -> Any:
-        """The model's own output for a suffix; see ``_continue``."""
+        """The model's own output for a suffix; see ``continue_after``."""
         batch = len(suffix.embeddings)
         with self.forward_pass():
             if getattr(self.model.config.get_text_config(), "hidden_size_per_layer_input", None):

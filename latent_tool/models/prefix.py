@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from latent_tool.models.cells import Box
 from latent_tool.models.prompts import Markers
 
-__all__ = ["Cell", "Computed", "Inputs", "Prefix", "Stem", "Stems", "common_length"]
+__all__ = ["Cell", "Computed", "Inputs", "Prefix", "Stem", "Stems", "Suffix", "common_length"]
 
 
 @dataclass(frozen=True)
@@ -150,3 +150,25 @@ class Prefix:
     def length(self) -> int:
         """Tokens of the prefix."""
         return self.inputs.length
+
+
+@dataclass(frozen=True)
+class Suffix:
+    """What follows the prefix: embeddings ``(N, S, d)``, the token id of every position (a filler where V and T stand,
+    which have none), and where the latents stand."""
+
+    embeddings: Tensor
+    tokens: tuple[int, ...]
+    latents: slice = field(default_factory=lambda: slice(0, 0))
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+    def split(self) -> list[Suffix]:
+        """Return what follows the prefix in every row."""
+        return [replace(self, embeddings=each[None]) for each in self.embeddings]
+
+    def part(self, begin: int, end: int) -> Suffix:
+        """Return the positions ``[begin, end)``; where latents stand is not told of a part."""
+        return Suffix(self.embeddings[:, begin:end], self.tokens[begin:end])

@@ -1,6 +1,6 @@
 """Many continuations of few prefixes in one forward pass, without a copy of any prefix.
 
-The rows of a ``SuffixBatch`` each continue a prefix. Everything but attention runs as one batch. In attention, the
+``SharedRows`` each continue a prefix. Everything but attention runs as one batch. In attention, the
 queries of all rows of a prefix go against its one set of keys and values, which gives an output and a log-sum-exp; the
 queries of every row then go against the row's own suffix, where the prefix is one more column, with its log-sum-exp as
 score and its output as value. That is exactly the softmax over both. Rows of different lengths are padded and masked.
@@ -30,10 +30,12 @@ from transformers.masking_utils import sdpa_mask
 
 from latent_tool.models.attention import mean_over_layers, pick_columns
 from latent_tool.models.decoder import Decoder
-from latent_tool.models.prefix import Prefix, Stem
+from latent_tool.models.prefix import Computed, Prefix, Stem, Suffix
+from latent_tool.models.rows import Rows
+from latent_tool.models.suffix_cache import SuffixLayer, beginning, with_room
 
 __all__ = [
-    "SuffixBatch",
+    "SharedRows",
     "hides_exactly",
     "install",
     "installed",
@@ -47,82 +49,6 @@ _active = threading.local()
 _CHUNK = 4_000_000
 
 
-# Columns that are made room for when rows grow token by token: at least so many, and then twice as many as are needed.
-_ROOM = 64
-
-
-class _SuffixLayer(DynamicLayer):  # type: ignore[misc]
-    """Keys and values of the suffix alone; counts the (longest) prefix as seen.
-
-    What is kept lies in buffers with room for later tokens, of which ``keys`` and ``values`` are the part in use: a
-    token is written into its column, and what stands there already is not copied. Room is made in powers of two, so
-    that few shapes occur; rows that leave make place within the buffers.
-
-    ``before``: keys and values ``(2, R, Hkv, V, D)`` the rows begin with; ``keep``: whether another pass follows.
-    """
-
-    def __init__(self, prefix_length: int, before: Tensor | None, keep: bool) -> None:
-        super().__init__()
-        self.prefix_length = prefix_length
-        self.keep = keep
-        self._buffers: tuple[Tensor, Tensor] | None = None  # (R0, Hkv, room, D), R0 rows at least
-        if before is not None:
-            self.keys, self.values = before[0], before[1]
-            self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        more = key_states.shape[-2]
-        if more > 1 or not self.is_initialized or not self.keep:
-            if self.is_initialized:
-                key_states = torch.cat([self.keys, key_states], dim=-2)
-                value_states = torch.cat([self.values, value_states], dim=-2)
-            if self.keep:
-                self.keys, self.values, self._buffers = key_states, value_states, None
-                self.is_initialized = True
-            return key_states, value_states
-        rows, used = len(key_states), self.keys.shape[-2]
-        if self._buffers is None or self._buffers[0].shape[-2] < used + more:
-            self._buffers = _with_room(self.keys, used + more), _with_room(self.values, used + more)
-        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[:rows, :, used : used + more] = states
-        self.keys, self.values = (buffer[:rows, :, : used + more] for buffer in self._buffers)
-        return self.keys, self.values
-
-    def fork(self) -> _SuffixLayer:
-        """Return a layer that begins with what this one holds, and writes nothing into its buffers."""
-        forked = copy.copy(self)
-        forked._buffers = None
-        return forked
-
-    def select(self, index: Tensor) -> None:
-        """Keep some of the rows, in ascending order."""
-        if self.keys is None:
-            return
-        at = index.to(self.keys.device)  # layers may be on different devices
-        if self._buffers is None:
-            self.keys, self.values = self.keys[at], self.values[at]
-            return
-        used = self.keys.shape[-2]
-        with torch.inference_mode():
-            for buffer, states in zip(self._buffers, (self.keys, self.values), strict=True):
-                buffer[: len(at), :, :used] = states[at]
-        self.keys, self.values = (buffer[: len(at), :, :used] for buffer in self._buffers)
-
-    def get_seq_length(self) -> int:
-        return self.prefix_length + int(super().get_seq_length())
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0
-
-
-def _with_room(states: Tensor, needed: int) -> Tensor:
-    """A buffer that begins with states ``(R, Hkv, T, D)`` and has room for ``needed`` columns or more."""
-    room = max(_ROOM, 1 << (needed - 1).bit_length())
-    buffer = states.new_empty(*states.shape[:2], room, states.shape[-1])
-    buffer[:, :, : states.shape[2]] = states
-    return buffer
-
-
 @dataclass(frozen=True)
 class _Block:
     """Adjacent rows ``[start, stop)`` that continue the same prefix."""
@@ -132,8 +58,8 @@ class _Block:
     prefix: Prefix
 
 
-class SuffixBatch:
-    """Rows that continue prefixes, run together.
+class SharedRows(Rows):
+    """Rows that run as one batch.
 
     Args:
         decoder: the model's decoder.
@@ -141,6 +67,8 @@ class SuffixBatch:
         stems: per row, what of its suffix is known; the embeddings that are run begin after it.
         keep: whether the keys and values of the suffixes are needed after the first pass.
     """
+
+    shared = True
 
     def __init__(
         self,
@@ -151,18 +79,18 @@ class SuffixBatch:
     ) -> None:
         self.decoder = decoder
         self.prefixes = list(prefixes)
-        stems = [None] * len(prefixes) if stems is None else stems
+        self.stems = [None] * len(prefixes) if stems is None else list(stems)
         longest = max(prefix.length for prefix in prefixes)
-        before = _begin(stems)
+        before = beginning(self.stems)
         self.cache = DynamicCache()
         self.cache.layers = [
-            _SuffixLayer(longest, None if before is None else before[index], keep)
+            SuffixLayer(longest, None if before is None else before[index], keep)
             for index in range(len(prefixes[0].cache.layers))
         ]
         # Per row, how many tokens after the prefix it has, and per column which one stands there; -1: padding. The
         # same numbers are on the device, where every pass reads them.
         device = decoder.device
-        self.lengths = [0 if stem is None else len(stem.cells) for stem in stems]
+        self.lengths = [0 if stem is None else len(stem.cells) for stem in self.stems]
         most = max(self.lengths)
         self._ends = torch.tensor(self.lengths, device=device)
         self._starts = torch.tensor([prefix.next_position for prefix in prefixes], device=device)
@@ -171,8 +99,7 @@ class SuffixBatch:
         self._padded = [length < most for length in self.lengths]
         self._first = [(most, length) for length in self.lengths]  # column and place of the first token that is run
         self._begun = False
-        # Rows whose attention to the prefix is read, by position counted from the row's end; filled in by `attend`.
-        self.taps: dict[int, slice] = {}
+        self.taps = {}
         self._tapped: dict[int, list[Tensor]] = {}
         self._arrange()
 
@@ -186,13 +113,20 @@ class SuffixBatch:
             start += count
         self._masks: dict[tuple[int | None, int, int, torch.device], Tensor] = {}
 
-    def extend(self, suffixes: Sequence[Tensor], keep: Sequence[int]) -> Tensor:
-        """Run the next embeddings of every row; logits ``(R, len(keep), vocabulary)``.
+    @staticmethod
+    def known(prefix: Prefix, cells: Sequence[int]) -> Stem | None:
+        return prefix.stems.find(tuple(cells))
 
-        Args:
-            suffixes: embeddings ``(n, S, d)`` of ``n`` adjacent rows each; ``S`` may differ, shorter ones are padded.
-            keep: where logits are wanted, counted from the end of a row (-1 is its last position), ascending.
-        """
+    def write(self, tokens: Sequence[Sequence[int]], keep: Sequence[int]) -> Tensor:
+        flat = [token for row in tokens for token in row]
+        embeddings = self.decoder.embed(flat).view(len(tokens), -1, self.decoder.width).to(self.decoder.dtype)
+        return self._extend([embeddings], keep)
+
+    def extend(self, suffixes: Sequence[Suffix], keep: Sequence[int]) -> Tensor:
+        return self._extend([suffix.embeddings for suffix in suffixes], keep)
+
+    def _extend(self, suffixes: Sequence[Tensor], keep: Sequence[int]) -> Tensor:
+        """Run embeddings ``(n, S, d)`` of ``n`` adjacent rows each; shorter ones are padded on the left."""
         length = max(part.shape[1] for part in suffixes)
         pads = [length - part.shape[1] for part in suffixes for _ in range(len(part))]
         places = self._next_places(length, pads)  # (R, length)
@@ -243,16 +177,12 @@ class SuffixBatch:
             self._first = [(column + pad, place) for (column, place), pad in zip(self._first, pads, strict=True)]
         self.lengths = [before + length - pad for before, pad in zip(self.lengths, pads, strict=True)]
         if self._place_buffer.shape[1] < used + length:
-            self._place_buffer = _with_room(self._places[:, None, :, None], used + length)[:, 0, :, 0]
+            self._place_buffer = with_room(self._places[:, None, :, None], used + length)[:, 0, :, 0]
         self._place_buffer[:, used : used + length] = places
         self._places = self._place_buffer[:, : used + length]
         return places
 
-    def fork(self, rows: Sequence[int]) -> SuffixBatch:
-        """Return a batch that goes on from some of the rows, each as often as it is named, and leave this one as it is.
-
-        ``rows`` are in ascending order.
-        """
+    def fork(self, rows: Sequence[int]) -> SharedRows:
         forked = copy.copy(self)
         forked.cache = copy.copy(self.cache)
         forked.cache.layers = [layer.fork() for layer in self.cache.layers]
@@ -261,9 +191,9 @@ class SuffixBatch:
         return forked
 
     def select(self, rows: Sequence[int]) -> None:
-        """Go on with some of the rows only, given in ascending order."""
         index = torch.tensor(list(rows), device=self.decoder.device)
         self.prefixes = [self.prefixes[row] for row in rows]
+        self.stems = [self.stems[row] for row in rows]
         self.lengths = [self.lengths[row] for row in rows]
         self._padded = [self._padded[row] for row in rows]
         self._first = [self._first[row] for row in rows]
@@ -281,8 +211,21 @@ class SuffixBatch:
         return column + place - first
 
     def attention(self, row: int) -> Tensor:
-        """Attention ``(positions, C)`` of a tapped row to its image cells, mean over layers and heads, float32."""
         return mean_over_layers(self._tapped[row])
+
+    def remember(self, cells: Sequence[tuple[int, ...]]) -> None:
+        layers = [(layer.keys, layer.values) for layer in self.cache.layers]
+        if any(keys is None for keys, _ in layers) or len({(keys.shape, keys.device) for keys, _ in layers}) > 1:
+            return
+        for block in self.blocks:
+            added: dict[tuple[int, ...], Computed] = {}
+            for row in range(block.start, block.stop):
+                stem = self.stems[row]
+                known = 0 if stem is None else len(stem.cells)
+                if len(cells[row]) > known:
+                    added[cells[row]] = Computed(layers, row, self.column(row, known), cells[row], stem)
+            if added:
+                block.prefix.stems.add(list(added.values()))
 
     # ------------------------------------------------------------------ attention
 
@@ -372,23 +315,6 @@ class SuffixBatch:
         return hidden[:, None].expand(-1, queries // place.numel(), -1, -1).reshape(queries, prefix)
 
 
-def _begin(stems: Sequence[Stem | None]) -> Tensor | None:
-    """What rows begin with, ``(layers, 2, R, Hkv, V, D)``, shorter stems padded on the left."""
-    most = max(0 if stem is None else len(stem.cells) for stem in stems)
-    if not most:
-        return None
-    some = next(stem.states for stem in stems if stem is not None)
-    parts = []
-    for _, group in groupby(stems, key=id):
-        same = list(group)
-        if same[0] is None:
-            states = some.new_zeros(*some.shape[:3], most, some.shape[-1])
-        else:
-            states = torch.nn.functional.pad(same[0].states, (0, 0, most - len(same[0].cells), 0))
-        parts.append(states[:, :, None].expand(-1, -1, len(same), -1, -1, -1))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-
-
 # The fused kernel that also returns log-sum-exps; other devices have others, with limits of their own.
 _FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 
@@ -455,8 +381,8 @@ def _attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """SDPA, except in the passes of a ``SuffixBatch``."""
-    batch: SuffixBatch | None = getattr(_active, "batch", None)
+    """SDPA, except in the passes of a ``SharedRows``."""
+    batch: SharedRows | None = getattr(_active, "batch", None)
     if batch is None:
         if softcap is not None:
             kwargs["softcap"] = softcap
@@ -467,7 +393,7 @@ def _attention(
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """SDPA's mask, except in the passes of a ``SuffixBatch``, which masks by itself."""
+    """SDPA's mask, except in the passes of a ``SharedRows``, which masks by itself."""
     return None if getattr(_active, "batch", None) is not None else sdpa_mask(*args, **kwargs)
 
 
@@ -476,7 +402,7 @@ AttentionMaskInterface.register(_NAME, _mask)
 
 
 def install(model: PreTrainedModel) -> bool:
-    """Let the decoder use this attention, which is SDPA outside a ``SuffixBatch``; ``False`` where it does not fit."""
+    """Let the decoder use this attention, which is SDPA outside a ``SharedRows``; ``False`` where it does not fit."""
     text = model.config.get_text_config()
     if text._attn_implementation != "sdpa" or model.get_output_embeddings() is None:
         return False

@@ -21,7 +21,7 @@ from latent_tool.models.memory import out_of_memory
 from latent_tool.models.prefix_cache import PrefixCache
 from latent_tool.models.requests import Score
 from latent_tool.models.serving import together
-from latent_tool.models.shared_prefix import SuffixBatch
+from latent_tool.models.shared_prefix import SharedRows
 from latent_tool.settings import Budget, NoiseSettings, SearchSettings
 
 TINY = SearchSettings(search_below=None, latents=2, samples=4, patches_per_latent=2, reward_position="both")
@@ -301,26 +301,26 @@ def test_values_that_are_not_finite_at_any_forward_pass(victim: Engine) -> None:
 @pytest.mark.parametrize("rows", [1, 2, 5])
 @pytest.mark.parametrize("kind", ["no memory", "no memory on the CPU"])
 def test_batches_are_made_small_enough(engine: Engine, monkeypatch: pytest.MonkeyPatch, rows: int, kind: str) -> None:
-    extend, sizes = SuffixBatch.extend, set()
+    extend, sizes = SharedRows.extend, set()
 
-    def small(self: SuffixBatch, suffixes: Any, keep: Any) -> Any:
+    def small(self: SharedRows, suffixes: Any, keep: Any) -> Any:
         if len(suffixes) > rows:
             raise FAULTS[kind][0]()
         sizes.add(len(suffixes))
         return extend(self, suffixes, keep)
 
     clean = [essence(each) for each in engine.answer_many(JOBS)]
-    monkeypatch.setattr(SuffixBatch, "extend", small)
+    monkeypatch.setattr(SharedRows, "extend", small)
     assert [essence(each) for each in engine.answer_many(JOBS)] == clean
     assert [essence(engine.answer(job)) for job in JOBS] == clean
     assert max(sizes) == rows or rows == 5
 
 
 def test_what_does_not_fit_alone_is_a_typed_error(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(self: SuffixBatch, *_: object) -> Any:
+    def none(self: SharedRows, *_: object) -> Any:
         raise torch.OutOfMemoryError("no memory left")
 
-    monkeypatch.setattr(SuffixBatch, "extend", none)
+    monkeypatch.setattr(SharedRows, "extend", none)
     prefix = engine.vlm.prefill(engine.vlm.prepare([draw_shapes()], "what?"))
     width = prefix.features.shape[1]
     (error,) = together(engine.vlm, [Score(prefix, torch.zeros(4, 2, width), [()] * 4)])

@@ -20,14 +20,13 @@ from latent_tool.engine.job import Job, Outcome
 from latent_tool.errors import CancelledError, QuestionError
 from latent_tool.method.policy import policy_gradient
 from latent_tool.method.reward import Logits, entropy, read_reward
-from latent_tool.models import shared_prefix
-from latent_tool.models import vlm as vlm_module
+from latent_tool.models import generating, shared_prefix
 from latent_tool.models.attention import AttentionTap
 from latent_tool.models.decoding import Decoded
 from latent_tool.models.loading import ModelSpec, load
-from latent_tool.models.prefix import Prefix
+from latent_tool.models.prefix import Prefix, Suffix
 from latent_tool.models.requests import Attend, Decode, Score
-from latent_tool.models.shared_prefix import SuffixBatch
+from latent_tool.models.shared_prefix import SharedRows
 from latent_tool.settings import Budget, GenerationSettings, NoiseSettings, SearchSettings
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
@@ -128,8 +127,8 @@ def test_no_copy_of_the_prefix_is_made(engine: Engine, prefixes: list[Prefix]) -
     """Keys and values of the prefix stay the very same tensors, and the batch holds only the suffixes' own."""
     request = states(prefixes[2], engine, 1)
     before = [layer.keys.data_ptr() for layer in prefixes[2].cache.layers]
-    batch = SuffixBatch(engine.vlm, [prefixes[2]] * 5)
-    batch.extend([request.latents], [-1])
+    batch = SharedRows(engine.vlm, [prefixes[2]] * 5)
+    batch.extend([Suffix(request.latents, (0,) * request.latents.shape[1])], [-1])
     assert [layer.keys.data_ptr() for layer in prefixes[2].cache.layers] == before
     assert all(layer.keys.shape[2] == request.latents.shape[1] for layer in batch.cache.layers)
 
@@ -198,17 +197,17 @@ def test_bad_cancelled_and_short_questions_leave_the_rest_of_a_batch_alone(engin
 
 def test_a_batch_that_does_not_fit_is_served_one_by_one(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory runs out whenever rows of two questions are run together."""
-    extend = SuffixBatch.extend
+    extend = SharedRows.extend
     refused = 0
 
-    def small(self: SuffixBatch, *arguments: object) -> object:
+    def small(self: SharedRows, *arguments: object) -> object:
         nonlocal refused
         if len(self.blocks) > 1:
             refused += 1
             raise torch.OutOfMemoryError("no memory left")
         return extend(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(SuffixBatch, "extend", small)
+    monkeypatch.setattr(SharedRows, "extend", small)
     results = engine.answer_many(JOBS[:2])
     assert refused
     for result, job in zip(results, JOBS[:2], strict=True):
@@ -220,8 +219,8 @@ def test_a_model_on_which_sharing_is_not_exact_falls_back(
     prefixes: list[Prefix], engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inexact = load(ModelSpec())
-    attend = SuffixBatch.attend
-    monkeypatch.setattr(SuffixBatch, "attend", lambda self, *arguments: attend(self, *arguments) * 1.5)
+    attend = SharedRows.attend
+    monkeypatch.setattr(SharedRows, "attend", lambda self, *arguments: attend(self, *arguments) * 1.5)
     prefix = inexact.prefill(inexact.prepare([draw_shapes()], QUESTIONS[0]))
     request = states(prefix, engine, 0)
     found = inexact.score(prefix, request.latents, request.patches)
@@ -320,14 +319,14 @@ def test_prefix_and_suffix_are_one_softmax_in_half_precision(
         assert (merged[row].transpose(0, 1).double() - expected).abs().max() < 6 * step
 
 
-def lonely_batch(rows: int, length: int, keys: Tensor, values: Tensor, cells: int = 3) -> SuffixBatch:
+def lonely_batch(rows: int, length: int, keys: Tensor, values: Tensor, cells: int = 3) -> SharedRows:
     """A batch of rows that have run nothing but their next tokens, after one prefix of one layer."""
     layer = SimpleNamespace(keys=keys, values=values)
     columns = torch.arange(cells)
     prefix = SimpleNamespace(
         cache=SimpleNamespace(layers=[layer]), length=keys.shape[2], next_position=keys.shape[2], columns=columns
     )
-    batch = SuffixBatch(SimpleNamespace(device=torch.device("cpu")), [prefix] * rows)  # type: ignore[arg-type, list-item]
+    batch = SharedRows(SimpleNamespace(device=torch.device("cpu")), [prefix] * rows)  # type: ignore[arg-type, list-item]
     batch.lengths = [length] * rows
     batch._places, batch._plain = torch.arange(length).expand(rows, -1), False
     return batch
@@ -470,19 +469,19 @@ def test_no_number_is_read_per_row_and_token(engine: Engine, prefixes: list[Pref
 
 def test_what_is_kept_of_a_token_is_a_number(engine: Engine, prefixes: list[Prefix]) -> None:
     """Not a view that holds the log-probabilities of the whole vocabulary, times the rows, for every token."""
-    decoding: Any = engine.vlm._decoding(prefixes[0], 4, lambda: False)
+    decoding: Any = generating.decode_from(engine.vlm, prefixes[0], 4, lambda: False)
     next(decoding)
     for _ in range(3):
         logits = torch.randn(5, len(engine.vlm.tokenizer))
-        decoding.send(vlm_module._read(logits)[2])
+        decoding.send(generating._read(logits)[2])
     kept = decoding.gi_frame.f_locals["log_probabilities"]
     assert [each.untyped_storage().nbytes() for each in kept] == [4] * 3
 
 
 def test_what_is_said_of_many_rows_is_what_is_said_of_each() -> None:
     logits = torch.randn(7, 997, generator=torch.Generator().manual_seed(0)) * 5
-    for row, said in zip(logits, vlm_module._read(logits), strict=True):
-        (alone,) = vlm_module._read(row[None])
+    for row, said in zip(logits, generating._read(logits), strict=True):
+        (alone,) = generating._read(row[None])
         assert said.best == alone.best == int(row.argmax())
         assert torch.equal(said.log_p, alone.log_p) and torch.equal(said.log_p, row.log_softmax(-1))
         torch.testing.assert_close(said.entropy, entropy(row), atol=1e-6, rtol=1e-6)

@@ -13,10 +13,11 @@ from torch import Tensor
 from latent_tool.engine.engine import Engine
 from latent_tool.models.prefix import Prefix
 from latent_tool.models.requests import Score
-from latent_tool.models.shared_prefix import SuffixBatch, _SuffixLayer
+from latent_tool.models.shared_prefix import SharedRows
+from latent_tool.models.suffix_cache import SuffixLayer
 
 
-class Naive(SuffixBatch):
+class Naive(SharedRows):
     """The obvious way: every token copies all columns, and every pass writes down all places anew."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -71,7 +72,7 @@ def test_buffers_give_the_very_same_logits(
     count = 6
     rows = [prefixes[0]] * 4 + [prefixes[1]] * 2
     stems = [prefixes[0].stems.find((3, 4)) if seed % 2 and row in (1, 2) else None for row in range(count)]
-    begun = [vlm.embed([7, 8, 9][: draw.randint(1, 3)])[None] for _ in range(count)]
+    begun = [vlm.written([7, 8, 9][: draw.randint(1, 3)]) for _ in range(count)]
     script = []
     live = count
     for _ in range(150):
@@ -80,29 +81,28 @@ def test_buffers_give_the_very_same_logits(
         live -= leaves
         script.append((going, [draw.randrange(20, 60) for _ in range(live)]))
 
-    def run(kind: type[SuffixBatch]) -> list[Tensor]:
+    def run(kind: type[SharedRows]) -> list[Tensor]:
         batch = kind(vlm, rows, stems)
         logits = [batch.extend(begun, [-1])]
         for going, tokens in script:
             if going is not None:
                 batch.select(going)
-            logits.append(batch.extend([vlm.embed(tokens)[:, None]], [-1]))
+            logits.append(batch.write([[token] for token in tokens], [-1]))
         return logits
 
-    found = run(SuffixBatch)
+    found = run(SharedRows)
     with monkeypatch.context() as patch:
-        patch.setattr(_SuffixLayer, "update", concatenate)
-        patch.setattr(_SuffixLayer, "select", pick)
+        patch.setattr(SuffixLayer, "update", concatenate)
+        patch.setattr(SuffixLayer, "select", pick)
         expected = run(Naive)
     assert len(found) == 151 and all(map(torch.equal, found, expected))
 
 
 def test_room_is_made_in_few_steps_and_nothing_is_copied_in_between(engine: Engine, prefixes: list[Prefix]) -> None:
-    batch = SuffixBatch(engine.vlm, [prefixes[0]] * 3)
+    batch = SharedRows(engine.vlm, [prefixes[0]] * 3)
     places: set[tuple[int, ...]] = set()
-    tokens = engine.vlm.embed([5, 6, 7])[:, None]
     for _ in range(200):
-        batch.extend([tokens], [-1])
+        batch.write([[5], [6], [7]], [-1])
         places.add(tuple(layer.keys.data_ptr() for layer in batch.cache.layers))
     assert len(places) <= 1 + 3  # the first token, and room for 64, 128 and 256
     before = [layer.keys.data_ptr() for layer in batch.cache.layers]

@@ -90,9 +90,9 @@ def test_a_cache_that_is_not_exact(family: str, monkeypatch: pytest.MonkeyPatch)
 def test_latents_that_reach_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     vlm = loaded("llava")
     patient = Patient(vlm)
-    suffix = vlm._suffix
+    suffix = vlm.suffix
     monkeypatch.setattr(
-        vlm, "_suffix", lambda prefix, latents, *rest: suffix(prefix, None if latents is None else latents * 0, *rest)
+        vlm, "suffix", lambda prefix, latents, *rest: suffix(prefix, None if latents is None else latents * 0, *rest)
     )
     assert CHECKS["latents"](patient).status == "failed"
 

@@ -13,7 +13,7 @@ from naive_model import CLOSE, MARKERS, QUESTION, draw_latents, some_cells
 from tiny_checkpoints import picture
 from torch import Tensor
 
-from latent_tool.models import vlm as vlm_module
+from latent_tool.models import forcing
 from latent_tool.models.families import family
 from latent_tool.models.requests import TokenLogProbabilities
 
@@ -68,7 +68,7 @@ def test_teacher_forcing_in_one_batch_equals_one_after_another(vlm):
 def test_teacher_forcing_in_pieces_equals_the_naive_forward_pass(vlm, monkeypatch, room):
     """Where only some positions' logits fit; the head never gives more at once."""
     prefix = vlm.prefill(vlm.prepare([picture()], QUESTION))
-    monkeypatch.setattr(vlm_module, "_MOST_LOGITS", room * prefix.last_logits.shape[-1])
+    monkeypatch.setattr(forcing, "_MOST_LOGITS", room * prefix.last_logits.shape[-1])
     latents, tokens = draw_latents(vlm, 1)[0], [11, 60, 33, 7, 9]
     seen = []
     handle = vlm.model.get_output_embeddings().register_forward_hook(lambda _m, _i, out: seen.append(out.shape[1]))

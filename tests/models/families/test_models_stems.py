@@ -9,8 +9,15 @@ import torch
 from naive_model import CLOSE, MARKERS, QUESTION, draw_latents
 from tiny_checkpoints import picture
 
+from latent_tool.models.own_rows import OwnRows
 from latent_tool.models.prefix import Stems
 from latent_tool.models.requests import Score
+
+
+def behind_caches_of_their_own(vlm, prefix, latents, patches):
+    """The same states, each behind a cache of its own."""
+    (logits,) = vlm.score_behind(OwnRows, [Score(prefix, latents, patches)])
+    return logits
 
 
 @pytest.mark.parametrize(("position", "markers"), [("generation_start", None), ("user_turn", MARKERS)])
@@ -22,7 +29,7 @@ def test_cells_known_from_earlier_passes_change_nothing(vlm, position, markers):
     found = []
     for patches in passes:
         rows = latents[: len(patches)]
-        scored, expected = vlm.score(prefix, rows, patches), vlm._score_plain(prefix, rows, patches)
+        scored, expected = vlm.score(prefix, rows, patches), behind_caches_of_their_own(vlm, prefix, rows, patches)
         torch.testing.assert_close(scored.latents, expected.latents, **CLOSE)
         torch.testing.assert_close(scored.answer, expected.answer, **CLOSE)
         stem = prefix.stems.find((3, 0, 1))
@@ -62,6 +69,6 @@ def test_the_answer_alone_has_the_same_logits(vlm):
     assert alone[0].latents.shape[1] == mixed[0].latents.shape[1] == 0
     torch.testing.assert_close(alone[0].answer, whole[0].answer, **CLOSE)
     torch.testing.assert_close(mixed[0].answer, whole[0].answer, **CLOSE)
-    expected = vlm._score_plain(prefix, latents[:1, :2], [(3,)])
+    expected = behind_caches_of_their_own(vlm, prefix, latents[:1, :2], [(3,)])
     torch.testing.assert_close(mixed[1].latents, expected.latents, **CLOSE)
     torch.testing.assert_close(mixed[1].answer, expected.answer, **CLOSE)
