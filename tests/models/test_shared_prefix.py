@@ -21,7 +21,7 @@ from latent_tool.errors import CancelledError, QuestionError
 from latent_tool.method.policy import policy_gradient
 from latent_tool.method.reward import Logits, entropy, read_reward
 from latent_tool.models import generating, shared_prefix
-from latent_tool.models.attention import AttentionTap
+from latent_tool.models.attention import AttentionTap, tap_attention
 from latent_tool.models.decoding import Decoded
 from latent_tool.models.loading import ModelSpec, load
 from latent_tool.models.prefix import Prefix, Suffix
@@ -485,3 +485,21 @@ def test_what_is_said_of_many_rows_is_what_is_said_of_each() -> None:
         assert said.best == alone.best == int(row.argmax())
         assert torch.equal(said.log_p, alone.log_p) and torch.equal(said.log_p, row.log_softmax(-1))
         torch.testing.assert_close(said.entropy, entropy(row), atol=1e-6, rtol=1e-6)
+
+
+# ---------------------------------------------------------------------- which rows
+
+
+def test_whether_prefixes_are_shared_is_not_asked_while_somebody_reads_attention(
+    engine: Engine, prefixes: list[Prefix]
+) -> None:
+    """Another attention is set for that long; a question that comes then waits, and shares its prefix all the same."""
+    said: list[bool] = []
+    asking = threading.Thread(target=lambda: said.append(engine.vlm.shares_prefixes(prefixes[0])))
+    with engine.vlm.forward_pass(), tap_attention(engine.vlm.model, slice(-1, None), prefixes[0].columns):
+        assert not shared_prefix.installed(engine.vlm.model)
+        asking.start()
+        asking.join(0.2)
+        assert not said
+    asking.join(30)
+    assert said == [True]
