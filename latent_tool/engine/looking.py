@@ -276,7 +276,7 @@ class _Looking:
 
     async def _choose(self, prefixes: Sequence[tuple[Window, Prefix]]) -> list[tuple[Window, Seen]]:
         """Choose among the options with each window beside the pictures."""
-        seen = []
+        seen: list[tuple[Window, Seen]] = []
         for window, prefix in prefixes:
             if seen and self.question.clock.search_must_end():
                 break
