@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from pydantic import Field, ValidationError
+from pydantic.json_schema import SkipJsonSchema
 
 from latent_tool.about import what_it_is
 from latent_tool.errors import (
@@ -111,12 +112,6 @@ def image_server(tool: ImageTool | None = None, *, trust_roots: bool = False, to
     )
     pictures = _Pictures()
 
-    @server.tool(
-        name=NAME,
-        title="Ask about an image",
-        description=DESCRIPTION,
-        annotations=ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False),
-    )
     async def ask(
         context: Context[Any, Any],
         question: Annotated[str, _argument("question", min_length=1)],
@@ -149,6 +144,15 @@ def image_server(tool: ImageTool | None = None, *, trust_roots: bool = False, to
                 )
             )
         return CallToolResult(content=content, structured_content=reply.data)
+
+    if not asked.allow_overlay:  # it is not offered; sent all the same, it is refused
+        ask.__annotations__["overlay"] = SkipJsonSchema[bool]
+    server.tool(
+        name=NAME,
+        title="Ask about an image",
+        description=DESCRIPTION,
+        annotations=ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False),
+    )(ask)
 
     @server.resource(
         SCHEME + "{key}",

@@ -5,8 +5,9 @@
     agent.run("Which bar is tallest?", additional_args={"chart": image})
 
 ``ask_about_image`` returns a dict, so that an agent that writes code can branch on ``r["confidence"]``;
-``show_evidence`` returns the picture of the newest answer. The whole result is in ``ask.last.result``. An image may be
-a Pillow image among the agent's variables, or a path, URL or data URI.
+``show_evidence`` returns the picture of the newest answer, unless the tool has ``allow_overlay=False``. The whole
+result is in ``ask.last.result``. An image may be a Pillow image among the agent's variables, a path, a URL or a data
+URI.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class AskAboutImage(Tool):
     ) -> dict[str, Any]:
         named = isinstance(image, str)
         asked = {"question": question, "options": options, "budget": budget}
-        arguments = {"image": image if named else None, **asked, "overlay": True}
+        arguments = {"image": image if named else None, **asked, "overlay": self.tool.allow_overlay}
         self.last = None
         self.last = self.tool.ask(arguments, shown=() if named else [image])
         return self.last.brief
@@ -87,4 +88,6 @@ class ShowEvidence(Tool):
 
         if self.ask.last is None:
             raise InputError("Nothing has been answered yet.", f"Call {NAME} first.")
+        if not self.ask.last.pictures:
+            raise InputError("Pictures are not returned here.", f"Read 'evidence' of what {NAME} returned.")
         return Image.open(io.BytesIO(self.ask.last.pictures[0]))

@@ -188,12 +188,18 @@ class _Asked:
             raise UnsupportedError(
                 f"Questions of the type {self.kind[:40]!r} are not known here.", f"Use one of: {', '.join(_KINDS)}."
             )
+        if unknown := sorted(str(key)[:40] for key in fields if key not in _FIELDS):
+            raise InputError(
+                f"A question has fields that are not known here: {', '.join(unknown)}.",
+                f"A question has: {', '.join(_FIELDS)}.",
+            )
         pictures: list[Any] = []
         before = _text(state, pictures)
         asked = _text(fields.get("instructions"), pictures)
         if not asked.strip():
             raise InputError("A question has no instructions.", "Say in 'instructions' what is to be decided.")
-        self.criteria: Any = fields.get("criteria")
+        criteria = fields.get("criteria")
+        self.criteria: Any = criteria.model_dump() if hasattr(criteria, "model_dump") else criteria
         self.options, notes = _KINDS[self.kind](self.criteria, pictures)
         if not pictures:
             raise InputError(
@@ -241,26 +247,38 @@ class _Asked:
 
 
 def _noul(criteria: Any, pictures: list[Any]) -> tuple[list[str], list[str]]:
-    told = criteria if isinstance(criteria, Mapping) else {}
+    told = {} if criteria is None else criteria
+    if not isinstance(told, Mapping) or any(key not in ("true", "false") for key in told):
+        raise InputError(
+            "The criteria of a yes-or-no question are not understood.", "Describe 'true', 'false' or both in a dict."
+        )
     meant = {"yes": told.get("true"), "no": told.get("false")}
-    return ["yes", "no"], [f"{word}: {_text(what, pictures)}" for word, what in meant.items() if what is not None]
+    return ["yes", "no"], [_note(word, what, pictures) for word, what in meant.items() if what is not None]
 
 
 def _choice(criteria: Any, pictures: list[Any]) -> tuple[list[str], list[str]]:
     if not isinstance(criteria, Mapping) or len(criteria) < 2:
         raise InputError("A choice needs two labels at least.", "Add one, such as 'other'.")
-    notes = [f"{label}: {_text(what, pictures)}" for label, what in criteria.items() if what is not None]
+    notes = [_note(label, what, pictures) for label, what in criteria.items() if what is not None]
     return list(criteria), notes
 
 
 def _score(criteria: Any, pictures: list[Any]) -> tuple[list[str], list[str]]:
-    if not isinstance(criteria, Sequence) or isinstance(criteria, str) or len(criteria) < 2:
-        raise InputError("A score needs two levels at least.", "Describe each level in 'criteria'.")
+    if not isinstance(criteria, list | tuple) or len(criteria) < 2:
+        raise InputError("A score needs two levels at least.", "Describe each level in 'criteria', a list.")
     levels = [str(level) for level in range(len(criteria))]
-    notes = [f"{level}: {_text(what, pictures)}" for level, what in zip(levels, criteria, strict=True)]
+    notes = [_note(level, what, pictures) for level, what in zip(levels, criteria, strict=True)]
     return levels, ["Answer with the number of the level.", *notes]
 
 
+def _note(answer: Any, what: Any, pictures: list[Any]) -> str:
+    """What an answer means, as a line; a meaning that is shown is named by the numbers of its images."""
+    known = len(pictures)
+    text = _text(what, pictures) or ", ".join(f"[image {number + 1}]" for number in range(known, len(pictures)))
+    return f"{answer}: {text}"
+
+
+_FIELDS = ("type", "instructions", "criteria")
 _KINDS = {"noul": _noul, "choice": _choice, "score": _score}
 
 

@@ -407,3 +407,11 @@ def test_wrong_use_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = CliRunner().invoke(app, ["mcp", "--http", "--port", str(taken.getsockname()[1])])
     assert isinstance(done.exception, SettingsError) and "cannot be listened at" in str(done.exception)
+
+
+async def test_where_no_pictures_are_returned_none_are_offered() -> None:
+    async with Client(image_server(small_tool(allow_overlay=False))) as client:
+        (tool,) = (await client.list_tools()).tools
+        assert set(tool.input_schema["properties"]) == {"question", "image", "options", "budget"}
+        assert answer_of(await client.call_tool(NAME, ASKED)).answer == "red"
+        assert error_of(await client.call_tool(NAME, {**ASKED, "overlay": True})) == "InputError"

@@ -12,6 +12,7 @@ from PIL import Image
 from smolagents import ChatMessage, CodeAgent, MessageRole, Model, ToolCallingAgent
 from smolagents.models import ChatMessageToolCall, ChatMessageToolCallFunction
 
+from latent_tool.errors import InputError
 from latent_tool.integrations.smolagents import image_tools
 
 pytestmark = pytest.mark.disable_socket
@@ -73,6 +74,14 @@ def test_the_evidence_is_shown() -> None:
     stream = io.BytesIO()
     shown.to_raw().save(stream, "PNG") if hasattr(shown, "to_raw") else shown.save(stream, "PNG")
     assert is_overlay(stream.getvalue())
+
+
+def test_where_no_pictures_are_returned_questions_are_answered_all_the_same() -> None:
+    ask, show = image_tools(small_tool().but(allow_overlay=False))
+    assert ask(image=picture(), question=CIRCLE)["answer"] == "red"
+    assert ask.last is not None and ask.last.pictures == ()
+    with pytest.raises(InputError, match="not returned"):
+        show()
 
 
 def test_errors_say_what_to_do(tmp_path: Path) -> None:

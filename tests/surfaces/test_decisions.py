@@ -95,11 +95,17 @@ def test_what_is_asked(model: LatentDecisionModel, picture: Image.Image) -> None
         '{"from": "Ann", "photos": ["[image 1]", "[image 2]"]}\nis it urgent?\nyes: smoke\nno: {"any": "else"}'
     )
     assert len(asked.image_references) == 2
+    given = {"type": "noul", "instructions": "is it urgent?", "criteria": told.criteria}
+    assert model._asked(block, {"a": given})["a"].request.question == 'is it urgent?\nyes: smoke\nno: {"any": "else"}'
     spoken = model._asked([HumanMessage(["Look at this.", block])], {"a": COLOUR})["a"].request
     assert spoken.question == f"Look at this.\n{CIRCLE}"
     compared = Choice(instructions=["like this one?", block], criteria={"like": "as here", "unlike": None})
     both = model._asked(block, {"a": compared})["a"].request
     assert len(both.image_references) == 2 and both.question == "like this one?\nlike: as here"
+    shown = Choice(instructions="which?", criteria={"this": block, "that": [block, block], "none": None})
+    assert model._asked(block, {"a": shown})["a"].request.question == (
+        "which?\nthis: [image 2]\nthat: [image 3], [image 4]"
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,6 +119,22 @@ def test_what_is_asked(model: LatentDecisionModel, picture: Image.Image) -> None
         (None, Choice(instructions=" ", criteria={"a": None, "b": None}), InputError, "instructions"),
         (None, {"type": "rank", "instructions": "?"}, UnsupportedError, "rank"),
         (None, "is it red?", InputError, "type"),
+        (None, {"type": "noul", "instructions": "is it?", "criteria": {"yes": "smoke"}}, InputError, "criteria"),
+        (
+            None,
+            {"type": "noul", "instructions": "is it?", "criteria": {"true": "smoke", "else": 1}},
+            InputError,
+            "crit",
+        ),
+        (None, {"type": "noul", "instructions": "is it?", "criteria": {True: "smoke"}}, InputError, "criteria"),
+        (None, {"type": "noul", "instructions": "is it?", "criteria": ["smoke"]}, InputError, "criteria"),
+        (None, {"type": "noul", "instructions": "is it?", "criteria": "smoke"}, InputError, "criteria"),
+        (None, {"type": "noul", "instructions": "is it?", "min_confidence": 1}, InputError, "min_confidence"),
+        (None, {**COLOUR.model_dump(), "threshold": 0.9}, InputError, "threshold"),
+        (None, {"type": "choice", "instructions": "?", "criteria": {1: None, 2: None}}, InputError, "options"),
+        (None, {"type": "choice", "instructions": "?", "criteria": ["red", "blue"]}, InputError, "two labels"),
+        (None, {"type": "score", "instructions": "?", "criteria": b"ab"}, InputError, "levels"),
+        (None, {"type": "score", "instructions": "?", "criteria": {"0": "a", "1": "b"}}, InputError, "levels"),
         ({"when": object()}, COLOUR, InputError, "object"),
         ({"type": "file", "base64": "JVBERi0=", "mime_type": "application/pdf"}, COLOUR, ImageDecodeError, "PDF"),
         ({"type": "image", "url": "https://example.org/a.png"}, COLOUR, ImageNotAllowedError, "downloads"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from enum import Enum
-from typing import Any, Literal, TypedDict
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+from typing import Annotated, Any, Literal, NewType, Optional, TypedDict
 
 import pytest
 from langchain_core.messages import AIMessage
 from PIL import Image
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 from scripted_agents import CIRCLE, shows, small_reasoner
 
 from latent_tool import ChatLatentReasoner
@@ -156,3 +157,179 @@ def test_a_confidence_is_no_place_to_say_that_an_answer_was_abstained_from() -> 
         StructuredOutput(Verdict)(AIMessage("yes", response_metadata=told))
     low = {"accepted": False, "confidence": 0.2, "abstain_reason": "the confidence 0.20 is below 0.5"}
     assert StructuredOutput(Verdict)(AIMessage("yes", response_metadata=low)).confidence == 0.2
+
+
+class Level(IntEnum):
+    LOW = 1
+    HIGH = 2
+
+
+class Odd(Enum):
+    PAIR = (1, 2)
+    NONE = None
+
+
+class Aliased(BaseModel):
+    colour: Literal["red", "blue"] = Field(alias="hue")
+
+
+class Rooted(RootModel[Literal["red", "blue"]]):
+    pass
+
+
+class Noted(TypedDict):
+    colour: Annotated[Optional[Literal["red", "blue"]], "of the circle"]  # noqa: UP045
+
+
+MaybeRed = Optional[Literal["red", "blue"]]  # noqa: UP045
+Named = NewType("Named", bool)
+MAYBE = {"anyOf": [{"enum": ["red", "blue"]}, {"type": "null"}]}
+
+
+def of(kind: Any, **more: Any) -> dict[str, Any]:
+    return {"properties": {"it": kind}, **more}
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "expected"),
+    [
+        (Level, "2", Level.HIGH),
+        (Level, "low", Level.LOW),
+        (Odd, "pair", Odd.PAIR),
+        (Literal[Colour.RED, "green"], "red.", Colour.RED),
+        (MaybeRed, "the blue", "blue"),
+        (Literal["red"] | Literal["red", "blue"] | None, "blue", "blue"),
+        (Literal["A", "a"], "a", "a"),
+        (Literal["!", "?"], "?", "?"),
+        (Literal[1, True], "yes", True),
+        (Literal["yes", "no"], "no: there is none", "no"),
+        (Named, "true", True),
+        (Noted, "Red", {"colour": "red"}),
+        (of({"type": ["string", "null"]}), "a bus", {"it": "a bus"}),
+        (of({"type": ["boolean", "null"]}), "no", {"it": False}),
+        (of(MAYBE), "blue", {"it": "blue"}),
+        (
+            of(
+                {"allOf": [{"$ref": "#/$defs/A"}]} | {"title": "It"},
+                **{"$defs": {"A": {"$ref": "#/$defs/B"}, "B": MAYBE}},
+            ),
+            "red",
+            {"it": "red"},
+        ),
+        (of({"type": "integer", "minimum": 0, "maximum": 9}), "9", {"it": 9}),
+        (of({"enum": ["red", None, "red"]}), "red", {"it": "red"}),
+    ],
+)
+def test_odd_schemas_that_an_answer_fills(schema: Any, text: str, expected: Any) -> None:
+    found = StructuredOutput(schema)(reply(text))
+    assert found == expected and type(found) is type(expected)
+
+
+def test_models_with_other_names_and_of_one_value() -> None:
+    assert StructuredOutput(Aliased)(reply("red")).colour == "red"
+    assert StructuredOutput(Rooted)(reply("blue")).root == "blue"
+    assert StructuredOutput(Literal["A", "a"]).options == ["A", "a"]
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        (Literal["A", "a", "b"], "the a."),
+        (Literal["!", "?"], "."),
+        (of({"type": "integer", "minimum": 0, "maximum": 9}), "10"),
+        (of({"type": "string", "pattern": "^[a-z]+$"}), "A BUS"),
+        (of({"type": "number"}), "nan"),
+        (of({"enum": [None, "red"]}), "None"),
+        (Aliased, "green"),
+    ],
+)
+def test_odd_schemas_and_an_answer_that_is_none_of_their_values(schema: Any, text: str) -> None:
+    with pytest.raises(AnswerMismatchError):
+        StructuredOutput(schema)(reply(text))
+
+
+@dataclass
+class Plain:
+    colour: Literal["red", "blue"]
+
+
+class Undefined(BaseModel):
+    colour: Nowhere  # type: ignore[name-defined]  # noqa: F821
+
+
+class UndefinedTyped(TypedDict):
+    colour: Nowhere  # type: ignore[name-defined]  # noqa: F821
+
+
+class Handle:
+    pass
+
+
+class Held(BaseModel):
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+    it: Handle
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        Plain,
+        Undefined,
+        UndefinedTyped,
+        Held,
+        Literal["red", "red "],
+        Literal["1", 1],
+        Literal["yes", True],
+        Literal["", "red"],
+        Literal[b"red", b"blue"],
+        Literal[([1], [2])],  # type: ignore[valid-type]
+        Literal["yes"] | bool,
+        Enum("Nothing", []),
+        {},
+        {"properties": []},
+        {"properties": {"it": {"enum": ["a", "b"]}}, "required": "it"},
+        {"properties": {"it": {"enum": ["a", "b"]}}, "required": ["that"]},
+        {"properties": {"it": {"enum": ["a", "b"]}}, "$defs": []},
+        {"properties": {"it": {"enum": ["a", "b"]}}, "allOf": [{"required": ["that"]}]},
+        {"function": 5},
+        {"parameters": {"properties": 5}},
+        *(
+            of(kind)
+            for kind in (
+                {"enum": [[1], [2]]},
+                {"enum": [{"a": 1}, {"a": 2}]},
+                {"enum": "red"},
+                {"enum": {"red": 1}},
+                {"enum": None},
+                {"enum": []},
+                {"enum": [None]},
+                {"enum": ["1", 1]},
+                {"const": [1]},
+                {"const": None},
+                {"type": ["string", "integer"]},
+                {"type": [["string"]]},
+                {"type": {"string": 1}},
+                {"type": "array", "items": {"type": "string"}},
+                {"type": "string", "format": "date"},
+                {"type": "string", "pattern": "("},
+                {"type": "integer", "minimum": "many"},
+                {"anyOf": [{"type": "string"}, {"type": "integer"}]},
+                {"anyOf": []},
+                {"oneOf": "red"},
+                {"$ref": "#/$defs/Nowhere"},
+                {"$ref": 5},
+                {"not": {"enum": ["red"]}},
+                True,
+                False,
+                "string",
+                None,
+            )
+        ),
+        of({"$ref": "#/$defs/A"}, **{"$defs": {"A": {"$ref": "#/$defs/A"}}}),
+    ],
+    ids=lambda schema: str(schema)[:60],
+)
+def test_odd_schemas_that_no_answer_can_fill_are_refused_at_once(schema: Any) -> None:
+    with pytest.raises(SettingsError) as caught:
+        StructuredOutput(schema)
+    assert caught.value.hint
