@@ -26,6 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from latent_tool import LatentReasoner
 from latent_tool.calibration.calibration import Calibration
+from latent_tool.calibration.configuration import digest
 from latent_tool.cannot_tell import says_cannot_tell
 from latent_tool.evaluation.matching import Match
 from latent_tool.scenes import SceneKind, compose, generate
@@ -353,6 +354,13 @@ def line_of(kind: str, rows: list[dict[str, object]]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+# How strange the strange pictures are.
+STRANGERS = (
+    "Clouds, and words, bills and headings are drawn by the generators that drew such ones for the model's training,",
+    "with other seeds: they show what was learned of those, not what becomes of pictures that nobody thought of.",
+)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=100, help="questions of every kind")
@@ -364,14 +372,18 @@ def main() -> None:
     check, threshold = calibration.domain, calibration.require_threshold()
     assert check is not None
     reasoner = LatentReasoner(calibration=calibration, min_confidence="calibrated")
+    # Answers of another model, by other settings, another calibration or another state of this program are no answers.
+    made_of = {"configuration": reasoner.configuration(), "calibration": calibration.model_dump(mode="json")}
+    key = digest({**made_of, "program": Path(__file__).read_text()})
     kept: dict[str, list[dict[str, object]]] = {}
     if given.cache is not None and given.cache.exists():
-        kept = json.loads(given.cache.read_text())
+        found = json.loads(given.cache.read_text())
+        kept = found["kinds"] if found.get("key") == key else {}
     for kind in given.kinds:
         if len(kept.get(kind, ())) != given.count:
             kept[kind] = list(rows_of(kind, given.count, reasoner, calibration))
             if given.cache is not None:
-                given.cache.write_text(json.dumps(kept))
+                given.cache.write_text(json.dumps({"key": key, "kinds": kept}))
         print(line_of(kind, kept[kind]), flush=True)
     scenes_lost = kept.get("held-out scenes", [])
     lost = np.mean([bool(row["refused"] and not row["below"] and not row["silent"]) for row in scenes_lost] or [0.0])
@@ -393,6 +405,8 @@ def main() -> None:
             *(line_of(kind, kept[kind]) for kind in KINDS if kind in kept),
             "",
             f"Of the held-out scenes the check takes {lost:.3f} that would have been accepted without it.",
+            "",
+            *STRANGERS,
             "",
         ]
     )

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from latent_tool.calibration.configuration import configuration, digest
 from latent_tool.engine.engine import Engine, get_engine
 from latent_tool.engine.job import Job, joint
 from latent_tool.engine.question import Question
@@ -111,7 +112,11 @@ def _timed(engine: Engine, way: str, job: Job, scene: Scene) -> tuple[Answer, fl
 
 def measure(engine: Engine, journal: Journal, asked: argparse.Namespace) -> list[dict[str, Any]]:
     """Answer what the journal does not hold yet; all scales in turn, so that any end is a fair one."""
-    records: list[dict[str, Any]] = [json.loads(line) for line in journal.lines]
+    what = {"model": "embedded" if asked.model is None else asked.model, "dtype": "float32"}
+    # Answers of another model, or by other settings, are no answers.
+    key = digest(configuration(score="reward", **what))
+    kept: list[dict[str, Any]] = [json.loads(line) for line in journal.lines]
+    records = [record for record in kept if record.get("key") == key]
     known = {(record["scale"], record["seed"], record["way"]) for record in records}
     per_scale = [(scale, questions(scale, asked.questions, asked.seed)) for scale in asked.scales]
     for number in range(asked.questions):
@@ -129,7 +134,7 @@ def measure(engine: Engine, journal: Journal, asked: argparse.Namespace) -> list
                 plain = seconds if way == "greedy" else plain
                 right = " ".join(answer.lower().split()) == question.answer.strip().lower()
                 new.append(
-                    {"scale": scale, "seed": seed, "way": way, "type": question.type, "right": right}
+                    {"key": key, "scale": scale, "seed": seed, "way": way, "type": question.type, "right": right}
                     | {"confidence": confidence, "seconds": seconds, "plain_seconds": plain, **cost}
                 )
             if new:

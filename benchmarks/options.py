@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from latent_tool.calibration.configuration import configuration, digest
 from latent_tool.calibration.fit import fit
 from latent_tool.engine.engine import Engine, get_engine
 from latent_tool.engine.job import Job, Outcome
@@ -50,18 +51,22 @@ def main() -> None:
     given = parser.parse_args()
     engine, end = get_engine(ModelSpec()), time.monotonic() + given.seconds
     given.out.mkdir(parents=True, exist_ok=True)
+    # Answers of another model, by other settings, to other questions or of another program are no answers.
+    made_of = {"configuration": configuration(score="option_probability"), "program": Path(__file__).read_text()}
+    key = digest({**made_of, "questions": given.questions})
     rows: dict[str, list[Row]] = {}
+    dropped: dict[str, list[str]] = {}
     titles = ("held-out scenes", "hard scenes", ALL_OF)
     for title, number in zip(titles, given.questions, strict=True):
-        items = questions(title, number)
-        rows[title] = kept(given.out / f"{title}.jsonl", items, lambda some: asked(engine, some), end)
-    hard = questions("hard scenes", given.questions[1])[: given.rewards]
-    rows["rewards"] = kept(given.out / "rewards.jsonl", hard, lambda some: searched(engine, some), end)
+        items, dropped[title] = questions(title, number)
+        rows[title] = kept(given.out / f"{title}.jsonl", key, items, lambda some: asked(engine, some), end)
+    hard = questions("hard scenes", given.questions[1])[0][: given.rewards]
+    rows["rewards"] = kept(given.out / "rewards.jsonl", key, hard, lambda some: searched(engine, some), end)
     path = given.out / "cost.json"
-    if not path.exists():
-        path.write_text(json.dumps(cost(engine)))
+    if not path.exists() or json.loads(path.read_text()).get("key") != key:
+        path.write_text(json.dumps({"key": key, **cost(engine)}))
     command = f"--questions {' '.join(map(str, given.questions))} --rewards {given.rewards}"
-    text = document(rows, json.loads(path.read_text()), command)
+    text = document(rows, json.loads(path.read_text()), command, dropped)
     if given.write is None:
         print(text)
     else:
@@ -71,15 +76,18 @@ def main() -> None:
 # ---------------------------------------------------------------------------------------------------- the questions
 
 
-def questions(title: str, number: int) -> list[tuple[Item, tuple[str, ...]]]:
-    """Questions with what is given to choose from: the label and three of the same type, or all there are."""
+def questions(title: str, number: int) -> tuple[list[tuple[Item, tuple[str, ...]]], list[str]]:
+    """Questions with what is given to choose from: the label and three of the same type, or all there are.
+
+    Also the ids of those that are left out, since all questions of their type have one answer.
+    """
     last = FIRST + number - 1
     specs = {"held-out scenes": f"scenes:held_out:{FIRST}-{last}", "hard scenes": f"scenes:hard:{FIRST}-{last}"}
     items = load_dataset(specs.get(title, "easy-vqa:test"))[:number]
     known: dict[str | None, dict[str, None]] = {}
     for item in items:
         known.setdefault(None if title == ALL_OF else item.type, {})[str(item.label)] = None
-    found = []
+    found, dropped = [], []
     for item in items:
         label, draw = str(item.label), random.Random(item.id)
         if label in ("yes", "no"):
@@ -92,17 +100,21 @@ def questions(title: str, number: int) -> list[tuple[Item, tuple[str, ...]]]:
             draw.shuffle(options)
         if len(options) > 1:
             found.append((item, tuple(options)))
-    return found
+        else:
+            dropped.append(item.id)
+    return found, dropped
 
 
 def kept(
     path: Path,
+    key: str,
     items: Sequence[tuple[Item, tuple[str, ...]]],
     ask: Callable[[Sequence[tuple[Item, tuple[str, ...]]]], list[Row]],
     end: float,
 ) -> list[Row]:
-    """The rows of a file, after those that were missing have been added, some at a time, while there is time."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The rows of a file that have this key, after those that were missing have been added, while there is time."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = [row for row in map(json.loads, lines) if row.get("key") == key]
     there = {row["id"] for row in rows}
     missing = [each for each in items if each[0].id not in there]
     for begin in range(0, len(missing), CHUNK):
@@ -110,7 +122,7 @@ def kept(
             break
         added = ask(missing[begin : begin + CHUNK])
         with path.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in added)
+            file.writelines(json.dumps({"key": key, **row}) + "\n" for row in added)
         rows += added
         print(f"{path.stem}: {len(rows)} of {len(items)}", flush=True)
     return rows
@@ -143,11 +155,8 @@ def asked(engine: Engine, items: Sequence[tuple[Item, tuple[str, ...]]]) -> list
             for shown, (item, options) in zip(images, items, strict=True)
         ]
         for row, outcome, (item, options) in zip(rows, answered(engine, chosen), items, strict=True):
-            assert outcome.chosen is not None
             row[name] = {
-                "label": options.index(str(item.label)),
-                "log_p": outcome.chosen.log_probabilities.tolist(),
-                "plain": outcome.chosen.plain.tolist(),
+                **chances(outcome, options.index(str(item.label))),
                 "seconds": (time.perf_counter() - middle) / len(items),
                 "seconds_free": (middle - began) / len(items),
             }
@@ -161,6 +170,13 @@ def asked(engine: Engine, items: Sequence[tuple[Item, tuple[str, ...]]]) -> list
     return rows
 
 
+def chances(outcome: Outcome, label: int) -> Row:
+    """The log-probabilities of the options, with latents and without, and which of them is the label."""
+    assert outcome.chosen is not None
+    found = outcome.chosen
+    return {"label": label, "log_p": found.log_probabilities.tolist(), "plain": found.plain.tolist()}
+
+
 def searched(engine: Engine, items: Sequence[tuple[Item, tuple[str, ...]]]) -> list[Row]:
     """Options after a whole search whose reward is read at the answer, or in the options."""
     rows: list[Row] = [{"id": item.id} for item, _ in items]
@@ -171,12 +187,7 @@ def searched(engine: Engine, items: Sequence[tuple[Item, tuple[str, ...]]]) -> l
             for item, options in items
         ]
         for row, outcome, (item, options) in zip(rows, answered(engine, jobs), items, strict=True):
-            assert outcome.chosen is not None
-            row[position] = {
-                "label": options.index(str(item.label)),
-                "log_p": outcome.chosen.log_probabilities.tolist(),
-                "plain": outcome.chosen.plain.tolist(),
-            }
+            row[position] = chances(outcome, options.index(str(item.label)))
     return rows
 
 
@@ -190,7 +201,7 @@ def always(settings: SearchSettings) -> SearchSettings:
 
 def cost(engine: Engine) -> dict[str, Any]:
     """Seconds of the plain model for a free answer, and as shares of that, for 2 to 255 options; medians in turn."""
-    items = questions("held-out scenes", 30)
+    items, _ = questions("held-out scenes", 30)
     words = ["red", "green", "blue", "yellow", "orange", "purple", "pink", "brown", "black", "white", "gray"]
     words += ["circle", "square", "triangle", "star"]
     many = [f"{one} {other}" for one in words for other in words] + words + [str(number) for number in range(30)]
@@ -282,7 +293,7 @@ def difference(rows: Sequence[Row]) -> str:
     )
 
 
-def document(rows: dict[str, list[Row]], costs: dict[str, Any], command: str) -> str:
+def document(rows: dict[str, list[Row]], costs: dict[str, Any], command: str, dropped: dict[str, list[str]]) -> str:
     parts = [
         "# Options against free text",
         "Embedded model, default settings and the standard budget, unless a way says otherwise. Four options are the "
@@ -296,6 +307,8 @@ def document(rows: dict[str, list[Row]], costs: dict[str, Any], command: str) ->
             continue
         given = "all its answers as options" if title == ALL_OF else "the label and three of the same type"
         parts += [f"## {title}: {len(found)} questions, {given}", table(found), difference(found)]
+        if dropped[title]:
+            parts.append(f"{len(dropped[title])} more were left out: all questions of their type have one answer.")
         binary = [row for row in found if row["label"] in ("yes", "no")]
         if title != ALL_OF and len(binary) >= 30:
             parts += [f"### Of these, {len(binary)} yes/no questions", table(binary)]

@@ -35,6 +35,7 @@ from latent_tool.errors import (
 )
 from latent_tool.request import MAX_TEXT
 from latent_tool.settings import Positive, Settings
+from latent_tool.words import without_places
 
 try:
     from starlette.responses import JSONResponse, Response
@@ -109,14 +110,18 @@ _STATUS: dict[type[LatentToolError], int] = {
 
 
 def problem_of(error: Exception, status: int | None = None) -> Problem:
-    """Describe an error; of one that is not this package's only that there was one, which is logged."""
+    """Describe an error without the machine's paths; of one that is not this package's only that there was one."""
     if not isinstance(error, LatentToolError):
         _log.error("A question failed", exc_info=error)
         return Problem(type="InternalError", status=500, message="The service failed.", hint="See its log.")
     if status is None:
         status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
     return Problem(
-        type=type(error).__name__, status=status, message=error.message, hint=error.hint, retryable=error.retryable
+        type=type(error).__name__,
+        status=status,
+        message=without_places(error.message),
+        hint=without_places(error.hint),
+        retryable=error.retryable,
     )
 
 

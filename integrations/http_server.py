@@ -27,6 +27,7 @@ from typing import Any
 from pydantic import Field
 
 from latent_tool.errors import InputError, LatentToolError, MissingExtraError, OverloadedError, SettingsError
+from latent_tool.files import expanded
 from latent_tool.integrations.http_gate import PROBLEM_JSON, Gate, problem_of
 from latent_tool.settings import Positive, Settings
 
@@ -111,9 +112,11 @@ def read_token(file: Path | None) -> str | None:
             return None
     else:
         try:
-            token = file.read_text().strip()
+            token = expanded(file).read_text().strip()
         except (OSError, UnicodeDecodeError):
-            raise SettingsError(f"{str(file)!r} cannot be read.", "Name a text file that holds the token.") from None
+            raise SettingsError(
+                f"{str(file)[:200]!r} cannot be read.", "Name a text file that holds the token."
+            ) from None
     require_long(token)
     return token
 

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from langchain_core.runnables import Runnable
 from pydantic import BaseModel, Field, SecretStr
 
-from latent_tool.about import what_it_is
+from latent_tool.about import model_name, what_it_is
 from latent_tool.errors import InputError, LatentToolError, MissingExtraError, SettingsError
 from latent_tool.integrations.http_gate import (
     JSON_KEY,
@@ -146,7 +146,9 @@ def create_app(
 
     def state() -> Health:
         engine: dict[str, Any] = (
-            {} if model is None else {"model": model, "about": what_it_is(model), **engine_facts(model, device)}
+            {}
+            if model is None
+            else {"model": model_name(model), "about": what_it_is(model), **engine_facts(model, device)}
         )
         return Health(version=app.version, active=gate.active, capacity=gate.places, **engine)
 

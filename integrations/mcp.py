@@ -28,7 +28,7 @@ from urllib.request import url2pathname
 from pydantic import Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
-from latent_tool.about import what_it_is
+from latent_tool.about import model_name, what_it_is
 from latent_tool.errors import (
     ImageNotAllowedError,
     InputError,
@@ -47,6 +47,7 @@ from latent_tool.langchain.image_tool import (
 from latent_tool.langchain.reasoner import LatentReasoner
 from latent_tool.schema import ReasoningResult, ReasoningStep
 from latent_tool.settings import BudgetLevel, ImagePolicy
+from latent_tool.words import without_places
 
 try:
     from mcp.server import MCPServer
@@ -87,7 +88,13 @@ _INSTRUCTIONS = (
 )
 
 
-def image_server(tool: ImageTool | None = None, *, trust_roots: bool = False, token: str | None = None) -> MCPServer:
+def image_server(
+    tool: ImageTool | None = None,
+    *,
+    trust_roots: bool = False,
+    token: str | None = None,
+    on_answer: Callable[[ReasoningResult], None] | None = None,
+) -> MCPServer:
     """An MCP server with the tool.
 
     Args:
@@ -96,6 +103,7 @@ def image_server(tool: ImageTool | None = None, *, trust_roots: bool = False, to
         trust_roots: the client may open files in its own roots although the image policy names no folder. Only for a
             client that could read them anyway: one that has started the server as its own process.
         token: bearer token that HTTP clients must send; at least 16 characters.
+        on_answer: told every result, for counts.
 
     Raises:
         SettingsError: the token is too short.
@@ -127,6 +135,8 @@ def image_server(tool: ImageTool | None = None, *, trust_roots: bool = False, to
             folders = None if roots is None else _folders(roots)
             bounded = asked.but(image_policy=_within(asked.image_policy, folders, trust_roots))
             reply = await _follow(bounded, arguments, context)
+            if on_answer is not None:
+                on_answer(reply.result)
         except ImageNotAllowedError as error:
             return _failure(error if _NOT_A_FILE.match(image) else ImageNotAllowedError(error.message, _WHERE))
         except LatentToolError as error:
@@ -246,8 +256,11 @@ def http_app(tool: ImageTool | None = None, *, host: str = "127.0.0.1", token: s
         )
     tool = tool or _default_tool()
     names = {host, "127.0.0.1", "localhost", "[::1]"}
-    server = image_server(tool, token=token)
     max_body = 3 * tool.image_policy.max_bytes + 2**20
+    gate = Gate(GateLimits(max_body_bytes=max_body), token, open_paths=("/", "/health"))
+    model = tool.reasoner.model if isinstance(tool.reasoner, LatentReasoner) else None
+    watcher = Watcher(gate, model)
+    server = image_server(tool, token=token, on_answer=watcher.answered)
     app: Starlette = server.streamable_http_app(
         streamable_http_path=PATH,
         host=host,
@@ -259,16 +272,15 @@ def http_app(tool: ImageTool | None = None, *, host: str = "127.0.0.1", token: s
             allowed_origins=[f"http://{name}:*" for name in names],
         ),
     )
-    gate = Gate(GateLimits(max_body_bytes=max_body), token, open_paths=("/", "/health"))
-    model = tool.reasoner.model if isinstance(tool.reasoner, LatentReasoner) else None
-    watcher = Watcher(gate, model)
     # The SDK checks host names at PATH; here they are those of the machine, too.
     own_names = Gate(GateLimits(), None, (*LOOPBACK, in_url(host)) if is_loopback(host) else None)
 
     def state() -> dict[str, Any]:
         device = tool.reasoner.device if isinstance(tool.reasoner, LatentReasoner) else None
         engine: dict[str, Any] = (
-            {} if model is None else {"model": model, "about": what_it_is(model), **engine_facts(model, device)}
+            {}
+            if model is None
+            else {"model": model_name(model), "about": what_it_is(model), **engine_facts(model, device)}
         )
         return {
             "status": "ok",
@@ -342,9 +354,14 @@ def _said(step: ReasoningStep) -> str:
 
 
 def _failure(error: LatentToolError) -> CallToolResult:
-    """A result that says what went wrong: to the model in words, to code by type."""
-    kind = {"type": type(error).__name__, "message": error.message, "hint": error.hint, "retryable": error.retryable}
-    return CallToolResult(content=[TextContent(text=str(error))], is_error=True, _meta={ERROR_KEY: kind})
+    """A result that says what went wrong: to the model in words, to code by type; without the machine's paths.
+
+    Of what the caller can put right, nothing is left out: folders that may be opened are told by their paths.
+    """
+    shown = (lambda text: text) if isinstance(error, InputError) else without_places
+    kind = {"type": type(error).__name__, "message": shown(error.message), "hint": shown(error.hint)}
+    kind = {**kind, "retryable": error.retryable}
+    return CallToolResult(content=[TextContent(text=shown(str(error)))], is_error=True, _meta={ERROR_KEY: kind})
 
 
 class _Server(MCPServer[Any]):

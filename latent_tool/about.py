@@ -1,12 +1,16 @@
-"""What the embedded model is, in one sentence, for every place where somebody meets it. Knows nothing else."""
+"""What the embedded model is, in one sentence, and what any model is called where others read it."""
 
 from __future__ import annotations
 
+import re
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Literal
 
-__all__ = ["EMBEDDED", "Surface", "what_it_is"]
+__all__ = ["EMBEDDED", "Surface", "model_name", "what_it_is"]
 
 EMBEDDED = "embedded"
+
+_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 Surface = Literal["command", "python", "agent"]
 _REMEDIES: dict[Surface, str] = {
@@ -26,3 +30,14 @@ def what_it_is(model: str, surface: Surface = "command") -> str | None:
     if model != EMBEDDED:
         return None
     return f"The embedded model is a small model of synthetic scenes; {_REMEDIES[surface]}."
+
+
+def model_name(model: str) -> str:
+    """What a model is called where others read it: a hub id, or of a folder on this machine its own name alone."""
+    if _WINDOWS.match(model):
+        name = PureWindowsPath(model).name
+    elif model.startswith(("/", "~", ".")):
+        name = PurePosixPath(model).name
+    else:
+        return model
+    return f"{name} (a folder)" if name in (EMBEDDED, "") else name

@@ -39,7 +39,6 @@ PHRASES: dict[str, tuple[str, ...]] = {
         *("unknown", "not known", "unsure", "not sure", "no idea", "undetermined", "indeterminate", "not determinable"),
         *(
             "unanswerable",
-            "impossible to say",
             "not answerable",
             "unsuitable image",
             "not applicable",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from latent_tool.errors import SettingsError
 
-__all__ = ["expanded", "make_folder", "require_apart", "require_writable", "write_whole", "writing"]
+__all__ = ["expanded", "make_folder", "reason", "require_apart", "require_writable", "write_whole", "writing"]
 
 
 def require_apart(outputs: Sequence[tuple[str, Path]], inputs: Sequence[Path]) -> None:
@@ -30,11 +30,11 @@ def require_apart(outputs: Sequence[tuple[str, Path]], inputs: Sequence[Path]) -
         for key in _identities(path):
             if key in read:
                 raise SettingsError(
-                    f"{option} would write over {read[key].name!r}, which is read.", "Name another file."
+                    f"{option} would write over {read[key].name[:200]!r}, which is read.", "Name another file."
                 )
             if key in written:
                 raise SettingsError(
-                    f"{option} and {written[key][0]} would both write {path.name!r}.", "Name different files."
+                    f"{option} and {written[key][0]} would both write {path.name[:200]!r}.", "Name different files."
                 )
         written.update(dict.fromkeys(_identities(path), (option, path)))
 
@@ -55,11 +55,25 @@ def require_writable(path: Path, suffix: str) -> None:
 
     Raises ``SettingsError``.
     """
+    path = expanded(path)
     if path.suffix.lower() != suffix:
-        raise SettingsError(f"{path.name!r} does not end in {suffix}.", f"Give a file name that ends in {suffix}.")
+        raise SettingsError(
+            f"{path.name[:200]!r} does not end in {suffix}.", f"Give a file name that ends in {suffix}."
+        )
     folder = path.absolute().parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise SettingsError(f"{str(path)!r} cannot be written.", "Give a file in a folder that exists.")
+    # os.path, which takes a name that is too long for one that is not there.
+    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK) or _too_long(path):
+        raise SettingsError(f"{str(path)[:200]!r} cannot be written.", "Give a file in a folder that exists.")
+
+
+def _too_long(path: Path) -> bool:
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -67,6 +81,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
     Raises ``SettingsError`` when it cannot be written.
     """
+    path = expanded(path)
     partial = path.absolute().parent / f".{secrets.token_hex(8)}.tmp"
     with writing(path):
         try:
@@ -86,15 +101,29 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SettingsError(
-            f"{str(path)!r} cannot be written ({error.strerror or error}).",
+            f"{str(path)[:200]!r} cannot be written ({reason(error)}).",
             "Name a file in a folder that exists, can be written to and has room.",
         ) from error
 
 
+def reason(error: Exception) -> str:
+    """What is wrong with a file, in words that do not repeat its path."""
+    return str(getattr(error, "strerror", None) or error)
+
+
 def expanded(path: str | Path) -> Path:
-    """Put the home folder in place of ``~``. Raises ``SettingsError`` for a user who is not there."""
+    """Put the home folder in place of ``~``.
+
+    Raises ``SettingsError`` for a user who is not there, and for what no file can be called.
+    """
     try:
+        os.fsencode(path)
+        if "\0" in os.fspath(path):
+            raise ValueError
         return Path(path).expanduser()
+    except (ValueError, TypeError):  # UnicodeEncodeError: half a character
+        shown = ascii(str(path)[:100])
+        raise SettingsError(f"{shown} is no path.", "Leave out characters that no file name can have.") from None
     except RuntimeError:
         raise SettingsError(f"There is no home folder for {str(path)[:200]!r}.", "Write the path in full.") from None
 
@@ -106,7 +135,7 @@ def make_folder(path: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         raise SettingsError(
-            f"The folder {str(folder)[:200]!r} cannot be made ({getattr(error, 'strerror', None) or error}).",
+            f"The folder {str(folder)[:200]!r} cannot be made ({reason(error)}).",
             "Give a folder that can be written to.",
         ) from None
     return folder

@@ -21,6 +21,7 @@ __all__ = [
     "redact",
     "shown_image",
     "visible_text",
+    "without_places",
 ]
 
 NOTHING = "\N{EN DASH}"  # where there is no number
@@ -30,6 +31,8 @@ _URL = re.compile(r"(https?)://(?:[^/?#\\]*@)?([^/?#\\@]*)", re.IGNORECASE | re.
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):", re.IGNORECASE | re.ASCII)
 _DATA_URI = re.compile(r"data:[^\s,]{0,200},[^\s\"'<>)]*", re.IGNORECASE | re.ASCII)
 _USER = re.compile(r"(?<=://)[^/\s?#\\@]*@", re.ASCII)
+_QUOTED_PATH = re.compile(r"(?P<quote>['\"])(?P<path>(?:~|/|[A-Za-z]:[\\/]|\\\\)[^'\"\n]*)(?P=quote)")
+_BARE_PATH = re.compile(r"(?<![\w:/.~'\"-])(?P<quote>)(?P<path>/[^\s'\",;:()<>]+/[^\s'\",;:()<>]*)")
 _IMAGE_KEYS = ("image", "images", "url", "image_url", "source", "base64", "data", "bytes", "path", "value")
 
 
@@ -117,3 +120,17 @@ def number_text(value: float | None, digits: int = 3) -> str:
         return "not finite"
     text = f"{value:.{digits}g}"
     return f"{value:.0f}" if "e+" in text and abs(value) < 1e7 else text.replace("-", "\N{MINUS SIGN}")
+
+
+def without_places(text: str) -> str:
+    """A text for people elsewhere: of a path of this machine, the last name alone is left."""
+
+    def last(found: re.Match[str]) -> str:
+        path, quote = found["path"], found["quote"]
+        parts = [part for part in re.split(r"[/\\]", path) if part]
+        # What begins like a path of a URL, such as /v1/ask, is none of this machine.
+        if not parts or (path.startswith("/") and not os.path.lexists(f"/{parts[0]}")):
+            return found[0]
+        return f"{quote}{parts[-1]}{quote}"
+
+    return _BARE_PATH.sub(last, _QUOTED_PATH.sub(last, text))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import math
 import re
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
@@ -19,7 +20,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from latent_tool.about import what_it_is
+from latent_tool.about import model_name, what_it_is
 from latent_tool.errors import InputError
 from latent_tool.images.load import load_image
 from latent_tool.integrations.http_gate import JSON_KEY
@@ -137,6 +138,14 @@ def _static(name: str, kind: str, before: str) -> Callable[[Request], Awaitable[
     return send
 
 
+def _threshold(reasoner: LatentReasoner) -> float:
+    """Where the page's threshold begins, in steps of 0.01; of a calibration's own, the next step above it."""
+    if reasoner.min_confidence != "calibrated":
+        return 0.5 if reasoner.min_confidence is None else reasoner.min_confidence
+    assert reasoner.calibration is not None
+    return min(1.0, math.floor(100 * reasoner.calibration.require_threshold().probability + 1) / 100)
+
+
 def _setup(reasoner: LatentReasoner, policy: ImagePolicy, limits: ServiceLimits) -> dict[str, Any]:
     """What the page needs to know of the reasoner: its name, the levels of budgets, ceilings, and its constructor."""
     levels = {name: Budget.level(name).model_dump(mode="json") for name in get_args(BudgetLevel)}
@@ -146,14 +155,14 @@ def _setup(reasoner: LatentReasoner, policy: ImagePolicy, limits: ServiceLimits)
     )
     given = {name: getattr(reasoner, name) for name, default in known.items() if getattr(reasoner, name) != default}
     return {
-        "model": reasoner.model,
+        "model": model_name(reasoner.model),
         "about": what_it_is(reasoner.model),
         "arguments": given,
         "level": next((name for name, level in levels.items() if level == own), "standard"),
         "levels": levels,
         "ceilings": limits.budget.model_dump(mode="json"),
         "seed": reasoner.seed,
-        "min_confidence": 0.5 if reasoner.min_confidence is None else reasoner.min_confidence,
+        "min_confidence": _threshold(reasoner),
         "max_bytes": min(policy.max_bytes, limits.max_body_bytes * 3 // 4 - 10_000),
         "heat": {"stops": HEAT_STOPS, "opacity": HEAT_OPACITY},
         "kinds": {"shapes": "shapes", "bars": "a bar chart", "text": "characters"},

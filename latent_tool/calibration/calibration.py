@@ -21,8 +21,8 @@ from latent_tool.calibration.domain import DomainCheck, NoDomainCheck
 from latent_tool.calibration.mapping import Count, Number, Part, Probability, ProbabilityMapping
 from latent_tool.calibration.threshold import NoThreshold, Threshold
 from latent_tool.cannot_tell import CANNOT_TELL_REASON
-from latent_tool.errors import CalibrationError, CalibrationMismatchError, MissingExtraError
-from latent_tool.files import write_whole
+from latent_tool.errors import CalibrationError, CalibrationMismatchError, MissingExtraError, SettingsError
+from latent_tool.files import expanded, write_whole
 from latent_tool.schema import NOT_CHECKED, Domain, ReasoningResult
 from latent_tool.scores import score_of
 from latent_tool.settings import explain_validation
@@ -132,11 +132,12 @@ class Calibration(Part):
         try:
             if isinstance(source, Mapping):
                 return cls.model_validate(source)
-            path = EMBEDDED_FILE if source == "embedded" else Path(source).expanduser()
+            path = EMBEDDED_FILE if source == "embedded" else expanded(source)
             return cls.model_validate_json(path.read_bytes())
-        except OSError as error:
+        except (OSError, SettingsError) as error:
+            why = error.message if isinstance(error, SettingsError) else error.strerror or error
             raise CalibrationError(
-                f"The calibration {name} cannot be read ({error.strerror or error}).",
+                f"The calibration {name[:200]} cannot be read ({why}).",
                 "Make one from a labelled run: latent-tool calibrate RUN --out FILE.",
             ) from None
         except ValidationError as error:
@@ -266,7 +267,8 @@ class Calibration(Part):
 
         Args:
             level: probability of a false alarm at most, for traffic like the calibration's; ties make it smaller.
-            domains: the domain check's verdicts on the traffic (``result.domain``).
+            domains: the domain check's verdicts on the traffic (``result.domain``), one for every picture: repeated
+                ones would count as evidence that they are not.
 
         Raises ``CalibrationError`` for fewer than 20 scores, unless the missing ones say enough, for verdicts of
         another check, and ``MissingExtraError`` without scipy.

@@ -8,16 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from latent_tool.errors import ModelNotFoundError
+from latent_tool.errors import ModelNotFoundError, SettingsError
+from latent_tool.files import expanded
 from latent_tool.settings import Budget, GenerationSettings, NoiseSettings, SearchSettings
 
-__all__ = ["EMBEDDED_FOLDER", "configuration", "content_hash", "digest", "fingerprint", "is_folder"]
+__all__ = [
+    "EMBEDDED_FOLDER",
+    "configuration",
+    "content_hash",
+    "digest",
+    "fingerprint",
+    "is_folder",
+    "plain_quantization",
+]
 
 # Raise this when the code changes what a score means, so that older calibrations no longer fit.
 SCORING = 4
@@ -84,7 +94,7 @@ def configuration(
         "method": method,
         "model": _model(model, revision),
         "dtype": "float32" if model == "embedded" and dtype == "auto" else dtype,
-        "quantization": _plain(quantization_config),
+        "quantization": plain_quantization(quantization_config),
         "system": system,
         "images_first": images_first,
         "settings": chosen,
@@ -96,11 +106,14 @@ def configuration(
 
 def is_folder(model: str) -> bool:
     """Whether a model is known by its content; a hub id is known by its commit, once it was downloaded."""
-    return model == "embedded" or Path(model).expanduser().is_dir()
+    try:
+        return model == "embedded" or os.path.isdir(expanded(model))
+    except SettingsError:  # no path: loading it will say so
+        return False
 
 
-def _plain(value: Any) -> Any:
-    """A quantisation config as JSON types."""
+def plain_quantization(value: Any) -> Any:
+    """A quantization as JSON types; ``None`` for none."""
     if value is None:
         return None
     return json.loads(json.dumps(value.to_dict() if hasattr(value, "to_dict") else value, default=str))
@@ -108,7 +121,7 @@ def _plain(value: Any) -> Any:
 
 def _model(model: str, revision: str | None) -> dict[str, Any]:
     if is_folder(model):
-        return {"content": content_hash(EMBEDDED_FOLDER if model == "embedded" else Path(model).expanduser())}
+        return {"content": content_hash(EMBEDDED_FOLDER if model == "embedded" else expanded(model))}
     return {"name": model, "revision": _commit(model, revision) or revision or "main"}
 
 

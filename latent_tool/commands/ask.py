@@ -53,12 +53,7 @@ def ask(
     ] = False,
     model: options.Model = "embedded",
     budget: options.Budget = options.Level.standard,
-    min_confidence: Annotated[
-        str | None,
-        typer.Option(
-            metavar="C", help="Exit with code 3 below this confidence, 0 to 1, or below the calibration's: calibrated."
-        ),
-    ] = None,
+    min_confidence: options.MinConfidence = None,
     calibration: options.Calibration = None,
     check_domain: options.CheckDomain = True,
     overlay: Annotated[
@@ -143,6 +138,8 @@ def ask(
 ) -> None:
     """Ask one question about an image.
 
+    Exit code 3: there is an answer, and it is below --min-confidence or abstained from.
+
     Example: latent-tool ask chart.png "Which bar is tallest?" --overlay seen.png
     """
     question, system = options.as_text(question), None if system is None else options.as_text(system)
@@ -184,17 +181,16 @@ def ask(
         settings = settings.but(latents=latents)
 
     from latent_tool.images.picture import Picture
-    from latent_tool.langchain.reasoner import LatentReasoner
 
-    reasoner = LatentReasoner(
+    reasoner = options.make_reasoner(
         model=model,
         device=device,
         dtype=dtype,
-        quantization_config=quantize,
+        quantize=quantize,
         budget=chosen,
         settings=settings,
         seed=seed,
-        min_confidence=_confidence_wanted(min_confidence),
+        min_confidence=min_confidence,
         calibration=calibration,
         check_domain=check_domain,
         attention=attention or heatmap is not None,
@@ -228,19 +224,6 @@ def ask(
         raise failure
     if result.accepted is False:
         raise typer.Exit(options.BELOW)
-
-
-def _confidence_wanted(text: str | None) -> float | str | None:
-    """``--min-confidence``: a number, or the calibration's own threshold."""
-    if text is None or text == "calibrated":
-        return text
-    try:
-        wanted = float(text)
-    except ValueError:
-        wanted = math.nan
-    if not 0 <= wanted <= 1:
-        raise typer.BadParameter("must be a number from 0 to 1, or 'calibrated'", param_hint="--min-confidence")
-    return wanted
 
 
 def _is_data(reference: str) -> bool:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from latent_tool.about import model_name
 from latent_tool.commands import options
+from latent_tool.commands.options import require_used
 from latent_tool.errors import CalibrationError, SettingsError
 from latent_tool.files import require_apart, require_writable
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["calibrate", "calibration_of", "check_drift"]
 
 
+# What a run notes beside its model, and a calibration elsewhere.
+_NOT_THE_MODEL = ("name", "dtype", "quantization")
 # What only fills the screen.
 _NUMBERS = {"center": True, "scale": True, "usual": True, "damages": True, "held_back": True}
 _NOT_SHOWN: dict[str, Any] = {"reference": True, "configuration": True, "domain": _NUMBERS}
@@ -37,6 +41,7 @@ class Kind(StrEnum):
 
 
 def calibrate(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(help="Folder of a run: what latent-tool eval wrote.")],
     out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="The calibration file to write.")] = None,
     score: Annotated[
@@ -107,6 +112,22 @@ def calibrate(
             "Give either --out or --check-drift.",
             "--out FILE.json writes a calibration, --check-drift FILE.json uses one.",
         )
+    if not domain:
+        require_used(context, "without --no-domain", "data", "pictures", "false_alarms")
+    if drift_of is None:
+        require_used(context, "with --check-drift", "level")
+    else:
+        fitting = (
+            "score",
+            "target_error",
+            "confidence_level",
+            "mapping",
+            "seed",
+            "pictures",
+            "false_alarms",
+            "partial",
+        )
+        require_used(context, "without --check-drift", *fitting)
     if drift_of is not None:
         from latent_tool.calibration.calibration import Calibration
 
@@ -166,10 +187,11 @@ def calibration_of(
             ``pooled_probability``.
         partial: also take a method that has not answered everything yet; what was answered first need not be like the
             rest.
-        domain, data, pictures, false_alarms: see the command; where nobody names the run's pictures and they are not
-            found, the calibration has no domain check and says so.
+        domain, data, pictures, false_alarms: see the command; where nobody has said where the run's pictures lie and
+            they are not found, the calibration has no domain check and says so.
 
-    Raises ``SettingsError`` for an unknown method, ``CalibrationError`` for a score the run does not have, or has for
+    Raises ``SettingsError`` for an unknown method, pictures that are not where they were, and pictures for a check that
+    is left out, ``CalibrationError`` for a score the run does not have, or has for
     free answers alone, and for a run that is not complete.
     """
     from latent_tool.calibration.domain import NoDomainCheck
@@ -197,6 +219,8 @@ def calibration_of(
         raise CalibrationError(
             f"The answers of {name} have no score {score!r}.", f"They have: {', '.join(known) or 'none'}."
         )
+    if not domain and (data is not None or pictures is not None or false_alarms is not None):
+        raise SettingsError("Pictures are named for a domain check that is left out.", "Give one of the two.")
     if domain:
         checked = _checked(run, rows, data, pictures, false_alarms, seed)
     else:
@@ -220,7 +244,7 @@ def calibration_of(
             "questions": len(rows),
             "answered": f"{answered} of {size}",
             "method": name,
-            "model": run.manifest.model.get("name"),
+            "model": model_name(str(run.manifest.model.get("name"))),
             "seed": seed,
             "domain": dict(checked.provenance),
             "latent_tool": run.manifest.latent_tool,
@@ -239,8 +263,8 @@ def _checked(
     try:
         items = items_of_run(run, data)
     except SettingsError as error:
-        if data is not None or pictures is not None:
-            raise
+        if run.manifest.dataset.source is not None or data is not None or pictures is not None:
+            raise SettingsError(error.message, f"{error.hint} Or leave the domain check out (--no-domain).") from None
         return Checked(NoDomainCheck(reason=f"{error.message} {error.hint}"))
     further = [] if pictures is None else load_dataset(pictures, question="?", unlabelled=True, keep_going=True)
     return check_of_run(run, rows, items, pictures=further, level=false_alarms, seed=seed)
@@ -257,7 +281,8 @@ def check_drift(
 ) -> Drift:
     """Compare the scores of a run, labelled or not, with those of a calibration; its pictures, too, where it can.
 
-    ``domain`` and ``data``: see the command; pictures that nobody names and that are not found are not compared.
+    ``domain`` and ``data``: see the command. Pictures are compared where the calibration has a domain check; those of a
+    run that does not say where they lie, and that are not found, are not. A picture counts once.
 
     Raises ``CalibrationMismatchError`` when the run was made with another configuration.
     """
@@ -276,17 +301,18 @@ def check_drift(
 
 def _domains(calibration: Calibration, run: Run, data: str | None) -> list[Domain] | None:
     """What the calibration's domain check says of the run's pictures; ``None`` where they are not found."""
-    from latent_tool.evaluation.domain import engine_of_run, items_of_run, look_at
+    from latent_tool.evaluation.domain import distinct, engine_of_run, items_of_run, look_at, one_each
 
     try:
         items = items_of_run(run, data)
-    except SettingsError:
-        if data is not None:
-            raise
+    except SettingsError as error:
+        if run.manifest.dataset.source is not None or data is not None:
+            raise SettingsError(error.message, f"{error.hint} Or leave them out (--no-domain).") from None
         return None
     check = calibration.domain
     assert check is not None
-    seen = look_at(engine_of_run(run), [item for item in items if item.problem is None], run.manifest.system)
+    usable = one_each([item for item in items if item.problem is None])
+    seen = distinct(look_at(engine_of_run(run), usable, run.manifest.system))
     return [check.verdict(pictures) for pictures in seen.values()]
 
 
@@ -309,13 +335,14 @@ def _configuration(run: Run, method: str, score: str) -> dict[str, Any] | None:
     described = configuration(
         score=score,
         dtype=manifest.model.get("dtype", "auto"),
+        quantization_config=manifest.model.get("quantization"),
         system=manifest.system,
         settings=SearchSettings(**facts.settings),
         budget=Budget(**facts.budget),
         generation=None if facts.generation is None else GenerationSettings(**facts.generation),
         noise=NoiseSettings(**manifest.noise) if manifest.noise and score == "visual_dependency" else None,
     )
-    described["model"] = {name: value for name, value in manifest.model.items() if name not in ("name", "dtype")}
+    described["model"] = {name: value for name, value in manifest.model.items() if name not in _NOT_THE_MODEL}
     if "content" not in described["model"]:
         described["model"]["name"] = manifest.model.get("name")
     for images_first in (True, False):

@@ -22,6 +22,7 @@ __all__ = ["evaluate", "find_functions_here", "require_libraries", "show_progres
 
 
 def evaluate(
+    context: typer.Context,
     data: options.Data,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run; the same command again goes on there.")],
     method: Annotated[
@@ -95,13 +96,16 @@ def evaluate(
     Example: latent-tool eval questions.jsonl --out runs/first --method greedy --method search --limit 200
     """
     find_functions_here(match)
-    from latent_tool.evaluation.datasets import load_dataset
+    from latent_tool.evaluation.datasets import is_built_in, load_dataset
     from latent_tool.evaluation.methods import DEFAULT_METHODS, METHODS
     from latent_tool.evaluation.runner import evaluate as run_evaluation
-    from latent_tool.langchain.reasoner import LatentReasoner
+    from latent_tool.evaluation.runs import Source
+    from latent_tool.files import expanded
 
     require_libraries()
     workers = None
+    if not on_ray:
+        options.require_used(context, "with --ray", "actors", "num_cpus", "num_gpus")
     if on_ray:
         from latent_tool.integrations import ray_actors
 
@@ -121,13 +125,8 @@ def evaluate(
     if "all" in chosen:
         chosen = list(METHODS)
     options.tell_what_it_is(model)
-    reasoner = LatentReasoner(
-        model=model,
-        device=device,
-        dtype=dtype,
-        quantization_config=quantize,
-        budget=budget.value,
-        seed=seed,
+    reasoner = options.make_reasoner(
+        model=model, device=device, dtype=dtype, quantize=quantize, budget=budget.value, seed=seed
     )
     with show_progress(quiet) as progress:
         run = run_evaluation(
@@ -135,7 +134,8 @@ def evaluate(
             items,
             chosen,
             out,
-            name=Path(data).name if Path(data).exists() else data,
+            name=data if is_built_in(data) else Path(data).name,
+            source=Source.of(expanded(out), data, preset, images),
             batch=batch,
             processes=processes,
             workers=workers,

@@ -14,10 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["mcp"]
 
-TOKEN = "LATENT_TOOL_TOKEN"
-
 
 def mcp(
+    context: typer.Context,
     http: Annotated[
         bool, typer.Option("--http", help="Serve streamable HTTP, at /mcp, instead of standard input and output.")
     ] = False,
@@ -38,9 +37,7 @@ def mcp(
     quantize: options.Quantize = None,
     budget: Annotated[str, typer.Option(help="quick, standard or thorough.")] = "standard",
     deadline: Annotated[float | None, typer.Option(metavar="SECONDS", help="For one question at most.")] = None,
-    min_confidence: Annotated[
-        float, typer.Option(min=0, max=1, metavar="C", help="Below it an answer is marked as not reliable, 0 to 1.")
-    ] = 0.5,
+    min_confidence: options.MinConfidence = 0.5,
     calibration: options.Calibration = None,
     log_level: options.LogLevel = options.Log.warning,
     check_domain: options.CheckDomain = True,
@@ -51,27 +48,26 @@ def mcp(
 
     Example of a client's configuration: {"command": "latent-tool", "args": ["mcp", "--folder", "/home/me/pictures"]}
     """
-    from latent_tool.integrations.mcp import run_http, run_stdio
-    from latent_tool.langchain.image_tool import ImageTool
-    from latent_tool.langchain.reasoner import LatentReasoner
     from latent_tool.settings import Budget
 
     options.log_to_stderr(log_level)
+    if not http:
+        options.require_used(context, "with --http", "host", "port", "token_file")
     policy = options.server_policy(folder, download_from, max_megabytes, isolate)
-    reasoner = LatentReasoner(
+    reasoner = options.make_reasoner(
         model=model,
         device=device,
         dtype=dtype,
-        quantization_config=quantize,
+        quantize=quantize,
         budget=Budget.level(cast("BudgetLevel", budget)).but(deadline_s=deadline),
+        min_confidence=min_confidence,
         calibration=calibration,
         check_domain=check_domain,
     )
-    tool = ImageTool(
-        reasoner=reasoner,
-        min_confidence=min_confidence,
-        image_policy=policy,
-    )
+    from latent_tool.integrations.mcp import run_http, run_stdio
+    from latent_tool.langchain.image_tool import ImageTool
+
+    tool = ImageTool(reasoner=reasoner, image_policy=policy)
     if http:
         from latent_tool.integrations.http_server import read_token
 

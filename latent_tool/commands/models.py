@@ -64,8 +64,9 @@ def models(
     else:
         print_out("\n".join(_published_line(each, how) for each, how in known))
     print_out(
-        f"\nB: thousand million parameters; GB: what the weights take; as published, {AS_OF}. Pictures and candidates "
-        "need\nabout a fifth more. latent-tool doctor --model NAME measures it on this machine."
+        f"\nB: thousand million parameters; GB: what the weights take; {AS_OF}. Rows with ~ are from memory: look at "
+        "the\nmodel's card before you rely on them, above all on a licence. Pictures and candidates need about a fifth "
+        "more.\nlatent-tool doctor --model NAME measures it on this machine."
     )
 
 
@@ -82,6 +83,7 @@ def _rows(known: Sequence[tuple[Published, str | None]], size: float | None) -> 
                 "parameters": None if each.billions is None else round(each.billions * 1e9),
                 "licence": each.licence,
                 "gated": each.gated,
+                "checked": each.checked,
                 "context": each.context,
                 "gigabytes": {name: _rounded(each.gigabytes(name)) for name in BYTES},
                 **({} if how is None else {"fits": how}),
@@ -117,7 +119,8 @@ def _cells(each: Published, how: str | None) -> list[str]:
 
     context = "?" if each.context is None else f"{each.context:,}"
     sizes = [shown(each.gigabytes(name)) for name in BYTES]
-    return [each.model, shown(each.billions), each.licence + (" (gated)" if each.gated else ""), context, *sizes] + (
+    own = ("" if each.checked or each.billions is None else "~") + shown(each.billions)
+    return [each.model, own, each.licence + (" (gated)" if each.gated else ""), context, *sizes] + (
         [] if how is None else [how]
     )
 

@@ -5,6 +5,7 @@ This module knows settings and errors; models and servers are imported by the co
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from enum import StrEnum
@@ -18,6 +19,7 @@ from latent_tool.errors import LatentToolError, SettingsError
 
 if TYPE_CHECKING:
     from latent_tool.langchain.reasoner import LatentReasoner
+    from latent_tool.settings import Budget as Budget_
     from latent_tool.settings import ImagePolicy
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "Log",
     "LogLevel",
     "MaxMegabytes",
+    "MinConfidence",
     "Model",
     "Quantize",
     "Question",
@@ -52,6 +55,8 @@ __all__ = [
     "as_text",
     "load_meanwhile",
     "log_to_stderr",
+    "make_reasoner",
+    "require_used",
     "server_policy",
     "tell_what_it_is",
 ]
@@ -114,6 +119,29 @@ Calibration = Annotated[
         metavar="FILE",
         help="Makes the confidence a probability; 'embedded' for the embedded model's. Questions with another budget "
         "or a system text are then refused.",
+    ),
+]
+
+
+def _confidence_wanted(text: object) -> float | str:
+    """A number from 0 to 1, or the calibration's own threshold."""
+    if text == "calibrated":
+        return "calibrated"
+    try:
+        wanted = float(str(text))
+    except ValueError:
+        wanted = math.nan
+    if not 0 <= wanted <= 1:
+        raise typer.BadParameter("must be a number from 0 to 1, or 'calibrated'")
+    return wanted
+
+
+MinConfidence = Annotated[
+    Any,
+    typer.Option(
+        metavar="C",
+        parser=_confidence_wanted,
+        help="Abstain below this confidence, 0 to 1, or below the calibration's own threshold: calibrated.",
     ),
 ]
 CheckDomain = Annotated[
@@ -187,6 +215,20 @@ def as_text(argument: str) -> str:
     return argument
 
 
+def require_used(context: typer.Context, where: str, *names: str) -> None:
+    """Refuse options that were given and would change nothing.
+
+    Args:
+        where: when they change something, such as ``"with --ray"``.
+        names: of their parameters.
+    """
+    for param in context.command.params:
+        given = context.get_parameter_source(str(param.name))
+        if param.name in names and given is not None and given.name == "COMMANDLINE":
+            flag = max(param.opts, key=len)
+            raise SettingsError(f"{flag} changes something {where} alone.", f"Leave {flag} out, or use it {where}.")
+
+
 def server_policy(
     folder: list[Path] | None, download_from: list[str] | None, max_megabytes: float, isolate: bool
 ) -> ImagePolicy:
@@ -210,6 +252,34 @@ def log_to_stderr(level: Log) -> None:
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("latent_tool").setLevel(level.value.upper())
+
+
+def make_reasoner(
+    *,
+    model: str,
+    device: str,
+    dtype: str,
+    quantize: str | None,
+    budget: Budget_ | str,
+    min_confidence: float | Literal["calibrated"] | None = None,
+    calibration: str | None = None,
+    check_domain: bool = True,
+    **fields: Any,
+) -> LatentReasoner:
+    """Make the reasoner of a command from the options that all commands that ask share, and ``fields`` of its own."""
+    from latent_tool.langchain.reasoner import LatentReasoner
+
+    return LatentReasoner(
+        model=model,
+        device=device,
+        dtype=dtype,
+        quantization_config=quantize,
+        budget=budget,
+        min_confidence=min_confidence,
+        calibration=calibration,
+        check_domain=check_domain,
+        **fields,
+    )
 
 
 def load_meanwhile(reasoner: LatentReasoner) -> None:

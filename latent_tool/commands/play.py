@@ -24,9 +24,9 @@ def play(
     dtype: options.Dtype = "auto",
     quantize: options.Quantize = None,
     budget: Annotated[str, typer.Option(help="What the page begins with: quick, standard or thorough.")] = "standard",
-    min_confidence: Annotated[
-        float, typer.Option(min=0, max=1, metavar="C", help="Where the threshold begins, 0 to 1.")
-    ] = 0.5,
+    min_confidence: options.MinConfidence = 0.5,
+    calibration: options.Calibration = None,
+    check_domain: options.CheckDomain = True,
     attention: options.Attention = False,
     grounding: options.Grounding = False,
     controls: options.Controls = False,
@@ -49,16 +49,17 @@ def play(
     with bind(HOST, port) as listener:  # before what takes time
         listener.listen(64)  # a page that is opened at once is not refused
         from latent_tool.integrations.playground import create_playground
-        from latent_tool.langchain.reasoner import LatentReasoner
         from latent_tool.settings import Budget
 
-        reasoner = LatentReasoner(
+        reasoner = options.make_reasoner(
             model=model,
             device=device,
             dtype=dtype,
-            quantization_config=quantize,
+            quantize=quantize,
             budget=Budget.level(cast("BudgetLevel", budget)),
             min_confidence=min_confidence,
+            calibration=calibration,
+            check_domain=check_domain,
             attention=attention,
             grounding=grounding,
             controls=controls,

@@ -17,6 +17,7 @@ TOKEN = "LATENT_TOOL_TOKEN"
 
 
 def serve(
+    context: typer.Context,
     host: Annotated[str, typer.Option(help="Address to listen at; other than loopback needs a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 takes a free one.")] = 8000,
     token_file: options.TokenFile = None,
@@ -37,9 +38,7 @@ def serve(
     dtype: options.Dtype = "auto",
     quantize: options.Quantize = None,
     budget: Annotated[str, typer.Option(help="When a client names none: quick, standard or thorough.")] = "standard",
-    min_confidence: Annotated[
-        float | None, typer.Option(min=0, max=1, metavar="C", help="Abstain below it unless a client says otherwise.")
-    ] = None,
+    min_confidence: options.MinConfidence = None,
     calibration: options.Calibration = None,
     log_level: options.LogLevel = options.Log.warning,
     check_domain: options.CheckDomain = True,
@@ -61,6 +60,8 @@ def serve(
     from latent_tool.integrations.http_server import ServerLimits, bind, in_url, is_loopback, read_token, serve_app
 
     options.log_to_stderr(log_level)
+    if not on_ray:
+        options.require_used(context, "with --ray", "replicas", "max_replicas", "num_cpus", "num_gpus", "batch_size")
     token = read_token(token_file)
     if token is None and not is_loopback(host):
         raise SettingsError(
@@ -68,14 +69,13 @@ def serve(
         )
     policy = options.server_policy(folder, download_from, max_megabytes, isolate)
     from latent_tool.integrations.http_service import LOOPBACK, ServiceLimits, create_app
-    from latent_tool.langchain.reasoner import LatentReasoner
 
     own = Budget.level(cast(BudgetLevel, budget))
-    reasoner = LatentReasoner(
+    reasoner = options.make_reasoner(
         model=model,
         device=device,
         dtype=dtype,
-        quantization_config=quantize,
+        quantize=quantize,
         budget=own,
         min_confidence=min_confidence,
         calibration=calibration,

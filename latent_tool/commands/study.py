@@ -45,22 +45,21 @@ def study(
     from latent_tool.commands.evaluate import find_functions_here, require_libraries, show_progress
 
     find_functions_here(match)
-    from latent_tool.evaluation.datasets import load_dataset
+    from latent_tool.evaluation.datasets import is_built_in, load_dataset
     from latent_tool.evaluation.study import study as run_study
-    from latent_tool.langchain.reasoner import LatentReasoner
 
     require_libraries()
     items = load_dataset(data, match=match, question=question, keep_going=keep_going, limit=limit)
     options.tell_what_it_is(model)
-    reasoner = LatentReasoner(
-        model=model, device=device, dtype=dtype, quantization_config=quantize, budget=budget.value, seed=seed
+    reasoner = options.make_reasoner(
+        model=model, device=device, dtype=dtype, quantize=quantize, budget=budget.value, seed=seed
     )
     with show_progress(quiet) as tell:
         found = run_study(
             reasoner,
             items,
             out,
-            name=Path(data).name if Path(data).exists() else data,
+            name=data if is_built_in(data) else Path(data).name,
             samples=samples,
             temperature=temperature,
             system=system,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from latent_tool.about import model_name
 from latent_tool.cannot_tell import CANNOT_TELL_REASON, says_cannot_tell
 from latent_tool.engine.choosing import Chosen
 from latent_tool.engine.job import LOOK_PRICE, Job, Outcome, joint, pooled
@@ -72,7 +73,7 @@ def as_result(vlm: VisionLanguageModel, outcome: Outcome) -> ReasoningResult:
         usage=outcome.usage,
         stop_reason=outcome.stop_reason,
         finish_reason=outcome.decoded.finish_reason,
-        model=vlm.name,
+        model=model_name(vlm.name),
         settings=job.settings,
         budget=job.budget,
         seed=job.seed,

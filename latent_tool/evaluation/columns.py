@@ -17,7 +17,7 @@ from typing import Any
 from latent_tool import statistics
 from latent_tool.errors import DatasetError
 from latent_tool.evaluation.datasets.formats import long_cells
-from latent_tool.files import expanded
+from latent_tool.files import expanded, reason
 
 __all__ = ["confidence_columns", "lmms_eval_columns", "vlmevalkit_columns"]
 
@@ -112,7 +112,10 @@ def _lines(path: str | Path) -> list[dict[str, Any]]:
     try:
         rows = [json.loads(line) for line in expanded(path).read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, ValueError, RecursionError) as error:
-        raise DatasetError(f"{str(path)[:200]!r} cannot be read ({error}).", "Give a file of JSON lines.") from None
+        raise DatasetError(
+            f"{str(path)[:200]!r} cannot be read ({reason(error)}).",
+            "Give a file of JSON lines.",
+        ) from None
     if not all(isinstance(row, dict) for row in rows):
         raise DatasetError(f"{str(path)[:200]!r} has lines that are no JSON objects.", "Give a file of JSON lines.")
     return rows
@@ -130,4 +133,7 @@ def _table(path: Path) -> list[dict[str, Any]]:
             lines = io.StringIO(text, newline="")
             return list(csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ","))
     except (OSError, ValueError, RecursionError, csv.Error) as error:
-        raise DatasetError(f"{path.name!r} cannot be read ({error}).", "Give a .tsv, .csv or .json file.") from None
+        raise DatasetError(
+            f"{path.name[:200]!r} cannot be read ({reason(error)}).",
+            "Give a .tsv, .csv or .json file.",
+        ) from None

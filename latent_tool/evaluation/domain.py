@@ -25,7 +25,7 @@ from latent_tool.images.damage import DAMAGES
 if TYPE_CHECKING:
     from latent_tool.engine.engine import Engine
 
-__all__ = ["Checked", "check_of_run", "items_of_run", "look_at", "numbers_of"]
+__all__ = ["Checked", "check_of_run", "distinct", "items_of_run", "look_at", "numbers_of", "one_each"]
 
 Numbers = tuple[tuple[float, ...], ...]  # of every picture of one question
 Progress = Callable[[int, int], None]
@@ -50,9 +50,12 @@ def items_of_run(run: Run, data: str | None = None) -> list[Item]:
 
     Raises ``SettingsError`` when there is no such data set, or when it is another one.
     """
-    name = run.manifest.dataset.name if data is None else data
+    source = run.manifest.dataset.source
+    where: dict[str, Any] = {} if source is None else source.arguments(run.path)
+    name = data or where.get("spec") or run.manifest.dataset.name
     try:
-        known = {item.id: item for item in load_dataset(name, question="?", unlabelled=True, keep_going=True)}
+        found = load_dataset(**{**where, "spec": name}, question="?", unlabelled=True, keep_going=True)
+        known = {item.id: item for item in found}
     except LatentToolError as error:
         raise SettingsError(
             f"The pictures of the run are not found: {error.message}", "Name them with --data."
@@ -77,7 +80,8 @@ def engine_of_run(run: Run) -> Engine:
 
     facts = run.manifest.model
     named = {"model": facts.get("name", "embedded"), "revision": facts.get("revision")}
-    engine = LatentReasoner(**named, dtype=facts.get("dtype", "auto")).engine()
+    loading = {"dtype": facts.get("dtype", "auto"), "quantization_config": facts.get("quantization")}
+    engine = LatentReasoner(**named, **loading).engine()
     found = configuration(score="reward", **named)["model"]
     if any(facts.get(name) != value for name, value in found.items() if name != "name"):
         raise CalibrationMismatchError(
@@ -133,14 +137,13 @@ def check_of_run(
     parts = 1 + len(DAMAGES)
     rng = np.random.default_rng([seed, 21])
     labelled = {row.id for row in rows}
-    known = {_picture(item) for item in items}
     if pictures:
-        source = _one_each([item for item in pictures if _picture(item) not in known])
+        source = one_each(pictures, but=items)
         room = shares(len(source), parts, level)
     else:
-        own = _one_each([item for item in items if item.id in labelled])
-        taken = {_picture(item) for item in own}
-        free = _one_each([item for item in items if item.problem is None and _picture(item) not in taken])
+        asked = [item for item in items if item.id in labelled]
+        own = one_each(asked)
+        free = one_each([item for item in items if item.problem is None], but=asked)
         # Those without a label first; of the others a half is left for the threshold.
         source = [*_shuffled(free, rng), *_shuffled(own, rng)]
         room = shares(len(free), parts, level) or shares(2 * len(free) + len(own), parts, level, labelled=True)
@@ -155,12 +158,12 @@ def check_of_run(
     engine = engine_of_run(run) if engine is None else engine
     source = _shuffled(source, rng) if pictures else source
     chosen = _shuffled(source[: room.reference + room.held_back], rng)
-    used = {_picture(item) for item in chosen}
-    fitted = frozenset(item.id for item in items if _picture(item) in used)
+    used = frozenset(picture for item in chosen for picture in _pictures(item))
+    fitted = frozenset(item.id for item in items if not used.isdisjoint(_pictures(item)))
     rest = [item for item in items if item.id in labelled - fitted]
     system = run.manifest.system
     # A question that cannot be looked at has no part in the check: it is refused, whatever the check.
-    numbers = look_at(engine, chosen, system)
+    numbers = distinct(look_at(engine, chosen, system))
     seen = [item for item in chosen if item.id in numbers]
     reference = seen[: min(room.reference, max(1, len(seen) - room.held_back))]
     held_back = seen[len(reference) :]
@@ -183,14 +186,31 @@ def check_of_run(
     return Checked(check, fitted, frozenset(refused), provenance)
 
 
-def _picture(item: Item) -> object:
-    """What tells an item's pictures from others: by content where that is known."""
-    return item.content or item.images or item.id
+def distinct(numbers: Mapping[str, Numbers]) -> dict[str, Numbers]:
+    """The first of all that look the same: the same pictures in other files are no further evidence."""
+    seen: dict[Numbers, str] = {}
+    for name, pictures in numbers.items():
+        seen.setdefault(pictures, name)
+    return {name: pictures for pictures, name in seen.items()}
 
 
-def _one_each(items: Sequence[Item]) -> list[Item]:
-    """One question about every picture: several would make the check surer of its pictures than it may be."""
-    return list({_picture(item): item for item in reversed(items)}.values())[::-1]
+def _pictures(item: Item) -> frozenset[str]:
+    """What tells an item's pictures from others, each: their content where that is known."""
+    return frozenset(item.content.split("|") if item.content else item.images or (item.id,))
+
+
+def one_each(items: Sequence[Item], but: Sequence[Item] = ()) -> list[Item]:
+    """One question about every picture, the first: several would make a test surer of its pictures than it may be.
+
+    ``but``: without their pictures.
+    """
+    taken = {picture for item in but for picture in _pictures(item)}
+    kept = []
+    for item in items:
+        if taken.isdisjoint(_pictures(item)):
+            kept.append(item)
+            taken |= _pictures(item)
+    return kept
 
 
 def _shuffled(items: Sequence[Item], rng: np.random.Generator) -> list[Item]:

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latent_tool.calibration.configuration import configuration, fingerprint, is_folder
+from latent_tool.calibration.configuration import configuration, fingerprint, is_folder, plain_quantization
 from latent_tool.cannot_tell import PHRASES_OF_ALL
 from latent_tool.errors import SettingsError
 from latent_tool.evaluation.answers import Plan
@@ -30,6 +30,7 @@ from latent_tool.evaluation.runs import (
     MethodFacts,
     Row,
     Run,
+    Source,
     extend_methods,
     load_run,
     read_manifest,
@@ -57,6 +58,7 @@ def evaluate(
     out: str | Path,
     *,
     name: str = "items",
+    source: Source | None = None,
     batch: int = 16,
     processes: int = 1,
     workers: Workers | None = None,
@@ -79,6 +81,7 @@ def evaluate(
         methods: names (``methods.parse_method``) or methods.
         out: folder of the run.
         name: the data set's name in the reports.
+        source: where the data set lies, for ``latent-tool calibrate``, which looks at its pictures.
         batch: questions answered together.
         processes: processes of one thread each; more than one needs a reasoner.
         workers: who answers instead, such as ``latent_tool.integrations.ray_actors.actors(8)``; needs a reasoner.
@@ -116,7 +119,7 @@ def evaluate(
         reasoner.engine()  # only then is it known which commit a hub id stands for, and whether it is one
     make_folder(folder)
     with locked(folder):
-        manifest = _begin(folder, _manifest(model, plan, items, name, batch))
+        manifest = _begin(folder, _manifest(model, plan, items, name, batch, source))
         journal = Journal(folder / ITEMS)
         rows = read_rows(journal.lines, manifest)
         _check_rows(rows, items)
@@ -173,7 +176,9 @@ def _ordered(
 # --- the folder --------------------------------------------------------------------------------------------------
 
 
-def _manifest(model: LatentReasoner | Engine, plan: Plan, items: Sequence[Item], name: str, batch: int) -> Manifest:
+def _manifest(
+    model: LatentReasoner | Engine, plan: Plan, items: Sequence[Item], name: str, batch: int, source: Source | None
+) -> Manifest:
     if isinstance(model, LatentReasoner):
         facts: dict[str, Any] = {
             "model": model.model,
@@ -182,7 +187,11 @@ def _manifest(model: LatentReasoner | Engine, plan: Plan, items: Sequence[Item],
             "quantization_config": model.quantization_config,
         }
     else:
-        facts = {"model": model.vlm.name, "dtype": str(model.vlm.dtype).removeprefix("torch.")}
+        facts = {
+            "model": model.vlm.name,
+            "dtype": str(model.vlm.dtype).removeprefix("torch."),
+            "quantization_config": getattr(model.vlm.model.config, "quantization_config", None),
+        }
     methods = {}
     for method in plan.methods:
         other = {} if method.kind == "answer" else {"method": f"{method.kind} {method.sampling}"}
@@ -202,6 +211,7 @@ def _manifest(model: LatentReasoner | Engine, plan: Plan, items: Sequence[Item],
         }
         generation = None if plan.generation is None else plan.generation.model_dump(mode="json")
         methods[method.name] = MethodFacts(**method.described(), generation=generation, fingerprints=prints)
+    quantization = plain_quantization(facts.get("quantization_config"))
     return Manifest(
         latent_tool=version("latent-tool"),
         software={package: version(package) for package in ("torch", "transformers")},
@@ -210,10 +220,12 @@ def _manifest(model: LatentReasoner | Engine, plan: Plan, items: Sequence[Item],
             fingerprint=dataset_fingerprint(items),
             size=len(items),
             problems=sum(item.problem is not None for item in items),
+            source=source,
         ),
         model={
             "name": facts["model"],
             "dtype": facts["dtype"],
+            **({} if quantization is None else {"quantization": quantization}),
             **configuration(score="reward", **facts)["model"],
         },
         seed=plan.seed,
@@ -239,6 +251,8 @@ def _begin(folder: Path, wanted: Manifest) -> Manifest:
             raise SettingsError(f"{str(folder)!r} holds answers of an unknown run.", "Give an empty folder.")
         write_whole(folder / MANIFEST, _json(wanted))
         return wanted
+    # A data set may have been moved since, or the run may be older than this note of where it lies.
+    there = there.model_copy(update={"dataset": there.dataset.model_copy(update={"source": wanted.dataset.source})})
     for field in ("dataset", "model", "seed", "system", "batch", "noise", "options", "latent_tool"):
         if getattr(there, field) != getattr(wanted, field):
             raise SettingsError(
@@ -246,7 +260,7 @@ def _begin(folder: Path, wanted: Manifest) -> Manifest:
                 "Give another folder, or the same arguments to go on with that run.",
             )
     both = extend_methods(there, wanted.methods)
-    if both != there:
+    if both != _begun(folder):
         write_whole(folder / MANIFEST, _json(both))
     return both
 

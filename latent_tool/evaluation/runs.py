@@ -9,6 +9,7 @@ A run that was killed may end in a torn line, which is not counted. This module 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from latent_tool.calibration.configuration import digest
 from latent_tool.cannot_tell import says_cannot_tell
 from latent_tool.errors import DatasetError, MissingExtraError, SettingsError
+from latent_tool.evaluation.datasets import is_built_in
 from latent_tool.evaluation.journal import Journal
 from latent_tool.files import expanded
 from latent_tool.scores import COMPARED
@@ -28,7 +30,18 @@ from latent_tool.settings import explain_validation
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["ITEMS", "MANIFEST", "DatasetFacts", "Failure", "Manifest", "MethodFacts", "Row", "Run", "load_run"]
+__all__ = [
+    "ITEMS",
+    "MANIFEST",
+    "DatasetFacts",
+    "Failure",
+    "Manifest",
+    "MethodFacts",
+    "Row",
+    "Run",
+    "Source",
+    "load_run",
+]
 
 MANIFEST, ITEMS = "run.json", "items.jsonl"
 
@@ -89,6 +102,45 @@ class Row(Part):
         return self.label is not None and self.asked
 
 
+class Source(Part):
+    """Where the data set of a run lies: files by their paths from the run's folder, so that both can be moved."""
+
+    data: str
+    preset: str | None = None
+    images: str | None = None
+
+    @classmethod
+    def of(cls, folder: Path, data: str, preset: str | None = None, images: str | Path | None = None) -> Source:
+        """Where the data set of the run in ``folder`` lies, as the arguments of ``load_dataset`` name it."""
+        own = is_built_in(data)
+        return cls(
+            data=data if own else _from(folder, data),
+            preset=preset,
+            images=None if images is None else _from(folder, images),
+        )
+
+    def arguments(self, folder: Path) -> dict[str, Any]:
+        """What ``load_dataset`` takes for it, when the run is in ``folder``."""
+        there = self.data if is_built_in(self.data) else _at(folder, self.data)
+        return {
+            "spec": there,
+            "preset": self.preset,
+            "images": None if self.images is None else _at(folder, self.images),
+        }
+
+
+def _from(folder: Path, path: str | Path) -> str:
+    there = os.path.abspath(expanded(path))
+    try:
+        return os.path.relpath(there, os.path.abspath(folder))
+    except ValueError:  # on another drive
+        return there
+
+
+def _at(folder: Path, path: str) -> str:
+    return os.path.normpath(os.path.join(os.path.abspath(folder), path))
+
+
 class DatasetFacts(Part):
     """The data set of a run; ``problems``: rows that could not be used."""
 
@@ -96,6 +148,7 @@ class DatasetFacts(Part):
     fingerprint: str
     size: int = Field(ge=0)
     problems: int = Field(0, ge=0)
+    source: Source | None = Field(None, description="Where it lies; None where nobody has said so.")
 
 
 class MethodFacts(Part):

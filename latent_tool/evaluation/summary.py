@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from latent_tool import statistics
+from latent_tool.about import model_name
 from latent_tool.errors import MissingExtraError
 from latent_tool.evaluation.measures import benchmark_measures
 from latent_tool.evaluation.runs import Row, Run
@@ -42,8 +43,8 @@ def summarise(run: Run) -> dict[str, Any]:
     return {
         "schema_version": "1",
         "latent_tool": facts.latent_tool,
-        "dataset": facts.dataset.model_dump(mode="json"),
-        "model": facts.model,
+        "dataset": facts.dataset.model_dump(mode="json", exclude={"source"}),
+        "model": {**facts.model, "name": model_name(str(facts.model.get("name")))},
         "seed": facts.seed,
         "batch": facts.batch,
         "complete": run.complete,

@@ -36,6 +36,7 @@ from langchain_core.runnables import (
 )
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
+from latent_tool.about import model_name
 from latent_tool.errors import AnswerMismatchError, SettingsError, UnsupportedError
 from latent_tool.images.load import is_whole, load_images
 from latent_tool.images.picture import Picture
@@ -170,7 +171,7 @@ class ChatLatentReasoner(BindsOptions, BaseChatModel):
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=[stop] if isinstance(stop, str) else stop, **kwargs)
         params["ls_provider"] = "latent_tool"
-        params.setdefault("ls_model_name", self.reasoner.model)
+        params.setdefault("ls_model_name", model_name(self.reasoner.model))
         return params
 
     def invoke(
@@ -242,7 +243,7 @@ class ChatLatentReasoner(BindsOptions, BaseChatModel):
     def _resolve_model_profile(self) -> ModelProfile:
         """What the model can do, for frameworks that ask before they use it."""
         profile = ModelProfile(
-            name=self.reasoner.model,
+            name=model_name(self.reasoner.model),
             text_inputs=True,
             image_inputs=True,
             image_url_inputs=bool(self.image_policy.hosts),

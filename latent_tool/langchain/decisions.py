@@ -17,6 +17,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
+from latent_tool.about import model_name
 from latent_tool.errors import AnswerMismatchError, InputError, UnsupportedError
 from latent_tool.images.picture import Picture
 from latent_tool.langchain.attachments import Unreadable, is_media, read_blocks
@@ -79,7 +80,7 @@ class LatentDecisionModel(BindsOptions, BaseDecisionModel):
     @model_validator(mode="after")
     def _named(self) -> LatentDecisionModel:
         if not self.model:
-            self.model = self.reasoner.model
+            self.model = model_name(self.reasoner.model)
         return self
 
     @property
@@ -198,7 +199,7 @@ class _Asked:
         asked = _text(fields.get("instructions"), pictures)
         if not asked.strip():
             raise InputError("A question has no instructions.", "Say in 'instructions' what is to be decided.")
-        criteria = fields.get("criteria")
+        criteria: Any = fields.get("criteria")
         self.criteria: Any = criteria.model_dump() if hasattr(criteria, "model_dump") else criteria
         self.options, notes = _KINDS[self.kind](self.criteria, pictures)
         if not pictures:

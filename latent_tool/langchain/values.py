@@ -139,7 +139,8 @@ def resolved(kind: Any, defined: Mapping[str, Any], name: str) -> Mapping[str, A
             kind = {**parts[0], **{key: value for key, value in kind.items() if key != "allOf"}}
         reference = kind.get("$ref")
         if reference is None:
-            return kind
+            followed: Mapping[str, Any] = kind
+            return followed
         there = defined.get(reference.rpartition("/")[2]) if isinstance(reference, str) else None
         if not isinstance(there, Mapping):
             break

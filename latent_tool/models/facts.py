@@ -1,7 +1,8 @@
 """What is published of models on the hub: parameters, licence, context; and what their weights take in memory.
 
-Facts are those of the checkpoints' own files and cards, as of ``AS_OF``; what was not certain is ``None``. This module
-needs neither torch nor transformers.
+Parameters and licence of the rows that are ``checked`` were compared with published pages (sizes of the files, cards)
+as of ``AS_OF``; all others were written down from memory, which every table marks. What was not certain is ``None``.
+This module needs neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Published:
         licence: as its card names it.
         context: tokens that its configuration or card says; ``None``: not certain.
         gated: its conditions have to be accepted on the hub first.
+        checked: parameters and licence were compared with what is published; otherwise they are from memory.
     """
 
     model: str
@@ -39,6 +41,7 @@ class Published:
     licence: str
     context: int | None
     gated: bool = False
+    checked: bool = False
 
     def gigabytes(self, precision: str) -> float | None:
         """What its weights take, in 10^9 bytes."""
@@ -58,9 +61,9 @@ PUBLISHED = (
     Published("LiquidAI/LFM2-VL-1.6B", "lfm2_vl", 1.6, "lfm1.0", 32_768),
     Published("thisisiron/Ovis2-1B-hf", "ovis2", None, "apache-2.0", None),
     Published("Qwen/Qwen3-VL-2B-Instruct", "qwen3_vl", 2.1, "apache-2.0", 262_144),
-    Published("HuggingFaceTB/SmolVLM2-2.2B-Instruct", "smolvlm", 2.2, "apache-2.0", 8192),
+    Published("HuggingFaceTB/SmolVLM2-2.2B-Instruct", "smolvlm", 2.2, "apache-2.0", 8192, checked=True),
     Published("google/paligemma2-3b-mix-448", "paligemma", 3.0, "gemma", 8192, gated=True),
-    Published("Qwen/Qwen2.5-VL-3B-Instruct", "qwen2_5_vl", 3.8, "qwen-research", 128_000),
+    Published("Qwen/Qwen2.5-VL-3B-Instruct", "qwen2_5_vl", 3.8, "qwen-research", 128_000, checked=True),
     Published("google/gemma-3-4b-it", "gemma3", 4.3, "gemma", 131_072, gated=True),
     Published("Qwen/Qwen3-VL-4B-Instruct", "qwen3_vl", 4.4, "apache-2.0", 262_144),
     Published("google/gemma-4-e2b-it", "gemma4", 5.1, "apache-2.0", 131_072),
@@ -72,7 +75,7 @@ PUBLISHED = (
     Published("Qwen/Qwen2.5-VL-7B-Instruct", "qwen2_5_vl", 8.3, "apache-2.0", 128_000),
     Published("HuggingFaceM4/Idefics3-8B-Llama3", "idefics3", 8.5, "apache-2.0", None),
     Published("CohereForAI/aya-vision-8b", "aya_vision", 8.6, "cc-by-nc-4.0", 16_384, gated=True),
-    Published("Qwen/Qwen3-VL-8B-Instruct", "qwen3_vl", 8.8, "apache-2.0", 262_144),
+    Published("Qwen/Qwen3-VL-8B-Instruct", "qwen3_vl", 8.8, "apache-2.0", 262_144, checked=True),
     Published("Qwen/Qwen3.5-9B", "qwen3_5", 9.0, "apache-2.0", 262_144),
     Published("zai-org/GLM-4.1V-9B-Thinking", "glm4v", 10.3, "mit", 65_536),
     Published("google/gemma-3-12b-it", "gemma3", 12.2, "gemma", 131_072, gated=True),

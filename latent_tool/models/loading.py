@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from latent_tool.errors import (
     ModelNotSupportedError,
     SettingsError,
 )
+from latent_tool.files import expanded
 from latent_tool.models.decoding import generation_rules
 from latent_tool.models.families import family as family_of
 from latent_tool.models.hub import gated, hub_error
@@ -241,20 +243,28 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200].rstrip(':')}"
 
 
+_LONGEST_NAME = 200  # characters; hub ids have 96 at most
+
+
 def _source(spec: ModelSpec) -> str:
     if spec.model == EMBEDDED:
         return str(_EMBEDDED_FOLDER)
-    path = Path(spec.model).expanduser()
-    if path.is_dir():
+    try:
+        path = expanded(spec.model)
+    except SettingsError as error:
+        raise ModelNotFoundError(error.message, "Give the folder that save_pretrained() wrote.") from None
+    if os.path.isdir(path):
         if not (path / "config.json").is_file():
             raise ModelNotFoundError(
                 f"The directory {spec.model!r} holds no model: config.json is missing.",
                 "Give the folder that save_pretrained() wrote.",
             )
         return str(path)
-    if path.is_file() or path.is_absolute() or spec.model.startswith((".", "~")):
+    long = len(spec.model) > _LONGEST_NAME
+    if long or os.path.isfile(path) or path.is_absolute() or spec.model.startswith((".", "~")):
         raise ModelNotFoundError(
-            f"There is no model directory {spec.model!r}.", "Give the folder that save_pretrained() wrote."
+            f"There is no model directory {spec.model[:_LONGEST_NAME]!r}.",
+            "Give the folder that save_pretrained() wrote.",
         )
     return spec.model
 

@@ -20,8 +20,10 @@ import pytest
 import yaml
 from asked import URI
 from http_server import serving
+from mcp import Client
 from scripted_agents import CIRCLE, small_reasoner
 
+from latent_tool import LatentReasoner
 from latent_tool.integrations.http_service import create_app
 from latent_tool.integrations.mcp import http_app
 from latent_tool.langchain.image_tool import ImageTool
@@ -67,6 +69,39 @@ def test_metrics_count_requests_and_answers() -> None:
     assert value(text, "latent_tool_confidence_count") == 2
     assert value(text, "latent_tool_requests_capacity") == 64 and value(text, "latent_tool_requests_in_hand") == 0
     assert "s3cret" not in text
+
+
+async def test_metrics_of_the_mcp_server_count_calls_and_answers() -> None:
+    reasoner = ScriptedReasoner([Reply("blue", 0.9), Reply("red", 0.2)])
+    tool = ImageTool(reasoner=reasoner, image_policy=ImagePolicy.server())
+    with serving(http_app(tool)) as url:
+        async with Client(f"{url}/mcp") as client:
+            for _ in range(2):
+                assert not (await client.call_tool("ask_about_image", body())).is_error
+            assert (await client.call_tool("ask_about_image", {**body(), "image": "nowhere.png"})).is_error
+        text = httpx.get(f"{url}/metrics").text
+    assert value(text, "latent_tool_answers_total", verdict="accepted") == 1, text
+    assert value(text, "latent_tool_answers_total", verdict="abstained") == 1
+    assert value(text, "latent_tool_confidence_count") == 2
+    assert value(text, "latent_tool_requests_total", method="POST", path="/mcp", status="200") >= 3
+    assert value(text, "latent_tool_request_seconds_count", path="/mcp") >= 3
+
+
+@pytest.mark.parametrize("kind", ["http", "mcp"])
+def test_no_path_of_the_machine_is_told(kind: str, tmp_path: Path) -> None:
+    """A model in a folder that is none: what clients are told of it is the folder's name."""
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    reasoner = LatentReasoner(model=str(folder))
+    tool = ImageTool(reasoner=reasoner, image_policy=ImagePolicy.server())
+    with serving(create_app(reasoner) if kind == "http" else http_app(tool)) as url:
+        told = [httpx.get(url + path).text for path in ("/", "/health", "/metrics")]
+        assert httpx.get(f"{url}/health").json()["model"] == "my-model"
+        if kind == "http":
+            told += [httpx.post(f"{url}/v1/ask", json=body(), timeout=60).text]
+            told += [httpx.post(f"{url}/v1/ask/stream", json=body(), timeout=60).text]
+            assert "config.json is missing" in told[-1] and "'my-model'" in told[-1]
+    assert str(tmp_path) not in "".join(told)
 
 
 def test_metrics_want_the_token_and_their_extra(monkeypatch: pytest.MonkeyPatch) -> None:

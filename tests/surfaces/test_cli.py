@@ -449,6 +449,10 @@ def test_models_that_fit() -> None:
     fitting = {each["model"]: each["fits"] for row in small for each in row["checkpoints"]}
     assert fitting["Qwen/Qwen3-VL-2B-Instruct"] == "bf16" and fitting["Qwen/Qwen2.5-VL-7B-Instruct"] == "4bit"
     assert "google/gemma-3-27b-it" not in fitting
+    checked = {each["model"]: each["checked"] for row in whole for each in row["checkpoints"]}
+    assert checked["Qwen/Qwen3-VL-8B-Instruct"] and not checked["llava-hf/llava-1.5-7b-hf"]
+    listed = runner.invoke(app, ["models"], env={"COLUMNS": "80"}).stdout
+    assert "~7.1 B" in listed and "    8.8 B" in listed and "from memory" in listed
     shown = runner.invoke(app, ["models", "--fits", "8GB"]).stdout
     assert "Qwen/Qwen3-VL-2B-Instruct" in shown and "gemma-3-27b" not in shown
     assert "No model" in runner.invoke(app, ["models", "--fits", "1MB"]).stdout

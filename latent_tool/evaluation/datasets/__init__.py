@@ -6,6 +6,6 @@ dropped. Nothing here knows models or methods.
 """
 
 from latent_tool.evaluation.datasets.items import Box, Item, dataset_fingerprint, sample
-from latent_tool.evaluation.datasets.load import load_dataset
+from latent_tool.evaluation.datasets.load import is_built_in, load_dataset
 
-__all__ = ["Box", "Item", "dataset_fingerprint", "load_dataset", "sample"]
+__all__ = ["Box", "Item", "dataset_fingerprint", "is_built_in", "load_dataset", "sample"]

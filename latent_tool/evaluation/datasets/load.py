@@ -15,7 +15,12 @@ from latent_tool.evaluation.synonyms import Synonyms, load_synonyms
 from latent_tool.files import expanded
 from latent_tool.settings import ImagePolicy
 
-__all__ = ["load_dataset"]
+__all__ = ["is_built_in", "load_dataset"]
+
+
+def is_built_in(spec: str | Path) -> bool:
+    """Whether a data set's name stands for one that is no file: scenes or easy-VQA."""
+    return str(spec).partition(":")[0] in ("scenes", "easy-vqa")
 
 
 def load_dataset(
@@ -59,7 +64,13 @@ def load_dataset(
     name, _, rest = text.partition(":")
     default = None if match is None else Match.parse(match)
     known = None if preset is None else preset_named(preset)
-    if known is not None and name in ("scenes", "easy-vqa"):
+    table = Path(text).suffix.lower() in (".tsv", ".parquet", "") and not is_built_in(text)
+    if images is not None and known is None and not table:
+        raise SettingsError(
+            f"A folder of pictures changes nothing for {text[:200]!r}.",
+            "Leave it out; paths in the file start at the file's own folder.",
+        )
+    if known is not None and is_built_in(text):
         raise SettingsError("A preset is for a benchmark's file.", f"Leave it out for {name}.")
     if name == "scenes":
         items = scenes(rest)

@@ -24,6 +24,7 @@ from latent_tool.evaluation.datasets.parquet import parquet_rows, shards_of
 from latent_tool.evaluation.datasets.tables import table_rows
 from latent_tool.evaluation.matching import Match
 from latent_tool.evaluation.normalising import is_letter, options_in, split_letter, unwrap
+from latent_tool.files import reason
 from latent_tool.settings import ImagePolicy
 from latent_tool.words import shown_image
 
@@ -109,7 +110,10 @@ class Reader:
         try:
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            raise DatasetError(f"{path.name!r} cannot be read ({error}).", "Give a readable file in UTF-8.") from None
+            raise DatasetError(
+                f"{path.name[:200]!r} cannot be read ({reason(error)}).",
+                "Give a readable file in UTF-8.",
+            ) from None
         return rows(text, path.name), translator
 
     def _without_ambiguity(self, items: list[Item]) -> list[Item]:

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from latent_tool.about import model_name
 from latent_tool.calibration.configuration import digest, is_folder
 from latent_tool.errors import SettingsError
 from latent_tool.evaluation.datasets import Item, dataset_fingerprint
@@ -50,7 +51,7 @@ def study(
     facts = {
         "latent_tool": version("latent-tool"),
         "dataset": {"name": name, "fingerprint": dataset_fingerprint(items), "size": len(items)},
-        "model": reasoner.model,
+        "model": model_name(reasoner.model),
         "settings": reasoner.settings.model_dump(mode="json"),
         "budget": reasoner.budget.model_dump(mode="json"),
         "noise": noise.model_dump(mode="json"),
