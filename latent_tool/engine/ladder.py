@@ -11,8 +11,9 @@ stays the best one, its decoding goes on where it was given up. The ladder does 
 calibrated threshold speaks of answers that all came about in one way.
 
 Views come before the latents, and an answer that became surer by one is not thought over again: on small details a
-window is what helps, and latents after it change hardly an answer, but make all of them sound sure. Where the pictures
-hide pixels and the plain model has an answer, "cannot tell" from the latents does not replace it.
+window is what helps, and latents after it change hardly an answer, but make all of them sound sure. If no window helps
+and thinking ends in "cannot tell", that is the answer, whatever the plain model said: keeping what it said was right
+more often on small details, and accepted more photographs that the model knows nothing about.
 
 Of a question with options every rung scores all of them in place of decoding, and goes by the best one's probability.
 
@@ -94,7 +95,6 @@ async def climb(question: Question, prefix: Prefix, budget: Budget) -> Reached:
 
     # 2. Windows of the picture beside it.
     looked = Looked()
-    seen: Said | None = None  # an answer that "cannot tell" after thinking does not replace
     if looks and plain is not None:
         if not _whole(plain):
             plain = await _ask(question, prefix, None, (), budget, begun=plain)
@@ -104,9 +104,7 @@ async def climb(question: Question, prefix: Prefix, budget: Budget) -> Reached:
         # Reasoning in words may have hidden how sure the answer behind it is.
         if target is not None and reward >= target:
             return await _from_state(question, prefix, plain, None, "confident")
-        hidden = hides_pixels(job.images, prefix.inputs)
-        seen = plain if hidden and reward > 0 and target is not None else None
-        if reward < job.settings.look_below and hidden:
+        if reward < job.settings.look_below and hides_pixels(job.images, prefix.inputs):
             looked = await look_again(question, prefix.inputs, answer, reward, budget)
             clock.phase_done("look")
         if looked.best is not None:
@@ -140,8 +138,6 @@ async def climb(question: Question, prefix: Prefix, budget: Budget) -> Reached:
         decoded = await _ask(question, prefix, best.latents, best.patches, budget, begun=decoded)
     if not _whole(decoded) and isinstance(plain, Decoded) and _whole(plain):  # a whole answer is better than a piece
         return await _from_state(question, prefix, plain, None, "deadline", None, looked)
-    if seen is not None and says_cannot_tell(question.text_of(prefix, decoded), job.cannot_tell):
-        return await _from_state(question, prefix, seen, None, searched.stop_reason, None, looked)
     return await _from_state(question, prefix, decoded, searched, searched.stop_reason, plain, looked)
 
 
