@@ -233,7 +233,8 @@ class Question:
         """Decode, past the deadline too for the one token without which there is no answer.
 
         Args:
-            floor: give up with ``finish_reason="unsure"`` once the joint probability of the tokens is below this.
+            floor: give up with ``finish_reason="unsure"`` once the joint probability of the answer's tokens is
+                below this.
             begun: what was decoded of the same state before it was given up.
         """
         asked = 0

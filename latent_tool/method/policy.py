@@ -26,7 +26,7 @@ def draw_noise(settings: SearchSettings, shape: tuple[int, int], generator: torc
 
 
 def advantages(rewards: Tensor, settings: SearchSettings) -> Tensor:
-    """What each sample's noise is weighted with, ``(N,)`` float64.
+    """What each sample's noise is weighted with, ``(N,)``, on the rewards' device and of their type.
 
     The leave-one-out baseline of a sample is the mean reward of the others; of an antithetic pair, the mean of the
     other pairs (a partner's reward depends on the same noise). Samples without a finite reward, and their partners,
@@ -36,24 +36,23 @@ def advantages(rewards: Tensor, settings: SearchSettings) -> Tensor:
     if settings.antithetic:
         half = len(rewards) // 2
         finite = (finite[:half] & finite[half:]).repeat(2)
-    count = int(finite.sum())
-    if count == 0:
-        return torch.zeros_like(rewards)
+    count = finite.sum()  # stays on the device, like everything here: nobody waits for it
     kept = torch.where(finite, rewards, 0.0)
     if settings.baseline == "none":
         centred = kept
     elif settings.antithetic:
         pairs = kept[:half] + kept[half:]
-        others = (pairs.sum() - pairs) / max(count - 2, 1)
+        others = (pairs.sum() - pairs) / (count - 2).clamp_min(1)
         centred = kept - others.repeat(2)
     else:
-        centred = kept - (kept.sum() - kept) / max(count - 1, 1)
+        centred = kept - (kept.sum() - kept) / (count - 1).clamp_min(1)
     centred = torch.where(finite, centred, 0.0)
     if settings.normalise:
-        deviation = kept[finite].std(correction=0).clamp_min(settings.advantage_floor)
-        centred = centred / deviation
+        apart = torch.where(finite, kept - kept.sum() / count.clamp_min(1), 0.0)
+        deviation = (apart.square().sum() / count.clamp_min(1)).sqrt()
+        centred = centred / deviation.clamp_min(settings.advantage_floor)
     # The mean over the finite samples, expressed as a mean over all of them.
-    return centred * (len(rewards) / count)
+    return centred * (len(rewards) / count.clamp_min(1))
 
 
 def policy_gradient(noise: Tensor, weights: Tensor, sigma: float) -> Tensor:

@@ -7,7 +7,7 @@ over the positions it is read at. All probabilities come from the full softmax, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,8 +22,11 @@ __all__ = [
     "entropy_of",
     "entropy_reward",
     "neg_log_probability",
+    "read_on_device",
     "read_reward",
     "renormalised_top_k_entropy",
+    "rounded",
+    "to_host",
     "top_k_entropy",
     "top_k_mass",
 ]
@@ -117,16 +120,42 @@ _FORMULAS: dict[str, Callable[[Tensor, int], Tensor]] = {
 def read_reward(logits: Logits, settings: SearchSettings) -> Reading:
     """Reward of every candidate, rounded to 1e-6 so that the composition of a batch does not decide near-ties.
 
-    A candidate whose logits are not finite gets a reward of NaN. Read in the options, the reward is that of the
+    A candidate whose logits are not finite gets a reward of NaN.
+    """
+    (read,) = to_host([read_on_device(logits, settings)])
+    read = read.double()
+    return Reading(rounded(read[0]), read[1], read[2])
+
+
+def rounded(rewards: Tensor) -> Tensor:
+    """Rewards rounded to 1e-6; float64 on the CPU, elsewhere as they are, for not every device knows float64."""
+    rewards = rewards.double() if rewards.device.type == "cpu" else rewards
+    return (rewards * 1e6).round() / 1e6
+
+
+def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Bring tensors of numbers to the CPU as float32, those of one device in one transfer."""
+    found: list[Tensor | None] = [None] * len(tensors)
+    for device in {each.device for each in tensors}:
+        places = [place for place, each in enumerate(tensors) if each.device == device]
+        flat = torch.cat([tensors[place].float().flatten() for place in places]).cpu()
+        for place, part in zip(places, torch.split(flat, [tensors[place].numel() for place in places]), strict=True):
+            found[place] = part.view(tensors[place].shape)
+    return [each for each in found if each is not None]
+
+
+def read_on_device(logits: Logits, settings: SearchSettings) -> Tensor:
+    """What ``Reading`` holds of every candidate, ``(3, N)`` float32 on the logits' device, the reward not rounded.
+
+    Read in the options, the reward is that of the
     distribution over the options alone: their log-probabilities are the logits, and no state can gain by flattening it.
     """
     if settings.reward_position == "options":
         if logits.options is None:
             raise ValueError("the reward is read in the options, which were not scored")
         rewards = _FORMULAS[settings.reward](logits.options, settings.top_k)  # (N,)
-        first = _top_k_log_probabilities(logits.answer, 1)[:, 0].exp().cpu()
-        reward, mass = rewards.cpu().double(), logits.options.exp().sum(-1).cpu().double()
-        return Reading((reward * 1e6).round() / 1e6, mass, first.double())
+        first = _top_k_log_probabilities(logits.answer, 1)[:, 0].exp().to(rewards.device)
+        return torch.stack([rewards, logits.options.exp().sum(-1), first])
     if settings.reward_position == "latents":
         positions = logits.latents
     elif settings.reward_position == "answer":
@@ -137,6 +166,4 @@ def read_reward(logits: Logits, settings: SearchSettings) -> Reading:
     top = _top_k_log_probabilities(positions, settings.top_k)  # (N, positions, k), most probable first
     # The answer's position is the last one, unless the reward is not read there.
     first = _top_k_log_probabilities(logits.answer, 1) if settings.reward_position == "latents" else top[:, -1]
-    # One transfer from the device for all numbers; not every device knows float64.
-    read = torch.stack([per_position.mean(-1), top.exp().sum(-1).mean(-1), first[:, 0].exp()]).cpu().double()
-    return Reading((read[0] * 1e6).round() / 1e6, read[1], read[2])
+    return torch.stack([per_position.mean(-1), top.exp().sum(-1).mean(-1), first[:, 0].exp()])

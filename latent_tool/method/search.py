@@ -25,7 +25,7 @@ from torch import Tensor
 from latent_tool.errors import NumericalError
 from latent_tool.method.patches import propose
 from latent_tool.method.policy import advantages, draw_noise, policy_gradient
-from latent_tool.method.reward import Logits, read_reward
+from latent_tool.method.reward import Logits, read_on_device, rounded, to_host
 from latent_tool.settings import Budget, SearchSettings
 
 __all__ = ["Injection", "LatentModel", "Outcome", "Round", "State", "search"]
@@ -133,6 +133,21 @@ class _LimitReached(Exception):
         self.reason = reason
 
 
+@dataclass(frozen=True)
+class _Read:
+    """States ``(N, L, d)`` that were scored, and what their logits say, ``(3, N)``; all on the model's device."""
+
+    latents: Tensor
+    patches: tuple[tuple[int, ...], ...]
+    numbers: Tensor
+    attention: Tensor | None
+
+
+def _distance(one: Tensor, other: Tensor) -> Tensor:
+    """Root mean square of how far two latents are apart, ``()``."""
+    return (one - other).pow(2).mean().sqrt()
+
+
 @dataclass
 class _Run:
     """One search under way: the current and the best state, and what was spent."""
@@ -154,7 +169,8 @@ class _Run:
     discarded: int = 0
     refused: set[tuple[int, ...]] = field(default_factory=set)  # cells of states that a walk has turned down ...
     refused_at: Tensor | None = None  # ... near these latents
-    attention: Tensor | None = None  # of the state that was scored last, if it came with its logits
+    attention: Tensor | None = None  # (1, L, C), of the state that was scored last, if it came with its logits
+    drifted: float | None = None  # of the same state, how far it is from where cells were refused, root mean square
     started: float = field(default_factory=time.monotonic)
 
     def room(self) -> int:
@@ -162,21 +178,32 @@ class _Run:
         limit = self.budget.max_candidates
         return 2**62 if limit is None else limit - self.candidates
 
-    async def score(
-        self, latents: Tensor, patches: tuple[tuple[int, ...], ...], attention: bool = False
-    ) -> list[State | None]:
+    async def score(self, latents: Tensor, patches: tuple[tuple[int, ...], ...]) -> list[State | None]:
         """Score states in one batch; a state whose reward is not finite becomes ``None``."""
+        read = await self.read(latents, patches)
+        self.attention = None
+        (numbers,) = to_host([read.numbers])
+        return self.states(read, numbers)
+
+    async def read(self, latents: Tensor, patches: tuple[tuple[int, ...], ...], attention: bool = False) -> _Read:
+        """Score states in one batch, and leave what their logits say where it is: nobody waits for it yet."""
         if self.best is not None and (reason := self.stop()):
             raise _LimitReached(reason)
         if self.room() < len(patches):
             raise _LimitReached("max_candidates")
         answer_only = self.settings.reward_position == "answer"
         logits = await self.model.logits(latents, patches, answer_only=answer_only, attention=attention)
-        self.attention = logits.attention
-        reading = read_reward(logits, self.settings)
         self.candidates += len(patches)
+        return _Read(latents, patches, read_on_device(logits, self.settings), logits.attention)
+
+    def states(self, read: _Read, numbers: Tensor) -> list[State | None]:
+        """States from what was read of their logits, ``numbers`` ``(3, N)`` on the CPU."""
+        latents, patches = read.latents, read.patches
+        rewards = rounded(numbers[0])
         states: list[State | None] = []
-        for index, (reward, mass, first) in enumerate(zip(*(numbers.tolist() for numbers in reading), strict=True)):
+        for index, (reward, mass, first) in enumerate(
+            zip(rewards.tolist(), numbers[1].tolist(), numbers[2].tolist(), strict=True)
+        ):
             if not math.isfinite(reward):
                 self.discarded += 1
                 states.append(None)
@@ -199,25 +226,48 @@ class _Run:
         noise = draw_noise(settings, (state.latents.shape[0], state.latents.shape[1]), self.generator)
         noise = noise.to(state.latents)  # (N, L, d)
         candidates = state.latents + self.sigma * self.unit * noise
-        scored = await self.score(candidates, (state.patches,) * settings.samples)
+        sampled = await self.read(candidates, (state.patches,) * settings.samples)
+        # 2. One step along the gradient, on the device: the host asks once what both passes have said.
+        updated: _Read | None = None
+        limit: _LimitReached | None = None
+        if settings.eta:
+            weights = advantages(rounded(sampled.numbers[0]), settings)  # (N,)
+            gradient = policy_gradient(noise, weights, self.sigma)  # (L, d)
+            # sigma and eta are in units of `unit`: the gradient is one per unit, the step back in the latents' scale.
+            latents = state.latents + settings.eta * self.unit * gradient
+            try:
+                updated = await self.read(latents[None], (state.patches,), attention=self.may_inject(state))
+            except _LimitReached as reached:
+                limit = reached
+        self.note(sampled, updated)
+        if limit is not None:
+            raise limit
+
+    def note(self, sampled: _Read, updated: _Read | None) -> None:
+        """Bring what the samples and the updated state have said to the host, in one transfer, and keep it."""
+        asked = [sampled.numbers]
+        attention = None if updated is None else updated.attention
+        if updated is not None:
+            asked.append(updated.numbers)
+            if attention is not None:
+                asked.append(attention)
+            if self.refused_at is not None:
+                asked.append(_distance(updated.latents[0], self.refused_at))
+        numbers = to_host(asked)
+        scored = self.states(sampled, numbers[0])
         for sample in scored:
             self.keep(sample)
-        rewards = torch.tensor(
-            [math.nan if sample is None else sample.reward for sample in scored], dtype=torch.float64
-        )  # (N,)
-        self.sampled = float(rewards[rewards.isfinite()].mean()) if rewards.isfinite().any() else None
-        if not settings.eta:
+        rewards = [sample.reward for sample in scored if sample is not None]
+        self.sampled = math.fsum(rewards) / len(rewards) if rewards else None
+        self.attention = self.drifted = None
+        if updated is None:
             return
-        # 2. One step along the gradient.
-        gradient = policy_gradient(noise, advantages(rewards, settings), self.sigma)  # (L, d)
-        # sigma and eta are in units of `unit`: the gradient is one per unit, the step back in the latents' own scale.
-        updated = state.latents + settings.eta * self.unit * gradient
-        (moved,) = await self.score(updated[None], (state.patches,), attention=self.may_inject(state))
-        if moved is None:
-            self.attention = None
-        else:
+        (moved,) = self.states(updated, numbers[1])
+        if moved is not None:
             self.current = moved
             self.keep(moved)
+            self.attention = None if attention is None else numbers[2]
+            self.drifted = None if self.refused_at is None else float(numbers[-1])
 
     def may_inject(self, state: State) -> bool:
         """Whether a walk from this state could add a cell."""
@@ -226,7 +276,10 @@ class _Run:
     def remember_refusals(self, state: State) -> bool:
         """Forget what was refused once the latents have moved too far; whether refusals are remembered at all."""
         limit = _REFUSED_WITHIN * self.sigma * self.unit if self.settings.proposals == "new" else 0.0
-        if self.refused_at is None or float((state.latents - self.refused_at).pow(2).mean().sqrt()) > limit:
+        if self.refused_at is not None and self.drifted is None:
+            (drifted,) = to_host([_distance(state.latents, self.refused_at)])
+            self.drifted = float(drifted)
+        if self.drifted is None or self.drifted > limit:
             self.refused.clear()
             self.refused_at = state.latents
         return limit > 0
@@ -251,8 +304,7 @@ class _Run:
         if self.attention is not None:
             (attention,) = self.attention
         else:
-            attention = await self.model.attention(self.current.latents, self.current.patches)
-        attention = attention.float().cpu()  # (L, C)
+            (attention,) = to_host([await self.model.attention(self.current.latents, self.current.patches)])  # (L, C)
         # 4. The walk over the latents.
         remembers = self.remember_refusals(self.current)
         latent = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel
 
 from latent_tool.models.families import AnswerMarks
-from latent_tool.settings import GenerationSettings, SamplingSettings
+from latent_tool.settings import GenerationSettings
 
-__all__ = ["Decoded", "ExtractedAnswer", "GenerationRules", "extract_answer", "generation_rules", "greedy", "sampler"]
+__all__ = ["Decoded", "ExtractedAnswer", "GenerationRules", "extract_answer", "generation_rules"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,12 @@ def generation_rules(
         setattr(config, name, list(value) if name == "stop_strings" else value)
     device = cast(Tensor, model.get_input_embeddings().weight).device
     generator: Any = model
-    generator._prepare_special_tokens(config, kwargs_has_attention_mask=True, device=device)
+    # Special tokens are compared here; on the device, the host would have to wait for that.
+    generator._prepare_special_tokens(config, kwargs_has_attention_mask=True, device=torch.device("cpu"))
+    for name in ("_bos_token_tensor", "_eos_token_tensor", "_pad_token_tensor", "_decoder_start_token_tensor"):
+        tokens = getattr(config, name, None)
+        if tokens is not None:
+            setattr(config, name, tokens.to(device))
     processors = generator._get_logits_processor(
         generation_config=config, input_ids_seq_length=prompt_length, device=str(device), model_kwargs={}
     )
@@ -56,27 +61,6 @@ def generation_rules(
     strings = config.stop_strings
     stop_strings = (strings,) if isinstance(strings, str) else tuple(strings or ())
     return GenerationRules(processors, stop_tokens, stop_strings)
-
-
-def greedy(scores: Tensor) -> int:
-    """The most probable token of scores ``(vocabulary,)``."""
-    return int(scores.argmax())
-
-
-def sampler(sampling: SamplingSettings, seed: int, number: int) -> Callable[[Tensor], int]:
-    """Draws tokens from scores ``(vocabulary,)``; the draws depend on the seed and the answer's number alone."""
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
-
-    def choose(scores: Tensor) -> int:
-        chances = (scores.float() / sampling.temperature).softmax(-1).cpu()
-        if sampling.top_p < 1:
-            ordered, places = chances.sort(descending=True)
-            # A token stays if those before it do not hold the share already, so the first always does.
-            kept = ordered.cumsum(-1) - ordered < sampling.top_p
-            chances = torch.zeros_like(chances).scatter(0, places[kept], ordered[kept])
-        return int(torch.multinomial(chances, 1, generator=generator))
-
-    return choose
 
 
 @dataclass(frozen=True)

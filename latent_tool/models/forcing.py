@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from latent_tool.errors import NumericalError
+from latent_tool.method.reward import to_host
 from latent_tool.models.continuing import Continuing, RowsKind, grouped
 from latent_tool.models.prefix import Prefix, Suffix
 from latent_tool.models.requests import TokenEntropies, TokenLogProbabilities
@@ -65,8 +66,8 @@ def teacher_forced(
                 # A piece of one row is all its own; the rows of several are as long as the longest.
                 note(row, said[max(len(said) - counts[row], 0) :])
     found = []
-    for parts_read in values:
-        found.append(torch.cat(parts_read).cpu() if parts_read else torch.zeros(0))
+    for numbers in to_host([torch.cat(each) if each else torch.zeros(0) for each in values]):
+        found.append(numbers)
         if not bool(found[-1].isfinite().all()):
             raise NumericalError(
                 "The model's logits are not finite for this answer.", "Load the model in float32 or bfloat16."

@@ -1,7 +1,7 @@
 """Answers token by token: decoded from a state, drawn from the plain model, or the model's own thinking text.
 
-A decoding is a generator that is sent what the model says of its next token and yields the one it chooses. ``_run``
-feeds many of them from the same passes; those that end leave, and those that fail harm no other.
+A decoding is a generator that is sent its tokens, one by one, and what the model says of each. ``_run`` feeds many of
+them from the same passes; those that end leave, and those that fail harm no other.
 """
 
 from __future__ import annotations
@@ -9,44 +9,34 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from latent_tool.errors import NumericalError
 from latent_tool.method.asking import contained
-from latent_tool.method.reward import entropy_of
+from latent_tool.models.choosing import Chooser, Said, choose, seeded
 from latent_tool.models.continuing import Continuing, RowsKind, grouped
-from latent_tool.models.decoding import Decoded, generation_rules, greedy, sampler
-from latent_tool.models.prefix import Prefix
+from latent_tool.models.decoding import Decoded, GenerationRules, generation_rules
+from latent_tool.models.prompts import Markers
 from latent_tool.models.requests import Decode, Reason, Sample, never
 from latent_tool.models.rows import Beginning
-from latent_tool.settings import GenerationSettings
+from latent_tool.settings import GenerationSettings, SamplingSettings
 
 __all__ = ["decode_many", "reason_many", "sample_many"]
 
-Decoding = Generator[int | None, "_Next", Decoded]
+Decoding = Generator[None, Said, Decoded]
 
 # Tokens that a decoding writes at least before it can be paused.
 _SLICE = 16
 
 
-class _Next(NamedTuple):
-    """What a model says of the next token of one row: logits and log-probabilities ``(vocabulary,)``, float32, entropy
-    ``()``, and the most probable token."""
-
-    logits: Tensor
-    log_p: Tensor
-    entropy: Tensor
-    best: int
-
-
 @dataclass(frozen=True)
 class _Row:
-    """A decoding, and what it begins after."""
+    """A decoding, what it begins after, and how it chooses its tokens."""
 
     beginning: Beginning
+    chooser: Chooser
     decoding: Decoding
 
 
@@ -58,17 +48,20 @@ def decode_many(model: Continuing, requests: Sequence[Decode]) -> list[Decoded |
     rows = []
     for each in requests:
         written = each.begun.tokens if each.begun is not None else ()
-        decoding = decode_from(
-            model,
-            each.prefix,
-            each.max_new_tokens,
-            each.stop,
-            generation=each.generation,
-            pause=each.pause,
-            begun=each.begun,
-            floor=each.floor,
+        beginning = model.beginning(kind, each.prefix, each.latents, each.patches, written)
+        floor = _Floor(each.floor, each.prefix.inputs.markers, each.latents is None) if each.floor else None
+        rows.append(
+            decode_from(
+                model,
+                beginning,
+                each.max_new_tokens,
+                each.stop,
+                generation=each.generation,
+                pause=each.pause,
+                begun=each.begun,
+                floor=floor,
+            )
         )
-        rows.append(_Row(model.beginning(kind, each.prefix, each.latents, each.patches, written), decoding))
     return _run(model, kind, rows)
 
 
@@ -82,11 +75,17 @@ def sample_many(model: Continuing, requests: Sequence[Sample]) -> list[list[Deco
         opening = each.prefix.inputs.markers.opening if each.sampling.think else ()
         beginning = model.beginning(kind, each.prefix, None, (), opening)
         for k in range(each.sampling.samples):
-            choose = sampler(each.sampling, each.seed, k)
-            decoding = decode_from(
-                model, each.prefix, each.max_new_tokens, each.stop, generation=each.generation, choose=choose
+            rows.append(
+                decode_from(
+                    model,
+                    beginning,
+                    each.max_new_tokens,
+                    each.stop,
+                    generation=each.generation,
+                    sampling=each.sampling,
+                    draws=seeded(each.seed, k),
+                )
             )
-            rows.append(_Row(beginning, decoding))
     drawn = iter(_run(model, kind, rows))
     found: list[list[Decoded] | Exception] = []
     for each in requests:
@@ -102,8 +101,8 @@ def reason_many(model: Continuing, requests: Sequence[Reason]) -> list[tuple[tup
     rows = []
     for each in asked:
         markers = each.prefix.inputs.markers
-        decoding = decode_from(model, each.prefix, each.max_tokens, each.stop, frozenset(markers.closing[:1]))
-        rows.append(_Row(Beginning(each.prefix, None, model.written(markers.opening)), decoding))
+        beginning = Beginning(each.prefix, None, model.written(markers.opening))
+        rows.append(decode_from(model, beginning, each.max_tokens, each.stop, frozenset(markers.closing[:1])))
     texts = _run(model, model.kind_of_rows(asked[0].prefix), rows) if asked else []
     decoded = dict(zip(map(id, asked), texts, strict=True))
     found: list[tuple[tuple[int, ...], int] | Exception] = []
@@ -124,31 +123,46 @@ def reason_many(model: Continuing, requests: Sequence[Reason]) -> list[tuple[tup
 
 def decode_from(
     model: Continuing,
-    prefix: Prefix,
+    beginning: Beginning,
     max_new_tokens: int,
     stop: Callable[[], bool],
     ends: frozenset[int] = frozenset(),
     generation: GenerationSettings | None = None,
     pause: Callable[[], bool] = never,
     begun: Decoded | None = None,
-    choose: Callable[[Tensor], int] | None = None,
-    floor: float = 0.0,
-) -> Decoding:
-    """One decoding: is sent what the model says at every step, yields the token that is chosen next.
-
-    ``choose``: from scores ``(vocabulary,)``; by default the most probable one. ``floor``: see ``Decode``.
-    """
+    sampling: SamplingSettings | None = None,
+    draws: torch.Generator | None = None,
+    floor: _Floor | None = None,
+) -> _Row:
+    """A decoding that takes the most probable tokens, or draws them as ``sampling`` says."""
+    inputs = beginning.prefix.inputs
     # What the logits processors see: the prompt and the tail, as in `generate`; latents and patches have no ids.
-    written = [*prefix.inputs.tensors["input_ids"][0].tolist(), *prefix.inputs.tail]
+    written = [*inputs.tensors["input_ids"][0].tolist(), *inputs.tail]
     rules = generation_rules(model.model, len(written), generation)
-    ids: Tensor | None = None  # the same tokens for the logits processors, with room for those to come
-    empty = torch.zeros(0)
-    before = Decoded((), empty, empty, "paused") if begun is None else begun
+    before = Decoded((), torch.zeros(0), torch.zeros(0), "paused") if begun is None else begun
+    chooser = Chooser(rules, [*written, *before.tokens], max_new_tokens - len(before.tokens), sampling, draws)
+    decoding = _decoding(model, rules, before, max_new_tokens, stop, ends, pause, floor)
+    return _Row(beginning, chooser, decoding)
+
+
+def _decoding(
+    model: Continuing,
+    rules: GenerationRules,
+    before: Decoded,
+    max_new_tokens: int,
+    stop: Callable[[], bool],
+    ends: frozenset[int],
+    pause: Callable[[], bool],
+    floor: _Floor | None,
+) -> Decoding:
+    """One decoding: yields whenever it wants another token, and is sent that."""
     tokens = list(before.tokens)
-    log_probabilities: list[Tensor] = []
-    entropies: list[Tensor] = []
+    log_probabilities: list[float] = []
+    entropies: list[float] = []
     finish_reason = "length"
-    joint = math.exp(float(before.log_probabilities.sum()))
+    for token, log_probability in zip(tokens, before.log_probabilities.tolist(), strict=True):
+        if floor is not None:
+            floor.passed(token, log_probability)
     while len(tokens) < max_new_tokens:
         if stop():
             finish_reason = "deadline"
@@ -156,37 +170,56 @@ def decode_from(
         if len(entropies) >= _SLICE and pause():
             finish_reason = "paused"
             break
-        said = yield tokens[-1] if tokens else None
-        scores, token = said.logits, said.best
-        if rules.processors:
-            count = len(written) + len(tokens)
-            if ids is None:
-                ids = torch.zeros(1, len(written) + max_new_tokens, dtype=torch.long, device=scores.device)
-                ids[0, :count] = torch.tensor(written + tokens)
-            elif tokens:
-                ids[0, count - 1] = tokens[-1]
-            scores = rules.processors(ids[:, :count], scores[None].clone())[0]
-        if choose is not None or rules.processors:
-            token = (choose or greedy)(scores)
-        tokens.append(token)
-        log_probabilities.append(said.log_p[token].clone())  # a view would hold the whole vocabulary's
+        said = yield
+        tokens.append(said.token)
+        log_probabilities.append(said.log_probability)
         entropies.append(said.entropy)
-        if token in rules.stop_tokens or token in ends or _spells(model.tokenizer, tokens, rules.stop_strings):
+        ended = said.token in rules.stop_tokens or said.token in ends
+        if ended or _spells(model.tokenizer, tokens, rules.stop_strings):
             finish_reason = "stop"
             break
-        if floor:
-            joint *= math.exp(float(log_probabilities[-1]))
-            if joint < floor:
-                finish_reason = "unsure"
-                break
+        if floor is not None and not floor.passed(said.token, said.log_probability):
+            finish_reason = "unsure"
+            break
     if not entropies:
         return Decoded(tuple(tokens), before.log_probabilities, before.entropies, finish_reason)
-    log_p = torch.cat([before.log_probabilities, torch.stack(log_probabilities).cpu()])
-    if not bool(log_p.isfinite().all()):
+    if not all(map(math.isfinite, log_probabilities)):
         raise NumericalError(
             "The model's logits are not finite while it answers.", "Load the model in float32 or bfloat16."
         )
-    return Decoded(tuple(tokens), log_p, torch.cat([before.entropies, torch.stack(entropies).cpu()]), finish_reason)
+    log_p = torch.cat([before.log_probabilities, torch.tensor(log_probabilities)])
+    return Decoded(tuple(tokens), log_p, torch.cat([before.entropies, torch.tensor(entropies)]), finish_reason)
+
+
+class _Floor:
+    """Whether the answer that is being written can still be as probable as it has to be.
+
+    What a model thinks in words before it answers does not count: it says nothing of how sure the answer will be.
+
+    Args:
+        least: the joint probability of the answer's tokens below which no further token is of use.
+        opening, closing: tokens of the model's thinking markers.
+        reasons: whether the decoding may begin with such a text.
+    """
+
+    def __init__(self, least: float, markers: Markers, reasons: bool) -> None:
+        self._least = math.log(least)
+        self._opening, self._closing = list(markers.opening), list(markers.closing)
+        self._tokens: list[int] = []
+        self._joint = 0.0  # log-probability of the answer's tokens so far
+        # A template may have opened the marker itself.
+        self._thinks = reasons and bool(self._closing) and not self._opening
+
+    def passed(self, token: int, log_probability: float) -> bool:
+        """Note a token; whether the answer may still reach the least probability."""
+        self._tokens.append(token)
+        self._joint += log_probability
+        if self._closing and self._tokens[-len(self._closing) :] == self._closing:
+            self._thinks, self._joint = False, 0.0
+        elif self._opening and self._tokens[-len(self._opening) :] == self._opening:
+            self._thinks = True
+        begins = self._tokens == self._opening[: len(self._tokens)]  # perhaps the marker's first tokens
+        return self._thinks or begins or self._joint >= self._least
 
 
 def _run(model: Continuing, kind: RowsKind, rows: Sequence[_Row]) -> list[Decoded | Exception]:
@@ -195,23 +228,22 @@ def _run(model: Continuing, kind: RowsKind, rows: Sequence[_Row]) -> list[Decode
 
 
 def _run_together(model: Continuing, kind: RowsKind, rows: Sequence[_Row]) -> list[Decoded | Exception]:
-    results: list[Decoded | Exception | None] = [_step(row.decoding, None)[1] for row in rows]  # up to the first token
+    results = [_step(row.decoding, None) for row in rows]  # up to the first token
     # Rows of one prefix stand together.
     live = [index for index in grouped([row.beginning.prefix for row in rows]) if results[index] is None]
     if live:
         batch, logits = model.begin(kind, [rows[index].beginning for index in live])
     while live:
-        steps = [_step(rows[index].decoding, said) for index, said in zip(live, _read(logits), strict=True)]
-        for index, (_, result) in zip(live, steps, strict=True):
-            results[index] = result
-        going = [place for place, (token, _) in enumerate(steps) if token is not None]
+        said = choose([rows[index].chooser for index in live], logits)
+        for index, each in zip(live, said, strict=True):
+            results[index] = _step(rows[index].decoding, each)
+        going = [place for place, index in enumerate(live) if results[index] is None]
         if not going:
             break
         if len(going) < len(live):
             batch.select(going)
             live = [live[place] for place in going]
-        chosen = [steps[place][0] for place in going]
-        logits = batch.write([[token] for token in chosen if token is not None], [-1])[:, -1]
+        logits = batch.write([[said[place].token] for place in going], [-1])[:, -1]
     return [result for result in results if result is not None]
 
 
@@ -223,19 +255,16 @@ def _spells(tokenizer: Any, tokens: Sequence[int], strings: Sequence[str]) -> bo
     return any(string in text for string in strings)
 
 
-def _read(logits: Tensor) -> list[_Next]:
-    """What logits ``(R, vocabulary)`` say; one transfer from the device for all rows."""
-    logits = logits.float()
-    log_p = logits.log_softmax(-1)
-    return list(map(_Next, logits, log_p, entropy_of(log_p), logits.argmax(-1).tolist()))
-
-
-def _step(decoding: Decoding, said: _Next | None) -> tuple[int | None, Decoded | Exception | None]:
-    """Advance a decoding: the next token, or else its result, or what it raised."""
+def _step(decoding: Decoding, said: Said | None) -> Decoded | Exception | None:
+    """Advance a decoding; its result, or what it raised, or ``None`` while it wants another token."""
     try:
-        return (next(decoding) if said is None else decoding.send(said)), None
+        if said is None:
+            next(decoding)
+        else:
+            decoding.send(said)
+        return None
     except StopIteration as end:
         decoded: Decoded = end.value
-        return None, decoded
+        return decoded
     except BaseException as error:
-        return None, contained(error)
+        return contained(error)

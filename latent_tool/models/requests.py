@@ -126,7 +126,8 @@ class Decode(Request[Decoded]):
 
     ``pause`` is asked after some tokens; ``True`` ends this request with ``finish_reason="paused"``, and another one
     that has ``begun`` with its reply goes on from there. So does a request that ended with ``"unsure"``: the joint
-    probability of its tokens has fallen below ``floor``, and no further token could raise it.
+    probability of the answer's tokens has fallen below ``floor``, and no further token could raise it. What the model
+    thinks in words before it answers does not count.
     """
 
     prefix: Prefix

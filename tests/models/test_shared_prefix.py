@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from tiny_checkpoints import checkpoint, picture
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import LogitsProcessorList
 
 from latent_tool.engine.engine import Engine
 from latent_tool.engine.job import Job, Outcome
@@ -22,12 +24,15 @@ from latent_tool.method.policy import policy_gradient
 from latent_tool.method.reward import Logits, entropy, read_reward
 from latent_tool.models import generating, shared_prefix
 from latent_tool.models.attention import AttentionTap, tap_attention
-from latent_tool.models.decoding import Decoded
+from latent_tool.models.choosing import Chooser, choose, draw, seeded
+from latent_tool.models.decoding import Decoded, GenerationRules
 from latent_tool.models.loading import ModelSpec, load
 from latent_tool.models.prefix import Prefix, Suffix
+from latent_tool.models.prompts import Markers
 from latent_tool.models.requests import Attend, Decode, Score
+from latent_tool.models.rows import Beginning
 from latent_tool.models.shared_prefix import SharedRows
-from latent_tool.settings import Budget, GenerationSettings, NoiseSettings, SearchSettings
+from latent_tool.settings import Budget, GenerationSettings, NoiseSettings, SamplingSettings, SearchSettings
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 QUESTIONS = ["what color is the circle?", "how many shapes are there?", "what is right of the red circle in the image?"]
@@ -467,24 +472,87 @@ def test_no_number_is_read_per_row_and_token(engine: Engine, prefixes: list[Pref
     assert counts[0] == counts[1]
 
 
-def test_what_is_kept_of_a_token_is_a_number(engine: Engine, prefixes: list[Prefix]) -> None:
+def test_what_is_kept_of_a_token_are_numbers(engine: Engine, prefixes: list[Prefix]) -> None:
     """Not a view that holds the log-probabilities of the whole vocabulary, times the rows, for every token."""
-    decoding: Any = generating.decode_from(engine.vlm, prefixes[0], 4, lambda: False)
-    next(decoding)
+    beginning = Beginning(prefixes[0], None, engine.vlm.written(()))
+    row: Any = generating.decode_from(engine.vlm, beginning, 4, lambda: False)
+    next(row.decoding)
     for _ in range(3):
-        logits = torch.randn(5, len(engine.vlm.tokenizer))
-        decoding.send(generating._read(logits)[2])
-    kept = decoding.gi_frame.f_locals["log_probabilities"]
-    assert [each.untyped_storage().nbytes() for each in kept] == [4] * 3
+        row.decoding.send(choose([row.chooser], torch.randn(1, len(engine.vlm.tokenizer)))[0])
+    kept = row.decoding.gi_frame.f_locals
+    assert all(type(each) is float for each in (*kept["log_probabilities"], *kept["entropies"]))
+    assert not any(isinstance(each, Tensor) and each.numel() > 3 for each in kept.values())
 
 
 def test_what_is_said_of_many_rows_is_what_is_said_of_each() -> None:
     logits = torch.randn(7, 997, generator=torch.Generator().manual_seed(0)) * 5
-    for row, said in zip(logits, generating._read(logits), strict=True):
-        (alone,) = generating._read(row[None])
-        assert said.best == alone.best == int(row.argmax())
-        assert torch.equal(said.log_p, alone.log_p) and torch.equal(said.log_p, row.log_softmax(-1))
-        torch.testing.assert_close(said.entropy, entropy(row), atol=1e-6, rtol=1e-6)
+    rules = GenerationRules(LogitsProcessorList(), frozenset())
+    together = choose([Chooser(rules, [1], 9) for _ in logits], logits)
+    for row, said in zip(logits, together, strict=True):
+        (alone,) = choose([Chooser(rules, [1], 9)], row[None])
+        assert said.token == alone.token == int(row.argmax())
+        assert said.log_probability == alone.log_probability == float(row.log_softmax(-1)[said.token])
+        assert said.entropy == pytest.approx(float(entropy(row)), abs=1e-6)
+
+
+# ---------------------------------------------------------------------- drawn tokens
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_tokens_are_drawn_as_often_as_they_are_probable(top_p: float, temperature: float) -> None:
+    """Against the definition, at 20,001 uniform numbers that are spread evenly, both ends among them."""
+    logits = drawn(12, spread=2.0, seed=4)
+    logits[5] = float("-inf")
+    chances = (logits / temperature).softmax(-1)
+    ordered = sorted(range(12), key=lambda token: -float(chances[token]))
+    kept, held = [], 0.0
+    for token in ordered:
+        if held < top_p:
+            kept.append(token)
+        held += float(chances[token])
+    expected = torch.zeros(12)
+    expected[kept] = chances[kept] / chances[kept].sum()
+    uniform = torch.linspace(0, 1 - 2**-24, 20_001)
+    tokens = draw(logits.expand(len(uniform), -1), SamplingSettings(temperature=temperature, top_p=top_p), uniform)
+    counts = torch.bincount(tokens, minlength=12) / len(uniform)
+    assert (counts - expected).abs().max() < 2e-4
+    assert (counts[expected == 0] == 0).all()
+
+
+def test_rows_that_draw_stand_beside_rows_that_do_not() -> None:
+    """What a row draws depends on its own seed alone."""
+    logits = drawn(5, 200, spread=1.0, seed=1)
+    rules = GenerationRules(LogitsProcessorList(), frozenset())
+    how = [
+        None,
+        SamplingSettings(temperature=2.0),
+        SamplingSettings(top_p=0.5),
+        None,
+        SamplingSettings(temperature=2.0),
+    ]
+
+    def choosers() -> list[Chooser]:
+        return [Chooser(rules, [1], 9, sampling, seeded(7, row)) for row, sampling in enumerate(how)]
+
+    together = [choose(rows, logits) for rows in [choosers()] for _ in range(3)]
+    for row, each in enumerate(choosers()):
+        assert [said[row].token for said in together] == [
+            choose([each], logits[row : row + 1])[0].token for _ in range(3)
+        ]
+
+
+def test_thinking_in_words_does_not_count_towards_the_floor() -> None:
+    """The answer's tokens alone do, whether the model writes the opening marker or its template did."""
+    opened, template = Markers((1, 2), (3,)), Markers((), (3,))
+    low, sure = math.log(0.1), math.log(0.9)
+    for markers, begins in ((opened, [1, 2]), (template, [])):
+        floor = generating._Floor(0.5, markers, True)
+        assert all(floor.passed(token, low) for token in (*begins, 7, 8, 3))
+        assert [floor.passed(9, sure) for _ in range(7)] == [True] * 6 + [False]  # 0.9 ** 7 < 0.5
+    for markers, reasons in ((Markers(), True), (opened, True), (template, False)):
+        floor = generating._Floor(0.5, markers, reasons)
+        assert not floor.passed(7, low)
 
 
 # ---------------------------------------------------------------------- which rows
