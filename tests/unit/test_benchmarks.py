@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-MADE_BEFORE = {"study.md"}  # with seeds that are kept since
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -54,7 +53,7 @@ def test_seeds_that_are_for_others_are_in_no_program_or_page() -> None:
     found = []
     for folder in ("benchmarks", "docs", "examples", "latent_tool", "tests", "integrations"):
         for path in (root / folder).rglob("*"):
-            if path.suffix in (".py", ".md", ".ipynb") and path.name not in MADE_BEFORE:
+            if path.suffix in (".py", ".md", ".ipynb"):
                 text = path.read_text(encoding="utf-8")
                 for seeds in re.findall(r"scenes:[a-z_]+:(\d+)-(\d+)", text) + re.findall(
                     r"(?:FIRST|SEED)[A-Z_]*\s*=\s*(\d[\d_]*)()", text
