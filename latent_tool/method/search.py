@@ -181,7 +181,7 @@ class _Run:
     async def score(self, latents: Tensor, patches: tuple[tuple[int, ...], ...]) -> list[State | None]:
         """Score states in one batch; a state whose reward is not finite becomes ``None``."""
         read = await self.read(latents, patches)
-        self.attention = None
+        self.attention = self.drifted = None
         (numbers,) = to_host([read.numbers])
         return self.states(read, numbers)
 
