@@ -17,7 +17,7 @@ from latent_tool.models.prefix import Inputs
 from latent_tool.schema import Controls, Grounding, MeasuredConfidence, Usage, View
 from latent_tool.settings import Budget, GenerationSettings, NoiseSettings, SearchSettings
 
-__all__ = ["Examined", "Job", "Outcome", "Sampled", "joint", "pooled"]
+__all__ = ["Examined", "Job", "Outcome", "Reached", "Sampled", "joint", "pooled"]
 
 
 @dataclass(frozen=True)
@@ -56,17 +56,14 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What one question led to, tensors included.
+class Reached:
+    """An answer, and how it was reached, tensors included.
 
     ``latents``: ``(L, d)`` of the decoded state, or ``None`` for the plain model; ``patches``: its injected cells;
     ``plain_probability``: of the answer by the model without either, see ``Scores``; ``stop_reason``: why no more was
-    done for it; ``attention``: of the latents to every image cell, if that was measured; ``chosen``: what was said of
-    the options, if there were any; ``pictures``: every picture in the numbers that a domain check compares.
+    done for it; ``chosen``: what was said of the options, if there were any.
     """
 
-    job: Job
-    inputs: Inputs
     latents: Tensor | None
     patches: tuple[int, ...]
     search: SearchOutcome | None
@@ -74,13 +71,25 @@ class Outcome:
     answer: ExtractedAnswer
     plain_probability: float | None
     stop_reason: str
+    chosen: Chosen | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome(Reached):
+    """What one question led to, tensors included.
+
+    ``inputs``: what the answer was decoded after, with the windows that stayed; ``attention``: of the latents to every
+    image cell, if that was measured; ``pictures``: every picture in the numbers that a domain check compares.
+    """
+
+    job: Job
+    inputs: Inputs
     attention: tuple[float, ...] | None
     grounding: Grounding | None
     controls: Controls | None
     usage: Usage
     views: tuple[View, ...]
     warnings: tuple[str, ...]
-    chosen: Chosen | None = None
     pictures: tuple[tuple[float, ...], ...] = ()
 
 

@@ -30,43 +30,34 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from latent_tool.cannot_tell import says_cannot_tell
-from latent_tool.engine.choosing import Chosen, Said, best_option, choose
+from latent_tool.engine.choosing import Said, best_option, choose
 from latent_tool.engine.in_step import Tell
-from latent_tool.engine.job import joint
+from latent_tool.engine.job import Reached, joint
 from latent_tool.engine.looking import Looked, hides_pixels, look_again, reward_of
 from latent_tool.engine.question import Question
 from latent_tool.method.search import Outcome as SearchOutcome
 from latent_tool.method.search import State
-from latent_tool.models.decoding import Decoded, ExtractedAnswer
+from latent_tool.models.decoding import Decoded
 from latent_tool.models.prefix import Prefix
 from latent_tool.models.requests import ScoredOptions
 from latent_tool.schema import ReasoningStep
 from latent_tool.settings import Budget
 
-__all__ = ["Reached", "climb"]
+__all__ = ["Climbed", "climb"]
 
 
-@dataclass(frozen=True)
-class Reached:
-    """An answer, and the state it was decoded from: latents ``(L, d)``, or ``None`` for the plain model, and cells.
+@dataclass(frozen=True, kw_only=True)
+class Climbed(Reached):
+    """An answer, and what the ladder knows of it besides.
 
-    ``plain_probability``: of the answer by the plain model; ``stop_reason``: why no more was done for it; ``prefix``:
-    what it was decoded after, with the window that stayed; ``looked``: what looking again led to.
+    ``prefix``: what it was decoded after, with the windows that stayed; ``looked``: what looking again led to.
     """
 
-    latents: Tensor | None
-    patches: tuple[int, ...]
-    search: SearchOutcome | None
-    decoded: Decoded
-    answer: ExtractedAnswer
-    plain_probability: float | None
-    stop_reason: str
     prefix: Prefix
     looked: Looked
-    chosen: Chosen | None = None
 
 
-async def climb(question: Question, prefix: Prefix, budget: Budget) -> Reached:
+async def climb(question: Question, prefix: Prefix, budget: Budget) -> Climbed:
     """Answer from the first rung that is sure enough, else from the last."""
     job, clock = question.job, question.clock
     target, search_below = budget.target_confidence, job.settings.search_below
@@ -183,7 +174,7 @@ async def _from_state(
     stop_reason: str,
     plain: Said | None = None,
     looked: Looked | None = None,
-) -> Reached:
+) -> Climbed:
     """The answer of the best state of a search, or without one of the plain model."""
     latents, patches = (None, ()) if searched is None else (searched.best.latents, searched.best.patches)
     if isinstance(said, ScoredOptions):
@@ -194,12 +185,21 @@ async def _from_state(
         chosen, decoded, answer = choose(job.options or (), said, by_plain, pool=pool, unsure=job.unsure)
         probability: float | None = float(chosen.plain[chosen.best].double().exp())
         question.clock.phase_done("decode")
-        return Reached(
-            latents, patches, searched, decoded, answer, probability, stop_reason, prefix, looked or Looked(), chosen
+        return Climbed(
+            latents,
+            patches,
+            searched,
+            decoded,
+            answer,
+            probability,
+            stop_reason,
+            chosen,
+            prefix=prefix,
+            looked=looked or Looked(),
         )
     assert not isinstance(plain, ScoredOptions)
     answer = question.extract(prefix, said)
     probability = await question.plain_probability(prefix, latents, said, answer, plain)
     question.clock.phase_done("decode")
     looked = looked or Looked()
-    return Reached(latents, patches, searched, said, answer, probability, stop_reason, prefix, looked)
+    return Climbed(latents, patches, searched, said, answer, probability, stop_reason, prefix=prefix, looked=looked)
