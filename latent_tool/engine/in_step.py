@@ -15,6 +15,7 @@ from latent_tool.models.requests import (
     Decode,
     DecodeEach,
     Prefill,
+    PrefillEach,
     Reason,
     Sample,
     Score,
@@ -34,6 +35,7 @@ T = TypeVar("T")
 # The order in which requests of several questions are served: whoever is behind catches up first ...
 _ORDER = (
     Prefill,
+    PrefillEach,
     DecodeEach,
     Reason,
     Score,

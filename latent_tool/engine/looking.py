@@ -40,7 +40,7 @@ from latent_tool.errors import (
 from latent_tool.method.views import density, is_surer, propose_windows, random_windows, relative_attention
 from latent_tool.models.prefix import Inputs, Prefix
 from latent_tool.models.prefix_cache import PER_TOKEN, image_key
-from latent_tool.models.requests import DecodeEach, Prefill
+from latent_tool.models.requests import DecodeEach, Prefill, PrefillEach
 from latent_tool.models.windows import Window
 from latent_tool.schema import ReasoningStep, View
 from latent_tool.settings import Budget
@@ -181,7 +181,7 @@ class _Looking:
             image = self._random.randrange(len(job.images)) if inside is None else inside.image
             area = (0, 0, *job.images[image].size) if inside is None else inside.box
             return [Window(image, box) for box in random_windows(area, inside is None, self._random)]
-        prefix = await self._attended(self.inputs) if before is None else before
+        prefix = (await self._attended(self.inputs))[0] if before is None else before
         if prefix is None or prefix.attention is None:
             return []
         number = None if inside is None else 0  # of the one window beside the pictures
@@ -203,21 +203,24 @@ class _Looking:
         """Note why a window could not be looked at; the answer without it stands."""
         self.warnings = (f"Not every window could be looked at again: {error.message}",)
 
-    async def _attended(self, inputs: Inputs, begins: Inputs | None = None) -> Prefix | None:
-        """Compute a prefix with the attention of its last position; ``None`` if it cannot be computed."""
+    async def _attended(self, *asked: Inputs, begins: Inputs | None = None) -> list[Prefix | None]:
+        """Compute prefixes with the attention of their last position; ``None`` for one that cannot be computed."""
         clock = self.question.clock
-        try:
-            prefix = await Prefill(
-                inputs, lambda: clock.require_time("the picture was looked at again"), attend=True, begins=begins
-            )
-        except DeadlineError:  # there is an answer already
-            return None
-        except _IMPOSSIBLE as error:
-            self.warn(error)
-            return None
-        clock.calls += 1
-        self.encoded += prefix.encoded
-        return prefix
+
+        def check() -> None:
+            clock.require_time("the picture was looked at again")
+
+        found: list[Prefix | None] = []
+        for one in await PrefillEach([Prefill(each, check, attend=True, begins=begins) for each in asked]):
+            if isinstance(one, Prefix):
+                clock.calls += 1
+                self.encoded += one.encoded
+            elif isinstance(one, _IMPOSSIBLE):
+                self.warn(one)
+            elif not isinstance(one, DeadlineError):  # there is an answer already
+                raise one
+            found.append(one if isinstance(one, Prefix) else None)
+        return found
 
     async def _neutral(self) -> Tensor | None:
         """Return the attention under a neutral question, computed once per picture."""
@@ -230,7 +233,7 @@ class _Looking:
                 inputs = self.question.inputs(text=NEUTRAL)
             except _IMPOSSIBLE:
                 return None
-            prefix = await self._attended(inputs)
+            (prefix,) = await self._attended(inputs)
             if prefix is None or prefix.attention is None or len(prefix.attention) != len(self.inputs.cells):
                 return None
             known = prefix.attention
@@ -239,7 +242,7 @@ class _Looking:
 
     async def read(self, windows: Sequence[Window]) -> list[tuple[Window, Seen]]:
         """Answer with each window beside the pictures; those that do not fit the model are left out."""
-        prefixes: list[tuple[Window, Prefix]] = []
+        shown: list[tuple[Window, Inputs]] = []
         most = min(self.budget.max_new_tokens, _READ)
         for window in windows:
             if self.question.clock.search_must_end():
@@ -251,9 +254,11 @@ class _Looking:
             except _IMPOSSIBLE as error:
                 self.warn(error)
                 continue
-            prefix = await self._attended(inputs, self.inputs)
-            if prefix is not None:
-                prefixes.append((window, prefix))
+            shown.append((window, inputs))
+        if not shown:
+            return []
+        computed = await self._attended(*(inputs for _, inputs in shown), begins=self.inputs)
+        prefixes = [(window, one) for (window, _), one in zip(shown, computed, strict=True) if one is not None]
         if not prefixes:
             return []
         job, clock = self.question.job, self.question.clock

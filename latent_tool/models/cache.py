@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
 
-__all__ = ["cache_name", "fork_cache", "new_cache"]
+__all__ = ["cache_name", "fork_cache", "join_caches", "new_cache"]
 
 _STATES = ("conv_states", "recurrent_states")
 _FLAGS = ("is_conv_states_initialized", "is_recurrent_states_initialized", "has_previous_state", "conv_kernel_size")
@@ -40,6 +42,20 @@ def fork_cache(cache: DynamicCache, batch: int = 1) -> DynamicCache:
     forked = copy.copy(cache)
     forked.layers = [_fork_layer(layer, batch) for layer in cache.layers]
     return forked
+
+
+def join_caches(caches: Sequence[DynamicCache]) -> DynamicCache:
+    """An independent continuation of several caches of batch size 1 and of one length, one sequence each.
+
+    Different ones must have plain layers only.
+    """
+    if all(cache is caches[0] for cache in caches):
+        return fork_cache(caches[0], len(caches))
+    joined = fork_cache(caches[0])
+    for layer, *every in zip(joined.layers, *(cache.layers for cache in caches), strict=True):
+        layer.keys = torch.cat([each.keys for each in every])
+        layer.values = torch.cat([each.values for each in every])
+    return joined
 
 
 def _fork_layer(layer: Any, batch: int) -> Any:

@@ -83,7 +83,7 @@ def sample_many(model: Continuing, requests: Sequence[Sample]) -> list[list[Deco
                     each.stop,
                     generation=each.generation,
                     sampling=each.sampling,
-                    draws=seeded(each.seed, k),
+                    draws=seeded(each.seed, each.first + k),
                 )
             )
     drawn = iter(_run(model, kind, rows))

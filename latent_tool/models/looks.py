@@ -8,14 +8,12 @@ the numbers are compared with.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from latent_tool.errors import ModelNotSupportedError
 from latent_tool.models.prefix import Cell, Inputs
 from latent_tool.models.vlm import VisionLanguageModel
 
@@ -55,40 +53,13 @@ def _quantiles(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.interp(places, np.arange(len(values)), np.sort(values)), dtype=np.float64)
 
 
-class _SeenError(Exception):
-    """The decoder was about to begin."""
-
-
 def look(vlm: VisionLanguageModel, inputs: Inputs) -> Tensor:
     """Merged image features ``(C, d)`` of a prompt's pictures; the decoder is not run.
 
     Raises ``ModelNotSupportedError`` for a model that does not merge image features into its decoder's input.
     """
-    seen: dict[str, Any] = {}
-
-    def stop(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-        seen.update(kwargs)
-        raise _SeenError
-
-    tensors = {
-        key: value.to(vlm.device, vlm.dtype if value.is_floating_point() else value.dtype)
-        for key, value in inputs.tensors.items()
-        if isinstance(value, Tensor)
-    }
-    with vlm.forward_pass():
-        handle = vlm.model.get_decoder().register_forward_pre_hook(stop, with_kwargs=True)
-        try:
-            vlm.model(**tensors, use_cache=False, logits_to_keep=1)
-        except _SeenError:
-            pass
-        finally:
-            handle.remove()
-    embeddings = seen.get("inputs_embeds")
-    if embeddings is None:
-        raise ModelNotSupportedError(
-            f"{type(vlm.model).__name__} does not merge image features into its decoder's input.",
-            "Use a model that does, such as LLaVA, Qwen-VL, SmolVLM or InternVL.",
-        )
+    tensors = vlm.model_inputs(inputs.tensors)
+    with vlm.forward_pass(), vlm.decoder_input(run=False) as given:
+        vlm.model(**tensors, use_cache=False, logits_to_keep=1)
     columns = (tensors["input_ids"][0] == vlm.image_token).nonzero()[:, 0]
-    features: Tensor = embeddings[0, columns.to(embeddings.device)].to(vlm.device)
-    return features
+    return vlm.image_features(given, columns)

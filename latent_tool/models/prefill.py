@@ -1,68 +1,55 @@
-"""From a prompt to the decoder's cache, and on from there: what every other pass begins with.
+"""From a prompt to the decoder's cache: what every other pass begins with.
 
 The prefix is computed once; up to the end of its last picture it may have been computed for another question, and up
-to the end of an earlier picture for another prompt. All of it is exact: it equals one forward pass over the whole.
+to the end of an earlier picture for another prompt. Prompts of several questions are computed in one pass where they
+are of one shape. All of it is exact: it equals one forward pass over the whole, for every question of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from latent_tool.errors import ModelNotSupportedError, NumericalError
-from latent_tool.models.attention import AttentionTap, tap_attention
-from latent_tool.models.cache import fork_cache, new_cache
-from latent_tool.models.decoder import Decoder
+from latent_tool.errors import LatentToolError, ModelNotSupportedError, NumericalError
 from latent_tool.models.memory import out_of_memory
+from latent_tool.models.passes import Check, Continued, Given, Passes, Ran
 from latent_tool.models.prefix import Inputs, Prefix, Stems, Suffix
 from latent_tool.models.prefix_cache import AttentionMemory, ImagePrefix, PrefixCache, cut_cache, cut_tensors, image_key
-from latent_tool.models.prompts import Markers
+from latent_tool.models.requests import Prefill
 from latent_tool.models.shared_prefix import layers_fit
 from latent_tool.models.watch import watched
 from latent_tool.models.windows import remainder
 
 __all__ = ["Prefilling"]
 
+# Tokens of prompts, their caches among them, that one pass takes at most: with more it is no cheaper for each.
+_MOST_TOKENS = 2**12
+# What a model raises that does not take its inputs in another way than the usual one.
+_NOT_TAKEN = (RuntimeError, TypeError, ValueError, AttributeError, IndexError)
 
-class _Ran(NamedTuple):
-    """What a pass over a prompt gave: its cache, its last logits ``(vocabulary,)``, the attention ``(C,)`` of its last
-    position to the image cells if it was read, and how many pictures went through the vision tower."""
-
-    prefix: ImagePrefix
-    logits: Tensor
-    attention: Tensor | None
-    encoded: int
+P = ParamSpec("P")
+T = TypeVar("T")
+R = TypeVar("R", Given, Continued)
 
 
 @dataclass(frozen=True)
-class _Tap:
-    """The attention of a pass's last position, if it is wanted."""
+class _Parted:
+    """A prompt that is computed in two parts: up to token ``cut``, where its last picture ends, and from there on."""
 
-    tap: AttentionTap | None = None
-
-    @property
-    def asked(self) -> dict[str, Any]:
-        """What the model is told: to give its attention, where it cannot be tapped."""
-        return {} if self.tap is None or self.tap.switched else {"output_attentions": True}
-
-    def read(self, output: Any) -> Tensor | None:
-        """Return the mean over layers and heads, ``(C,)``; ``None`` if it is not wanted or the model shows none."""
-        if self.tap is None:
-            return None
-        for layer in () if self.tap.switched else output.attentions or ():
-            if layer is not None:
-                self.tap.add(layer[:, :, self.tap.rows].float())
-        return self.tap.mean()[0, 0].float().cpu() if self.tap.layers else None
+    place: int
+    request: Prefill
+    cut: int
+    shown: Inputs
+    key: str
 
 
-class Prefilling(Decoder):
+class Prefilling(Passes):
     """A model and what it computed of the last images (``prefix_cache``)."""
 
     def __init__(self, model: PreTrainedModel, prefix_cache_bytes: int) -> None:
@@ -71,6 +58,8 @@ class Prefilling(Decoder):
         # Whether a prompt can be computed in two parts, and from an earlier picture on; None: not known yet.
         self._splits: bool | None = None
         self._goes_on: bool | None = None
+        # Whether several rows of a kind are the same in one pass as one by one, as far as that is known.
+        self._joins: dict[str, bool] = {}
         self.neutral_attention = AttentionMemory()
 
     @property
@@ -88,7 +77,7 @@ class Prefilling(Decoder):
     def prefill(
         self,
         inputs: Inputs,
-        check: Callable[[], object] | None = None,
+        check: Check = None,
         cached: bool = True,
         *,
         attend: bool = False,
@@ -104,33 +93,134 @@ class Prefilling(Decoder):
 
         Raises ``NumericalError`` when the model's output is not finite.
         """
-        if inputs.injected:
-            return self._injected(inputs, check, cached, attend)
-        if not cached or not self.prefix_cache.limit or self._splits is False:
-            return _prefix(inputs, self._prefill(inputs, check, attend))
-        # One token is left at least, and no question of one token decides whether prompts can be split.
+        (found,) = self.prefill_many([Prefill(inputs, check, cached, attend, begins)])
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def prefill_many(self, requests: Sequence[Prefill]) -> list[Prefix | Exception]:
+        """``prefill`` for several questions, in one pass where their prompts are of one shape.
+
+        What a question's check raises, or a ``NumericalError``, takes its place; the others are not disturbed.
+        """
+        found: dict[int, Prefix | Exception] = {}
+        with self._lock:  # so that questions that come together do not all compute the image
+            waiting = list(enumerate(requests))
+            while waiting:
+                waiting = self._prefill_some(waiting, found)
+        return [found[place] for place in range(len(requests))]
+
+    def _prefill_some(
+        self, asked: Sequence[tuple[int, Prefill]], found: dict[int, Prefix | Exception]
+    ) -> list[tuple[int, Prefill]]:
+        """Compute prefixes; returns the questions about pictures that others of them were the first to ask about."""
+        whole: list[tuple[int, Prefill]] = []
+        new: list[_Parted] = []
+        known: list[tuple[_Parted, ImagePrefix, int]] = []
+        later: list[tuple[int, Prefill]] = []
+        for place, request in asked:
+            inputs = request.inputs
+            if inputs.injected:
+                found[place] = _or_error(self._injected, request)
+                continue
+            cut = self._cut(inputs) if request.cached and self.prefix_cache.limit else None
+            if cut is None:
+                whole.append((place, request))
+                continue
+            shown = replace(inputs, tensors=cut_tensors(inputs.tensors, cut))
+            parted = _Parted(place, request, cut, shown, image_key(shown.tensors))
+            if self._splits is None:
+                found[place] = _or_error(self._prefill_first, parted)
+                continue
+            if any(parted.key == each.key for each in new):
+                later.append((place, request))
+                continue
+            image = self.prefix_cache.find(parted.key)
+            if image is None:
+                new.append(parted)
+            else:
+                known.append((parted, image, 0))
+        computed = self._in_passes([self._given(r.inputs, r.check, r.attend) for _, r in whole], self._run_prompts)
+        for (place, request), ran in zip(whole, computed, strict=True):
+            found[place] = _prefix(request.inputs, ran)
+        for parted, ran in zip(new, self._up_to_images(new), strict=True):
+            if isinstance(ran, Exception):
+                found[parted.place] = ran
+            elif not bool(ran.logits.isfinite().all()):
+                found[parted.place] = _not_finite()
+            else:
+                self.prefix_cache.put(parted.key, ran.prefix, window=parted.request.inputs.shows_windows)
+                known.append((parted, ran.prefix, ran.encoded))
+        rests = [self._rest(parted, image, encoded) for parted, image, encoded in known]
+        for (parted, _, _), ran in zip(known, self._in_passes(rests, self._after_images), strict=True):
+            found[parted.place] = _prefix(parted.request.inputs, ran)
+        return later
+
+    def _cut(self, inputs: Inputs) -> int | None:
+        """Where the first part of a prompt ends; ``None`` if it is computed whole."""
+        if self._splits is False:
+            return None
         at_image = (inputs.tensors["input_ids"][0] == self.image_token).nonzero()[:, 0].tolist()
         cut = at_image[-1] + 1 if at_image else inputs.length
-        if inputs.length - cut < (1 if self._splits else 2):
-            return _prefix(inputs, self._prefill(inputs, check, attend))
-        shown = replace(inputs, tensors=cut_tensors(inputs.tensors, cut))
-        key = image_key(shown.tensors)
-        with self._lock:  # so that questions that come together do not all compute the image
-            if self._splits is None:
-                return self._prefill_first(inputs, cut, key, check, attend)
-            image, encoded = self.prefix_cache.find(key), 0
-            if image is None:
-                ran = self._further_pictures(shown, begins, check) or self._prefill(shown, check)
-                image, encoded = ran.prefix, ran.encoded
-                self.prefix_cache.put(key, image)
-            return _prefix(inputs, self._after_image(inputs, image, cut, check, attend, encoded))
+        # One token is left at least, and no question of one token decides whether prompts can be split.
+        return cut if inputs.length - cut >= (1 if self._splits else 2) else None
 
-    def _prefill_first(
-        self, inputs: Inputs, cut: int, key: str, check: Callable[[], object] | None, attend: bool
-    ) -> Prefix:
+    def _rest(self, parted: _Parted, image: ImagePrefix, encoded: int) -> Continued:
+        """What follows the pictures of a prompt."""
+        request = parted.request
+        tokens = request.inputs.tensors["input_ids"][0, parted.cut :].tolist()
+        return Continued(image, tuple(tokens), encoded, request.check, request.attend)
+
+    def _in_passes(
+        self, rows: Sequence[R], run: Callable[[Sequence[R]], Sequence[Ran | Exception]]
+    ) -> list[Ran | Exception]:
+        """Run rows in as few passes as their shapes allow, one by one where that would not be the same."""
+        found: dict[int, Ran | Exception] = {}
+        for places in _of_one_shape(rows):
+            some = [rows[place] for place in places]
+            kind = some[0].kind
+            if len(some) > 1 and kind not in self._joins:
+                found.update(zip(places, self._join_first(some[:2], run), strict=False))
+                places, some = places[2:], some[2:]
+            for part in [some] if self._joins.get(kind) else [[row] for row in some]:
+                ran = run(part) if part else []
+                found.update(zip(places, ran, strict=False))
+                places = places[len(part) :]
+        return [found[place] for place in range(len(rows))]
+
+    def _join_first(
+        self, rows: Sequence[R], run: Callable[[Sequence[R]], Sequence[Ran | Exception]]
+    ) -> list[Ran | Exception]:
+        """Run two rows alone and in one pass, and find out whether that is the same."""
+        alone = [run([row])[0] for row in rows]
+        kind = rows[0].kind
+        if any(isinstance(ran, Exception) for ran in alone):
+            return alone  # nothing was found out
+        try:
+            together = run([replace(row, check=None) for row in rows])
+        except _NOT_TAKEN as error:
+            if out_of_memory(error):
+                raise
+            self._joins[kind] = False
+            return alone
+        self._joins[kind] = all(self._same(one, other) for one, other in zip(alone, together, strict=True))
+        return alone
+
+    def _same(self, one: Ran | Exception, other: Ran | Exception) -> bool:
+        """Whether two ways of running the same inputs gave the same, up to rounding."""
+        return (
+            not isinstance(one, Exception)
+            and not isinstance(other, Exception)
+            and one.prefix.next_position == other.prefix.next_position
+            and self._agree(one.logits, other.logits)
+            and self._agree(one.prefix.features, other.prefix.features)
+        )
+
+    def _prefill_first(self, parted: _Parted) -> Prefix | Exception:
         """The model's first question: run it whole and in two parts, and find out whether that is the same."""
-        ran = self._prefill(inputs, check, attend)
-        whole, expected = ran.prefix, ran.logits
+        inputs, cut, request = parted.request.inputs, parted.cut, parted.request
+        ran = self._run_prompt(self._given(inputs, request.check, request.attend))
+        whole = ran.prefix
         self._splits = False
         if not layers_fit(whole.cache):
             return _prefix(inputs, ran)
@@ -138,113 +228,75 @@ class Prefilling(Decoder):
         following = cut if positions is None else int(positions.max()) + 1
         image = ImagePrefix(cut_cache(whole.cache, cut), whole.features, positions, whole.columns, following)
         try:
-            again = self._after_image(inputs, image, cut, None, attend, ran.encoded)
-            split, found = again.prefix, again.logits
-        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+            (again,) = self._after_images([replace(self._rest(parted, image, ran.encoded), check=None)])
+        except _NOT_TAKEN as error:
             if out_of_memory(error):
                 self._splits = None  # nothing was found out
                 raise
             return _prefix(inputs, ran)
-        self._splits = split.next_position == whole.next_position and self._agree(found, expected)
-        if not self._splits:
+        self._splits = self._same(ran, again)
+        if not self._splits or isinstance(again, Exception):
             return _prefix(inputs, ran)
-        self.prefix_cache.put(key, image)
+        self.prefix_cache.put(parted.key, image, window=inputs.shows_windows)
         return _prefix(inputs, again)
 
     def _agree(self, found: Tensor, expected: Tensor) -> bool:
-        """Whether logits that were computed in two ways are the same, up to rounding."""
+        """Whether values that were computed in two ways are the same, up to rounding."""
         tolerance = (1e-3 if self.dtype == torch.float32 else 5e-2) * max(1.0, float(expected.float().abs().max()))
-        return bool((found.float() - expected.float()).abs().max() <= tolerance)
+        return found.shape == expected.shape and bool((found.float() - expected.float()).abs().max() <= tolerance)
 
-    def _after_image(
-        self,
-        inputs: Inputs,
-        image: ImagePrefix,
-        cut: int,
-        check: Callable[[], object] | None,
-        attend: bool,
-        encoded: int,
-    ) -> _Ran:
-        """The whole prefix and its last logits, from what was computed up to the end of the image."""
-        rest = self.written(inputs.tensors["input_ids"][0, cut:].tolist())
-        with watched(self.model, check), self._tapped(image.columns if attend else None) as tap:
-            output = self.run(image, rest, [rest.length - 1], **tap.asked)
-        logits, cache = output.logits, getattr(output, self.cache_name)
-        positions = image.positions
-        if positions is not None:
-            more = self._positions(image, 0, rest.length, 1)
-            assert more is not None
-            positions = torch.cat([positions, more], dim=-1)
-        following = image.next_position + rest.length
-        whole = ImagePrefix(cache, image.features, positions, image.columns, following)
-        return _Ran(whole, logits[0, -1], tap.read(output), encoded)
+    def _given(self, inputs: Inputs, check: Check, attend: bool = False) -> Given:
+        """A prompt, whole or up to the end of its pictures, as a pass takes it."""
+        columns = (inputs.tensors["input_ids"][0] == self.image_token).nonzero()[:, 0]
+        return Given(inputs.tensors, columns, inputs.pictures, check, attend)
 
-    def _prefill(self, inputs: Inputs, check: Callable[[], object] | None, attend: bool = False) -> _Ran:
-        """Run a prompt, whole or up to the end of its image; its last logits."""
-        columns = (inputs.tensors["input_ids"][0] == self.image_token).nonzero()[:, 0].to(self.device)
-        return self._run_prompt(inputs.tensors, columns, check, inputs.pictures, attend)
+    def _run_prompt(self, given: Given) -> Ran:
+        """Run one prompt."""
+        (ran,) = self._run_prompts([given])
+        if isinstance(ran, Exception):
+            raise ran
+        return ran
 
-    def _run_prompt(
-        self,
-        given: Mapping[str, Any],
-        columns: Tensor,
-        check: Callable[[], object] | None,
-        encoded: int,
-        attend: bool = False,
-        before: ImagePrefix | None = None,
-    ) -> _Ran:
-        """Run a prompt's inputs, pictures included, from the start or from what stands before them.
+    # ------------------------------------------------------------------ pictures that are new to the cache
 
-        ``columns``: ``(C,)``, where the image cells stand among these inputs.
-        """
-        captured: dict[str, Any] = {}
+    def _up_to_images(self, new: Sequence[_Parted]) -> list[Ran | Exception]:
+        """Run prompts up to the end of their pictures, from an earlier picture on where the cache has that."""
+        found: dict[int, Ran | Exception] = {}
+        rows: list[tuple[int, _Further | None, Given]] = []
+        for at, parted in enumerate(new):
+            request = parted.request
+            further = self._further(parted.shown, request.begins)
+            if further is not None and self._goes_on is None:
+                found[at] = _or_error(self._go_on_first, parted, further)
+                continue
+            if further is not None and not self._goes_on:
+                further = None
+            given = self._given(parted.shown, request.check) if further is None else further.given
+            rows.append((at, further, replace(given, check=request.check)))
+        for (at, further, _), ran in zip(
+            rows, self._in_passes([row[2] for row in rows], self._run_prompts), strict=True
+        ):
+            found[at] = ran if further is None or isinstance(ran, Exception) else further.whole(ran)
+        return [found[at] for at in range(len(new))]
 
-        def capture(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-            captured.update(kwargs)
+    def _go_on_first(self, parted: _Parted, further: _Further) -> Ran:
+        """Run a prompt whole and from an earlier picture on, and find out whether that is the same."""
+        whole = self._run_prompt(self._given(parted.shown, parted.request.check))
+        self._goes_on = False
+        try:
+            ran = further.whole(self._run_prompt(further.given))
+        except _NOT_TAKEN as error:
+            if out_of_memory(error):
+                self._goes_on = None  # nothing was found out
+                raise
+            return whole
+        self._goes_on = self._same(whole, ran)
+        return whole
 
-        tensors = {
-            key: value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
-            for key, value in given.items()
-            if isinstance(value, Tensor)
-        }
-        tapped = self._tapped(columns if attend else None)
-        with self.forward_pass(), watched(self.model, check), tapped as tap:
-            handle = self.model.get_decoder().register_forward_pre_hook(capture, with_kwargs=True)
-            try:
-                cache = {self.cache_name: new_cache(self.model) if before is None else fork_cache(before.cache, 1)}
-                output = self.model(**tensors, **cache, use_cache=True, logits_to_keep=1, **tap.asked)
-            finally:
-                handle.remove()
-        embeddings = captured.get("inputs_embeds")
-        if embeddings is None:
-            raise ModelNotSupportedError(
-                f"{type(self.model).__name__} does not merge image features into its decoder's input.",
-                "Use a model that does, such as LLaVA, Qwen-VL, SmolVLM or InternVL.",
-            )
-        features = embeddings[0, columns.to(embeddings.device)].to(self.device)
-        positions = captured.get("position_ids")
-        following = tensors["input_ids"].shape[1] if positions is None else int(positions.max()) + 1
-        cached = getattr(output, self.cache_name)
-        prefix = ImagePrefix(cached, features, positions, columns, following)
-        return _Ran(prefix, output.logits[0, -1], tap.read(output), encoded)
+    def _further(self, shown: Inputs, begins: Inputs | None) -> _Further | None:
+        """What a prompt has after an earlier picture that is in the cache; ``None``: run all of it.
 
-    @contextmanager
-    def _tapped(self, columns: Tensor | None) -> Iterator[_Tap]:
-        """Read the attention of the last position of a pass to some columns ``(C,)``; ``None``: read nothing."""
-        if columns is None:
-            yield _Tap()
-            return
-        with self._lock, tap_attention(self.model, slice(-1, None), columns) as tap:
-            yield _Tap(tap)
-
-    # ------------------------------------------------------------------ windows beside the picture
-
-    def _further_pictures(
-        self, shown: Inputs, begins: Inputs | None, check: Callable[[], object] | None
-    ) -> _Ran | None:
-        """Run a prompt from the end of an earlier picture on, which is in the cache; ``None``: run all of it.
-
-        ``shown``: the prompt up to the end of its last picture. Checked against the whole pass once.
+        ``shown``: the prompt up to the end of its last picture.
         """
         if begins is None or self._goes_on is False:
             return None
@@ -254,34 +306,6 @@ class Prefilling(Decoder):
         before = None if rest is None else self.prefix_cache.find(image_key(known))
         if rest is None or before is None:
             return None
-        if self._goes_on is None:
-            whole = self._prefill(shown, check)
-            self._goes_on = False
-            try:
-                ran = self._go_on(shown, begins, rest, before, None)
-            except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
-                if out_of_memory(error):
-                    self._goes_on = None  # nothing was found out
-                    raise
-                return whole
-            self._goes_on = (
-                ran is not None
-                and ran.prefix.next_position == whole.prefix.next_position
-                and self._agree(ran.logits, whole.logits)
-                and self._agree(ran.prefix.features, whole.prefix.features)
-            )
-            return whole
-        return self._go_on(shown, begins, rest, before, check)
-
-    def _go_on(
-        self,
-        shown: Inputs,
-        begins: Inputs,
-        rest: dict[str, Tensor],
-        before: ImagePrefix,
-        check: Callable[[], object] | None,
-    ) -> _Ran | None:
-        """Run what a prompt has after what is in the cache, further pictures included."""
         first, total = shown.length - rest["input_ids"].shape[1], shown.length
         positions = None
         if before.positions is not None:
@@ -289,13 +313,9 @@ class Prefilling(Decoder):
             if positions is None or not torch.equal(positions[..., :first], before.positions):
                 return None
             rest = {**rest, "position_ids": positions[..., first:]}
-        columns = (shown.tensors["input_ids"][0] == self.image_token).nonzero()[:, 0].to(self.device)
-        ran = self._run_prompt(
-            rest, columns[columns >= first] - first, check, shown.pictures - begins.pictures, before=before
-        )
-        features = torch.cat([before.features, ran.prefix.features])
-        following = total if positions is None else int(positions.max()) + 1
-        return ran._replace(prefix=ImagePrefix(ran.prefix.cache, features, positions, columns, following))
+        columns = (shown.tensors["input_ids"][0] == self.image_token).nonzero()[:, 0]
+        given = Given(rest, columns[columns >= first] - first, shown.pictures - begins.pictures, before=before)
+        return _Further(given, before, columns.to(self.device), positions, total)
 
     def _all_positions(self, tensors: Mapping[str, Any], before: Tensor, total: int) -> Tensor | None:
         """Position ids of a whole prompt, as the model counts them; ``None`` if it does not say how.
@@ -316,20 +336,27 @@ class Prefilling(Decoder):
             found = torch.cat([count.expand(1, *found.shape[1:]), found])
         return found
 
-    def _injected(self, inputs: Inputs, check: Callable[[], object] | None, cached: bool, attend: bool) -> Prefix:
+    # ------------------------------------------------------------------ windows as cells
+
+    def _injected(self, request: Prefill) -> Prefix:
         """Run a prompt, and after it the cells of windows, each encoded by a prompt of its own."""
-        prefix = self.prefill(replace(inputs, injected=()), check, cached, attend=attend)
-        attention = [prefix.attention]
-        for each in inputs.injected:
-            window = self.prefill(each, check, cached, attend=attend)
-            attention.append(window.attention)
-            prefix = self._with_cells(prefix, window.features, check)
+        inputs = request.inputs
+        asked = [replace(request, inputs=replace(inputs, injected=()))]
+        asked += [replace(request, inputs=each, begins=None) for each in inputs.injected]
+        prefixes = []
+        for found in self.prefill_many(asked):
+            if isinstance(found, Exception):
+                raise found
+            prefixes.append(found)
+        prefix, *windows = prefixes
+        for window in windows:
+            prefix = self._with_cells(prefix, window.features, request.check)
             prefix = replace(prefix, encoded=prefix.encoded + window.encoded)
-        read = [weights for weights in attention if weights is not None]
+        read = [each.attention for each in prefixes if each.attention is not None]
         if not bool(prefix.last_logits.isfinite().all()):
             raise _not_finite()
         return replace(
-            prefix, inputs=inputs, attention=torch.cat(read) if len(read) == len(attention) else None, stems=Stems()
+            prefix, inputs=inputs, attention=torch.cat(read) if len(read) == len(prefixes) else None, stems=Stems()
         )
 
     def _with_cells(self, prefix: Prefix, features: Tensor, check: Callable[[], object] | None) -> Prefix:
@@ -355,85 +382,52 @@ class Prefilling(Decoder):
             next_position=prefix.next_position + suffix.length,
         )
 
-    # ------------------------------------------------------------------ continuing from the cache
 
-    def _positions(self, prefix: Prefix | ImagePrefix, start: int, length: int, batch: int) -> Tensor | None:
-        """Position ids of ``length`` tokens that stand ``start`` tokens after the prefix."""
-        if prefix.positions is None:
-            return None
-        following = prefix.next_position + start + torch.arange(length, device=prefix.positions.device)
-        return following.expand(*prefix.positions.shape[:-2], batch, length)
+@dataclass(frozen=True)
+class _Further:
+    """What a prompt has after an earlier picture: as a pass takes it, and what it is put together with.
 
-    def suffix(
-        self, prefix: Prefix, latents: Tensor | None, patches: Sequence[Sequence[int]], answer: Sequence[int] = ()
-    ) -> Suffix:
-        """``[V | opening | T | closing, tail | answer]`` of ``N`` states; all V of the same length."""
-        markers = prefix.inputs.markers if latents is not None else Markers()
-        after = (*markers.closing, *prefix.inputs.tail, *answer)
-        filler = self.model.config.get_text_config().pad_token_id or 0
-        injected, count = len(patches[0]), 0 if latents is None else latents.shape[1]
-        tokens = (*[filler] * injected, *markers.opening, *[filler] * count, *after)
-        cells = torch.tensor([list(chosen) for chosen in patches], dtype=torch.long, device=self.device)
-        parts = [
-            prefix.features[cells],
-            self.embed(markers.opening).expand(len(patches), -1, -1),
-            *([] if latents is None else [latents.to(self.device)]),
-            self.embed(after).expand(len(patches), -1, -1),
-        ]
-        first = injected + len(markers.opening)
-        return Suffix(torch.cat([part.to(self.dtype) for part in parts], dim=1), tokens, slice(first, first + count))
+    ``columns``, ``positions`` and ``total`` are those of the prompt up to the end of its last picture.
+    """
 
-    def written(self, tokens: Sequence[int]) -> Suffix:
-        """Plain tokens as something that follows the prefix."""
-        return Suffix(self.embed(tokens)[None], tuple(tokens))
+    given: Given
+    before: ImagePrefix
+    columns: Tensor
+    positions: Tensor | None
+    total: int
 
-    def continue_after(
-        self,
-        prefix: Prefix | ImagePrefix,
-        suffix: Suffix,
-        keep: Sequence[int],
-        cache: DynamicCache | None = None,
-        start: int = 0,
-    ) -> tuple[Tensor, DynamicCache]:
-        """Logits ``(N, len(keep), vocabulary)`` at the positions to keep, and the cache they leave behind.
-
-        ``start``: tokens between the prefix and the suffix that are in the cache already.
-        """
-        output = self.run(prefix, suffix, keep, cache, start)
-        return output.logits, getattr(output, self.cache_name)
-
-    def run(
-        self,
-        prefix: Prefix | ImagePrefix,
-        suffix: Suffix,
-        keep: Sequence[int],
-        cache: DynamicCache | None = None,
-        start: int = 0,
-        **given: Any,
-    ) -> Any:
-        """The model's own output for a suffix; see ``continue_after``."""
-        batch = len(suffix.embeddings)
-        with self.forward_pass():
-            if getattr(self.model.config.get_text_config(), "hidden_size_per_layer_input", None):
-                # Gemma 4 feeds a second embedding of the token ids to every layer.
-                ids = torch.tensor([suffix.tokens], device=self.device)
-                layers = self.model.get_decoder().get_per_layer_inputs(ids)
-                given["per_layer_inputs"] = layers.expand(batch, *layers.shape[1:])
-            return self.model(
-                inputs_embeds=suffix.embeddings,
-                **{self.cache_name: fork_cache(prefix.cache, batch) if cache is None else cache},
-                position_ids=self._positions(prefix, start, suffix.length, batch),
-                use_cache=True,
-                # A tensor: with a number, Gemma 4 drops the other rows in its upper layers, the tapped ones too.
-                logits_to_keep=self.places(keep),
-                **given,
-            )
+    def whole(self, ran: Ran) -> Ran:
+        """What the pass gave, as if it had run the whole prompt."""
+        features = torch.cat([self.before.features, ran.prefix.features])
+        following = self.total if self.positions is None else int(self.positions.max()) + 1
+        return ran._replace(prefix=ImagePrefix(ran.prefix.cache, features, self.positions, self.columns, following))
 
 
-def _prefix(inputs: Inputs, ran: _Ran) -> Prefix:
-    """A question's prefix, unless the model's output is not finite."""
+def _of_one_shape(rows: Sequence[R]) -> Iterator[list[int]]:
+    """Places of rows that can be run in one pass, no more of them than have room in one."""
+    shapes: dict[object, list[int]] = {}
+    for place, row in enumerate(rows):
+        shapes.setdefault(row.shape, []).append(place)
+    for places in shapes.values():
+        most = max(1, _MOST_TOKENS // max(rows[place].length for place in places))
+        for begin in range(0, len(places), most):
+            yield places[begin : begin + most]
+
+
+def _or_error(compute: Callable[P, T], *args: P.args, **given: P.kwargs) -> T | Exception:
+    """What is computed for one question, or the error of that question."""
+    try:
+        return compute(*args, **given)
+    except LatentToolError as error:
+        return error
+
+
+def _prefix(inputs: Inputs, ran: Ran | Exception) -> Prefix | Exception:
+    """A question's prefix, or its error; that is one if the model's output is not finite."""
+    if isinstance(ran, Exception):
+        return ran
     if not bool(ran.logits.isfinite().all()):
-        raise _not_finite()
+        return _not_finite()
     image = ran.prefix
     return Prefix(
         inputs,

@@ -118,6 +118,11 @@ class Inputs:
         """Tokens of the prefix."""
         return int(self.tensors["input_ids"].shape[1]) + sum(len(each.cells) for each in self.injected)
 
+    @property
+    def shows_windows(self) -> bool:
+        """Whether windows of pictures are among what it shows."""
+        return any(cell.window is not None for cell in self.cells)
+
     def changed(self, change: Callable[[str, Any], Any]) -> Inputs:
         """Return the inputs with every tensor as ``change`` makes it of its name and value."""
         tensors = {name: change(name, value) for name, value in self.tensors.items()}

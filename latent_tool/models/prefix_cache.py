@@ -46,51 +46,63 @@ class ImagePrefix:
 class PrefixCache:
     """Image prefixes by key, least recently used first to go; may be used from any thread.
 
+    Those that show windows of a picture are chosen anew for every question, and hardly ever asked for again: they make
+    way for whole pictures, never the other way round.
+
     Args:
         limit: bytes that the entries may take together; 0: nothing is kept.
-        most: entries at most, whatever they take: those of a small model would fill the bytes with hundreds of images
-            that nobody asks about again.
+        most: whole pictures at most, whatever they take: those of a small model would fill the bytes with hundreds of
+            images that nobody asks about again.
+        most_windows: entries with windows at most, beside those.
     """
 
-    def __init__(self, limit: int, most: int = 64) -> None:
+    def __init__(self, limit: int, most: int = 64, most_windows: int = 8) -> None:
         self.limit = limit
         self.most = most
+        self.most_windows = most_windows
         self.bytes = self.hits = self.misses = 0
-        self._entries: OrderedDict[str, ImagePrefix] = OrderedDict()
+        self._pictures: OrderedDict[str, ImagePrefix] = OrderedDict()
+        self._windows: OrderedDict[str, ImagePrefix] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._pictures) + len(self._windows)
 
     def find(self, key: str) -> ImagePrefix | None:
         """The entry of a key, which becomes the most recently used one."""
         with self._lock:
-            entry = self._entries.get(key)
-            if entry is None:
-                self.misses += 1
-                return None
-            self.hits += 1
-            self._entries.move_to_end(key)
-            return entry
+            for entries in (self._pictures, self._windows):
+                if key in entries:
+                    self.hits += 1
+                    entries.move_to_end(key)
+                    return entries[key]
+            self.misses += 1
+            return None
 
-    def put(self, key: str, entry: ImagePrefix) -> None:
+    def put(self, key: str, entry: ImagePrefix, *, window: bool = False) -> None:
         """Keep an entry and drop the least recently used ones, until all fit and are not too many.
 
-        One that never fits is not kept.
+        One that never fits is not kept. ``window``: it shows windows of a picture; whole pictures do not make way.
         """
         with self._lock:
-            if key in self._entries or entry.bytes > self.limit:
+            if key in self._pictures or key in self._windows or entry.bytes > self.limit:
                 return
-            self._entries[key] = entry
+            (self._windows if window else self._pictures)[key] = entry
             self.bytes += entry.bytes
-            while self.bytes > self.limit or len(self._entries) > self.most:
-                _, dropped = self._entries.popitem(last=False)
-                self.bytes -= dropped.bytes
+            while len(self._windows) > self.most_windows or (self.bytes > self.limit and self._windows):
+                self._drop_first(self._windows)
+            while len(self._pictures) > self.most or self.bytes > self.limit:
+                self._drop_first(self._pictures)
+
+    def _drop_first(self, entries: OrderedDict[str, ImagePrefix]) -> None:
+        _, dropped = entries.popitem(last=False)
+        self.bytes -= dropped.bytes
 
     def clear(self) -> None:
         """Forget all entries."""
         with self._lock:
-            self._entries.clear()
+            self._pictures.clear()
+            self._windows.clear()
             self.bytes = 0
 
 
@@ -121,11 +133,12 @@ def cut_tensors(tensors: Mapping[str, Any], length: int) -> dict[str, Any]:
     return {name: value[:, :length] if name in PER_TOKEN else value for name, value in tensors.items()}
 
 
-def cut_cache(cache: DynamicCache, length: int) -> DynamicCache:
-    """A copy of the first ``length`` positions of a cache of plain layers."""
+def cut_cache(cache: DynamicCache, length: int, row: int = 0) -> DynamicCache:
+    """A copy of the first ``length`` positions of one row of a cache of plain layers."""
     cut = fork_cache(cache)
     for layer in cut.layers:
-        layer.keys, layer.values = layer.keys[:, :, :length].clone(), layer.values[:, :, :length].clone()
+        layer.keys = layer.keys[row : row + 1, :, :length].clone()
+        layer.values = layer.values[row : row + 1, :, :length].clone()
     return cut
 
 

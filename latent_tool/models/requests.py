@@ -23,6 +23,7 @@ __all__ = [
     "Decode",
     "DecodeEach",
     "Prefill",
+    "PrefillEach",
     "Reason",
     "Sample",
     "Score",
@@ -54,6 +55,13 @@ class Prefill(Request[Prefix]):
     cached: bool = True
     attend: bool = False
     begins: Inputs | None = None
+
+
+@dataclass(frozen=True)
+class PrefillEach(Request[list[Prefix | Exception]]):
+    """Several prefixes, those of one shape in one pass: a list of ``Prefix``, or of what one of them failed with."""
+
+    each: Sequence[Prefill]
 
 
 @dataclass(frozen=True)
@@ -153,7 +161,7 @@ class DecodeEach(Request[list[Decoded]]):
 
 @dataclass(frozen=True)
 class Sample(Request[list[Decoded]]):
-    """Several drawn answers of the plain model, a list of ``Decoded``."""
+    """Several drawn answers of the plain model, a list of ``Decoded``; ``first``: the number of the first of them."""
 
     prefix: Prefix
     max_new_tokens: int
@@ -161,6 +169,7 @@ class Sample(Request[list[Decoded]]):
     seed: int = 0
     stop: Callable[[], bool] = never
     generation: GenerationSettings | None = None
+    first: int = 0
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -19,9 +20,11 @@ from latent_tool.models.requests import (
     Decode,
     DecodeEach,
     Prefill,
+    PrefillEach,
     Reason,
     Sample,
     Score,
+    ScoredOptions,
     ScoreOptions,
     TokenEntropies,
     TokenLogProbabilities,
@@ -41,11 +44,10 @@ def _by(
     return serve
 
 
-def _prefill(vlm: VisionLanguageModel, requests: Sequence[Prefill]) -> list[Prefix]:
-    """Prompts differ in length and images, so that prefixes are computed one after another."""
-    return [
-        vlm.prefill(each.inputs, each.check, each.cached, attend=each.attend, begins=each.begins) for each in requests
-    ]
+def _prefill_each(vlm: VisionLanguageModel, requests: Sequence[PrefillEach]) -> list[list[Prefix | Exception]]:
+    """All prefixes of all requests together; one that fails has its error in its place."""
+    found = iter(vlm.prefill_many([one for request in requests for one in request.each]))
+    return [[next(found) for _ in request.each] for request in requests]
 
 
 def _decode_each(vlm: VisionLanguageModel, requests: Sequence[DecodeEach]) -> list[list[Decoded] | Exception]:
@@ -65,7 +67,8 @@ def _decode_each(vlm: VisionLanguageModel, requests: Sequence[DecodeEach]) -> li
 
 
 _SERVED: dict[type[Request[Any]], Served] = {
-    Prefill: _by(Prefill, _prefill),
+    Prefill: _by(Prefill, VisionLanguageModel.prefill_many),
+    PrefillEach: _by(PrefillEach, _prefill_each),
     Reason: _by(Reason, VisionLanguageModel.reason_many),
     Score: _by(Score, VisionLanguageModel.score_many),
     ScoreOptions: _by(ScoreOptions, score_options_many),
@@ -90,7 +93,7 @@ def together(vlm: VisionLanguageModel, requests: Sequence[Request[Any]]) -> list
 
 def _together(vlm: VisionLanguageModel, requests: Sequence[Request[Any]]) -> list[object]:
     kind = type(requests[0])
-    if kind is Prefill or len(requests) == 1:
+    if len(requests) == 1:
         return [_alone(vlm, request) for request in requests]
     try:
         return list(_SERVED[kind](vlm, requests))
@@ -108,24 +111,66 @@ def _alone(vlm: VisionLanguageModel, request: Request[Any]) -> object:
             raise reply
         return reply
     except BaseException as error:
-        if not out_of_memory(error):
+        if not isinstance(request, PrefillEach) and not out_of_memory(error):
             return contained(error)
+        contained(error)
     # Outside the handler, whose traceback holds on to the tensors of the attempt.
-    if isinstance(request, Score) and len(request.patches) > 1:
-        return _halved(vlm, request)
+    if isinstance(request, PrefillEach):
+        return [_alone(vlm, each) for each in request.each]  # whoever is at fault fails again, on its own
+    parts = _halves(request)
+    if parts is not None:
+        replies = [_alone(vlm, part) for part in parts]
+        failed = next((reply for reply in replies if isinstance(reply, Exception)), None)
+        return failed or _joined(request, replies)
     return NotEnoughMemoryError(
         "The question does not fit into the device's memory.",
         "Use a smaller image, a smaller model or a smaller dtype, or ask fewer questions at a time.",
     )
 
 
-def _halved(vlm: VisionLanguageModel, request: Score) -> object:
-    """Score the states of one question half by half."""
-    half = len(request.patches) // 2
-    parts: list[Logits] = []
-    for rows in (slice(None, half), slice(half, None)):
-        part = _alone(vlm, Score(request.prefix, request.latents[rows], request.patches[rows]))
-        if not isinstance(part, Logits):
-            return part
-        parts.append(part)
-    return Logits(torch.cat([part.latents for part in parts]), torch.cat([part.answer for part in parts]))
+def _halves(request: Request[Any]) -> list[Any] | None:
+    """A request in two parts of about half its rows; ``None`` if it has one row."""
+    if isinstance(request, Score | ScoreOptions) and (rows := len(request.patches)) > 1:
+        latents: Any = request.latents
+        return [
+            replace(request, latents=None if latents is None else latents[part], patches=request.patches[part])
+            for part in _parts(rows)
+        ]
+    if isinstance(request, ScoreOptions) and (count := len(request.options)) > 1:
+        return [replace(request, options=request.options[part]) for part in _parts(count)]
+    if isinstance(request, DecodeEach) and (count := len(request.prefixes)) > 1:
+        return [replace(request, prefixes=request.prefixes[part]) for part in _parts(count)]
+    if isinstance(request, Sample) and (count := request.sampling.samples) > 1:
+        return [
+            replace(
+                request,
+                sampling=request.sampling.model_copy(update={"samples": part.stop - part.start}),
+                first=request.first + part.start,
+            )
+            for part in _parts(count)
+        ]
+    return None
+
+
+def _parts(count: int) -> list[slice]:
+    return [slice(0, count // 2), slice(count // 2, count)]
+
+
+def _joined(request: Request[Any], replies: Sequence[Any]) -> object:
+    """The reply to a request from those to its halves."""
+    if isinstance(request, Score):
+        read = [reply.attention for reply in replies if reply.attention is not None]
+        return Logits(
+            torch.cat([reply.latents for reply in replies]),
+            torch.cat([reply.answer for reply in replies]),
+            torch.cat(read) if len(read) == len(replies) else None,
+        )
+    if isinstance(request, ScoreOptions):
+        apart = len(request.patches) == 1  # in options, not in states
+        decoded = [reply.decoded for reply in replies]
+        return ScoredOptions(
+            torch.cat([reply.log_probabilities for reply in replies], dim=1 if apart else 0),
+            replies[0].answer if apart else torch.cat([reply.answer for reply in replies]),
+            tuple(sum(rows, ()) for rows in zip(*decoded, strict=True)) if apart else sum(decoded, ()),
+        )
+    return [one for reply in replies for one in reply]

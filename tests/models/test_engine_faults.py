@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,14 +16,18 @@ from pictures import draw_shapes
 from latent_tool.engine.engine import Engine
 from latent_tool.engine.job import Job, Outcome
 from latent_tool.errors import CancelledError, DeadlineError, NotEnoughMemoryError, NumericalError
+from latent_tool.method.asking import Request
 from latent_tool.models import attention, shared_prefix
+from latent_tool.models.decoding import Decoded
 from latent_tool.models.loading import ModelSpec, load
 from latent_tool.models.memory import out_of_memory
+from latent_tool.models.options import spell
+from latent_tool.models.prefix import Prefix
 from latent_tool.models.prefix_cache import PrefixCache
-from latent_tool.models.requests import Score
+from latent_tool.models.requests import DecodeEach, Prefill, PrefillEach, Sample, Score, ScoreOptions
 from latent_tool.models.serving import together
 from latent_tool.models.shared_prefix import SharedRows
-from latent_tool.settings import Budget, NoiseSettings, SearchSettings
+from latent_tool.settings import Budget, NoiseSettings, SamplingSettings, SearchSettings
 
 TINY = SearchSettings(search_below=None, latents=2, samples=4, patches_per_latent=2, reward_position="both")
 BUDGET = Budget(iterations=1, max_patches=3, max_new_tokens=3)
@@ -314,6 +319,64 @@ def test_batches_are_made_small_enough(engine: Engine, monkeypatch: pytest.Monke
     assert [essence(each) for each in engine.answer_many(JOBS)] == clean
     assert [essence(engine.answer(job)) for job in JOBS] == clean
     assert max(sizes) == rows or rows == 5
+
+
+@pytest.mark.parametrize("kind", ["no memory", "no memory on the CPU"])
+def test_one_request_of_many_rows_is_made_small_enough(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Of whatever kind: the reply is the same, row by row and option by option."""
+    vlm = engine.vlm
+    inputs = [vlm.prepare([draw_shapes("circle", (220, 25 * at, 25))], "what color is the circle?") for at in range(5)]
+    prefixes = [vlm.prefill(each) for each in inputs]
+    latents = torch.randn(4, 2, prefixes[0].features.shape[1], generator=torch.Generator().manual_seed(0))
+    cells = [(), (1,), (0, 2), (3,)]
+    options = tuple(each for word in ("red", "blue", "green", "yellow", "two") for each in spell(vlm, [[word]]))
+    requests: list[Request[Any]] = [
+        Score(prefixes[0], latents, cells, attention=True),
+        Score(prefixes[0], latents, cells, answer_only=True),
+        ScoreOptions(prefixes[0], latents, cells, options, tokens=True),
+        ScoreOptions(prefixes[0], None, [(1,)], options, tokens=True),
+        DecodeEach(prefixes, 5),
+        Sample(prefixes[0], 5, SamplingSettings(samples=7), seed=3),
+        PrefillEach([Prefill(each, cached=False) for each in inputs]),
+    ]
+    expected = [together(vlm, [request])[0] for request in requests]
+    extend, run, refused = SharedRows.extend, type(vlm)._run_prompts, []
+
+    def small(self: SharedRows, suffixes: Any, keep: Any) -> Any:
+        if len(self.prefixes) > 2:
+            refused.append(len(self.prefixes))
+            raise FAULTS[kind][0]()
+        return extend(self, suffixes, keep)
+
+    def one(self: Any, rows: Any) -> Any:
+        if len(rows) > 1:
+            refused.append(len(rows))
+            raise FAULTS[kind][0]()
+        return run(self, rows)
+
+    monkeypatch.setattr(SharedRows, "extend", small)
+    monkeypatch.setattr(type(vlm), "_run_prompts", one)
+    for request, wanted in zip(requests, expected, strict=True):
+        refused.clear()
+        (found,) = together(vlm, [request])
+        assert refused, type(request)
+        assert flat(found) == pytest.approx(flat(wanted), abs=1e-4, nan_ok=True), type(request)
+
+
+def flat(reply: object) -> list[float]:
+    """All numbers of a reply, one after another."""
+    if isinstance(reply, torch.Tensor):
+        return [float(value) for value in reply.reshape(-1)]
+    if isinstance(reply, int | float):
+        return [float(reply)]
+    if isinstance(reply, Prefix):
+        return flat([reply.last_logits, reply.features])
+    if isinstance(reply, Decoded):
+        return flat([reply.tokens, reply.log_probabilities, reply.entropies])
+    assert reply is None or isinstance(reply, list | tuple), reply
+    return [value for each in reply or () for value in (math.nan, *flat(each))]
 
 
 def test_what_does_not_fit_alone_is_a_typed_error(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from latent_tool.engine.engine import Engine
 from latent_tool.engine.job import Job, Sampled
 from latent_tool.errors import SettingsError
 from latent_tool.models.loading import ModelSpec, load
-from latent_tool.models.prefix import Inputs
+from latent_tool.models.passes import Continued, Ran
 from latent_tool.models.prefix_cache import ImagePrefix, PrefixCache, image_key
 from latent_tool.models.vlm import VisionLanguageModel
 from latent_tool.settings import Budget, NoiseSettings, SamplingSettings, SearchSettings
@@ -110,7 +111,7 @@ def test_a_second_question_runs_only_what_follows_the_image(
 def test_an_entry_is_never_changed(vlm: VisionLanguageModel) -> None:
     inputs = vlm.prepare([draw_shapes()], "what color is the circle?")
     prefix = vlm.prefill(inputs)
-    key = next(iter(vlm.prefix_cache._entries))
+    key = next(iter(vlm.prefix_cache._pictures))
     kept = vlm.prefix_cache.find(key)
     assert kept is not None
     before = [layer.keys.clone() for layer in kept.cache.layers]
@@ -167,15 +168,14 @@ def test_threads_with_mixed_images_and_questions_get_their_own_answers() -> None
 def test_an_inexact_split_is_found_and_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that gives other logits in two parts is computed whole."""
     vlm = load(ModelSpec())
-    after = VisionLanguageModel._after_image
+    after = VisionLanguageModel._after_images
 
-    def otherwise(
-        self: VisionLanguageModel, inputs: Inputs, image: ImagePrefix, cut: int
-    ) -> tuple[ImagePrefix, Tensor]:
-        prefix, logits = after(self, inputs, image, cut)
-        return prefix, logits * 1.1
+    def otherwise(self: VisionLanguageModel, rows: Sequence[Continued]) -> list[Ran | Exception]:
+        return [
+            ran if isinstance(ran, Exception) else ran._replace(logits=ran.logits * 1.1) for ran in after(self, rows)
+        ]
 
-    monkeypatch.setattr(VisionLanguageModel, "_after_image", otherwise)
+    monkeypatch.setattr(VisionLanguageModel, "_after_images", otherwise)
     inputs = vlm.prepare([draw_shapes()], "what color is the circle?")
     first, second = vlm.prefill(inputs), vlm.prefill(inputs)
     assert vlm._splits is False
@@ -226,3 +226,40 @@ def test_no_more_than_so_many_images_are_kept() -> None:
     cache.put("c", entries["c"])
     assert len(cache) == 2 and cache.find("b") is None and cache.find("a") is not None
     assert cache.bytes == entries["a"].bytes + entries["c"].bytes
+
+
+def test_windows_never_push_out_whole_pictures() -> None:
+    """They have few places of their own, and make way for pictures, whoever came last."""
+    size = entry(10).bytes
+    cache = PrefixCache(5 * size, most_windows=3)
+    for name in "abc":
+        cache.put(name, entry(10))
+    for name in "vwxyz":
+        cache.put(name, entry(10), window=True)
+    assert [name for name in "abcvwxyz" if cache.find(name) is not None] == ["a", "b", "c", "y", "z"]
+    assert cache.bytes == 5 * size
+    cache.put("d", entry(10))
+    cache.put("e", entry(10))
+    assert [name for name in "abcdeyz" if cache.find(name) is not None] == ["a", "b", "c", "d", "e"]
+    cache.put("z", entry(10), window=True)
+    assert len(cache) == 5 and cache.bytes == 5 * size and cache.find("z") is None
+    cache.clear()
+    assert len(cache) == cache.bytes == 0
+
+
+def test_looking_at_windows_leaves_the_pictures_where_they_are() -> None:
+    """Questions that look again at every picture, with hardly more room than for the pictures."""
+    engine = Engine(load(ModelSpec()))
+    budget = Budget(iterations=1, target_confidence=1.0, max_views=6)
+    settings = SearchSettings(look_below=1.0, latents=2, samples=4)
+    pictures = [draw_shapes("circle", (200, 30 * index, 40)).resize((320, 320)) for index in range(3)]
+    engine.answer(Job((pictures[0],), "how many shapes are there?", settings=SearchSettings(latents=0)))
+    engine.vlm.prefix_cache.most = 3
+    views = 0
+    for picture in pictures:
+        outcome = engine.answer(Job((picture,), "what color is the circle?", settings=settings, budget=budget))
+        views += outcome.usage.views
+    assert views > engine.vlm.prefix_cache.most_windows
+    for picture in pictures:
+        again = engine.vlm.prefill(engine.vlm.prepare([picture], "how many shapes are there?"))
+        assert again.encoded == 0
