@@ -146,7 +146,7 @@ class Prefilling(Passes):
         for parted, ran in zip(new, self._up_to_images(new), strict=True):
             if isinstance(ran, Exception):
                 found[parted.place] = ran
-            elif not bool(ran.logits.isfinite().all()):
+            elif not _finite(ran):
                 found[parted.place] = _not_finite()
             else:
                 self.prefix_cache.put(parted.key, ran.prefix, window=parted.request.inputs.shows_windows)
@@ -183,7 +183,10 @@ class Prefilling(Passes):
                 found.update(zip(places, self._join_first(some[:2], run), strict=False))
                 places, some = places[2:], some[2:]
             for part in [some] if self._joins.get(kind) else [[row] for row in some]:
-                ran = run(part) if part else []
+                ran = list(run(part)) if part else []
+                if len(part) > 1:
+                    # Values that are not finite may spread over a pass: whoever has some is asked alone.
+                    ran = [one if _finite(one) else run([row])[0] for one, row in zip(ran, part, strict=True)]
                 found.update(zip(places, ran, strict=False))
                 places = places[len(part) :]
         return [found[place] for place in range(len(rows))]
@@ -426,7 +429,7 @@ def _prefix(inputs: Inputs, ran: Ran | Exception) -> Prefix | Exception:
     """A question's prefix, or its error; that is one if the model's output is not finite."""
     if isinstance(ran, Exception):
         return ran
-    if not bool(ran.logits.isfinite().all()):
+    if not _finite(ran):
         return _not_finite()
     image = ran.prefix
     return Prefix(
@@ -440,6 +443,11 @@ def _prefix(inputs: Inputs, ran: Ran | Exception) -> Prefix | Exception:
         attention=ran.attention,
         encoded=ran.encoded,
     )
+
+
+def _finite(ran: Ran | Exception) -> bool:
+    """Whether a pass gave what can be used, or an error of its own."""
+    return isinstance(ran, Exception) or bool(ran.logits.isfinite().all())
 
 
 def _not_finite() -> NumericalError:

@@ -131,9 +131,8 @@ def _alone(vlm: VisionLanguageModel, request: Request[Any]) -> object:
 def _halves(request: Request[Any]) -> list[Any] | None:
     """A request in two parts of about half its rows; ``None`` if it has one row."""
     if isinstance(request, Score | ScoreOptions) and (rows := len(request.patches)) > 1:
-        latents: Any = request.latents
         return [
-            replace(request, latents=None if latents is None else latents[part], patches=request.patches[part])
+            replace(request, latents=_rows(request.latents, part), patches=request.patches[part])
             for part in _parts(rows)
         ]
     if isinstance(request, ScoreOptions) and (count := len(request.options)) > 1:
@@ -150,6 +149,10 @@ def _halves(request: Request[Any]) -> list[Any] | None:
             for part in _parts(count)
         ]
     return None
+
+
+def _rows(latents: torch.Tensor | None, part: slice) -> Any:
+    return None if latents is None else latents[part]
 
 
 def _parts(count: int) -> list[slice]:

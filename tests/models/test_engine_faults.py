@@ -181,7 +181,8 @@ def test_a_panic_in_a_forward_pass_is_the_error_of_one_question(engine: Engine) 
     """What is raised past ``except Exception``, as Rust's panics are."""
     engine.answer(JOBS[0])  # transformers puts hooks of its own on a model in its first pass
     before = world(engine)
-    with Hooks(engine, 2, fail(BaseException("panic"))):
+    # In the pass of both, after which each is tried alone, and again in that of the first.
+    with Hooks(engine, 2, fail(BaseException("panic"))), Hooks(engine, 3, fail(BaseException("panic"))):
         found = engine.answer_many(JOBS)
     (wrong,) = [each for each in found if not isinstance(each, Outcome)]
     assert isinstance(wrong, RuntimeError) and "panic" in str(wrong)
