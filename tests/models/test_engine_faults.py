@@ -343,7 +343,7 @@ def test_one_request_of_many_rows_is_made_small_enough(
         PrefillEach([Prefill(each, cached=False) for each in inputs]),
     ]
     expected = [together(vlm, [request])[0] for request in requests]
-    extend, run, refused = SharedRows.extend, type(vlm)._run_prompts, []
+    extend, run, refused = SharedRows._extend, type(vlm)._run_prompts, []
 
     def small(self: SharedRows, suffixes: Any, keep: Any) -> Any:
         if len(self.prefixes) > 2:
@@ -357,7 +357,7 @@ def test_one_request_of_many_rows_is_made_small_enough(
             raise FAULTS[kind][0]()
         return run(self, rows)
 
-    monkeypatch.setattr(SharedRows, "extend", small)
+    monkeypatch.setattr(SharedRows, "_extend", small)
     monkeypatch.setattr(type(vlm), "_run_prompts", one)
     for request, wanted in zip(requests, expected, strict=True):
         refused.clear()
