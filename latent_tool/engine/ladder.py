@@ -12,8 +12,8 @@ calibrated threshold speaks of answers that all came about in one way.
 
 Views come before the latents, and an answer that became surer by one is not thought over again: on small details a
 window is what helps, and latents after it change hardly an answer, but make all of them sound sure. If no window helps
-and thinking ends in "cannot tell", that is the answer, whatever the plain model said: keeping what it said was right
-more often on small details, and accepted more photographs that the model knows nothing about.
+and thinking ends in "cannot tell", that is the answer, whatever the plain model said: two ways to answer that disagree
+are no reason to be sure.
 
 Of a question with options every rung scores all of them in place of decoding, and goes by the best one's probability.
 
