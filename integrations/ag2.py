@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 from latent_tool.errors import MissingExtraError
-from latent_tool.langchain.image_tool import DESCRIPTION, MENDABLE, NAME, ImageTool
+from latent_tool.langchain.image_tool import DESCRIPTION, FIXABLE, NAME, ImageTool
 
 try:
     from ag2 import tool as ag2_tool
@@ -27,7 +27,7 @@ RESULT_KEY = "latent_tool"
 
 
 def image_tool(tool: ImageTool | None = None) -> FunctionTool:
-    """The tool; ``tool`` says who answers, from which threshold on, and which images may be opened."""
+    """Return the tool; ``tool`` says who answers, from which threshold on, and which images may be opened."""
     asked = tool or ImageTool()
     schema = asked.arguments(named=True)
 
@@ -41,7 +41,7 @@ def image_tool(tool: ImageTool | None = None) -> FunctionTool:
         given = {"question": question, "image": image, "options": options, "budget": budget, "overlay": overlay}
         try:
             reply = await asked.aask(schema.parse(given))
-        except MENDABLE as error:  # raised, its whole traceback would be shown to the model
+        except FIXABLE as error:  # raised, its whole traceback would be shown to the model
             return ToolResult(f"Error: {error}")
         pictures = [ImageInput(data=png, media_type="image/png") for png in reply.pictures]
         return ToolResult(reply.text, *pictures, metadata={RESULT_KEY: reply.data})

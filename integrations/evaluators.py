@@ -55,7 +55,7 @@ def as_question(
 
 
 def record(result: ReasoningResult) -> Mapping[str, Any]:
-    """What is kept beside an answer: plain JSON. An answer that no confidence makes acceptable has none."""
+    """Return what is kept beside an answer: plain JSON. An answer that no confidence makes acceptable has none."""
     return {
         "confidence": None if result.barred is not None else result.confidence,
         "barred": result.barred,

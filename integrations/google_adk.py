@@ -13,7 +13,7 @@ from typing import Any
 
 from latent_tool.errors import MissingExtraError
 from latent_tool.langchain.attachments import Conversation
-from latent_tool.langchain.image_tool import DESCRIPTION, MENDABLE, NAME, ImageTool
+from latent_tool.langchain.image_tool import DESCRIPTION, FIXABLE, NAME, ImageTool
 
 try:
     from google.adk.tools.base_tool import BaseTool
@@ -42,10 +42,10 @@ class AskAboutImage(BaseTool):
         )
 
     async def run_async(self, *, args: dict[str, Any], tool_context: ToolContext) -> dict[str, Any]:
-        """Answer as a dict; what the model can mend as ``{"error": ...}``."""
+        """Answer as a dict; what the model can fix as ``{"error": ...}``."""
         try:
             reply = await self.tool.aask(args, shown=_conversation(tool_context))
-        except MENDABLE as error:
+        except FIXABLE as error:
             return {"error": str(error)}
         tool_context.state[STATE_KEY] = reply.data
         for number, png in enumerate(reply.pictures):

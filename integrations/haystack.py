@@ -28,7 +28,7 @@ __all__ = ["image_tool"]
 
 
 def image_tool(tool: ImageTool | None = None, *, state_key: str | None = None) -> Tool:
-    """The tool.
+    """Return the tool.
 
     Args:
         tool: who answers, from which threshold on, and which images may be opened.

@@ -126,7 +126,7 @@ def problem_of(error: Exception, status: int | None = None) -> Problem:
 
 
 def response_of(problem: Problem, headers: dict[str, str] | None = None) -> Response:
-    """The response that carries a problem."""
+    """Return the response that carries a problem."""
     return JSONResponse(
         problem.model_dump(), status_code=problem.status, headers=headers or {}, media_type=PROBLEM_JSON
     )

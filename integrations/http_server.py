@@ -89,7 +89,7 @@ def _descriptors() -> int:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach that address."""
+    """Tell whether only this machine can reach that address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -97,12 +97,12 @@ def is_loopback(host: str) -> bool:
 
 
 def in_url(host: str) -> str:
-    """A host as URLs and ``Host`` headers write it."""
+    """Return a host as URLs and ``Host`` headers write it."""
     return f"[{host}]" if ":" in host else host
 
 
 def read_token(file: Path | None) -> str | None:
-    """The token in a file, or in the environment; ``None`` when there is none.
+    """Return the token in a file, or in the environment; ``None`` when there is none.
 
     Raises ``SettingsError`` when the file cannot be read or the token is too short.
     """

@@ -107,7 +107,7 @@ def create_app(
     extra_routes: Sequence[BaseRoute] = (),
     ask: Asker | None = None,
 ) -> FastAPI:
-    """The service as an ASGI application.
+    """Return the service as an ASGI application.
 
     Args:
         reasoner: who answers: a ``LatentReasoner``, a ``ConfidenceRouter`` or any Runnable that takes a
@@ -276,7 +276,7 @@ class _Desk:
         return self._finished(question, result)
 
     async def stream(self, request: ReasoningRequest, http: Request) -> Response:
-        """A stream of lines. What fails before the first step is an error with its own status."""
+        """Return a stream of lines. What fails before the first step is an error with its own status."""
         question = await self._prepare(request, http)
         items: asyncio.Queue[ReasoningStep | ReasoningResult | Exception] = asyncio.Queue(16)
 

@@ -121,7 +121,7 @@ class Watcher:
                 self._confidence.observe(result.confidence)
 
     def metrics(self) -> Response:
-        """The counts in Prometheus' text format. Raises ``MissingExtraError`` without prometheus_client."""
+        """Return the counts in Prometheus' text format. Raises ``MissingExtraError`` without prometheus_client."""
         if self._registry is None:
             raise MissingExtraError("/metrics", "metrics")
         import prometheus_client as prometheus
@@ -170,7 +170,7 @@ _STYLE_HASH = "sha256-" + base64.b64encode(hashlib.sha256(_STYLE.encode()).diges
 
 
 def front_page(title: str, facts: Mapping[str, Any], paths: Sequence[tuple[str, str]], example: str) -> Response:
-    """A page that says what a server serves.
+    """Return a page that says what a server serves.
 
     Args:
         title: what it is.

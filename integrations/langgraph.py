@@ -49,7 +49,7 @@ def reasoning_node(
     key: str = "result",
     image_policy: ImagePolicy | None = None,
 ) -> Runnable[Any, dict[str, Any]]:
-    """A node that asks about the image in the state and puts the result, as plain JSON types, under ``key``.
+    """Return a node that asks about the image in the state and puts the result, as plain JSON types, under ``key``.
 
         graph.add_node("look", reasoning_node())
 
@@ -93,7 +93,7 @@ def reasoning_node(
 def confidence_edge(
     accept: str, otherwise: str, *, threshold: float | None = None, key: str = "result"
 ) -> Callable[[Any], str]:
-    """A conditional edge that goes to ``accept`` when the result in the state is sure enough.
+    """Return a conditional edge that goes to ``accept`` when the result in the state is sure enough.
 
         graph.add_conditional_edges("look", confidence_edge("report", "ask_a_person", threshold=0.8))
 
@@ -323,7 +323,7 @@ class _Tried:
     route: list[RouteStep] = field(default_factory=list)
 
     def has_spent(self, level: BudgetLevel) -> bool:
-        """Whether asking with this level would repeat a search that was made."""
+        """Tell whether asking with this level would repeat a search that was made."""
         spent = [budget for budget in self.budgets if budget is not None]
         return level in self.levels or any(budget.replaced_by(level) == budget for budget in spent)
 

@@ -36,7 +36,7 @@ __all__ = ["image_tool"]
 
 
 def image_tool(tool: ImageTool | None = None) -> FunctionTool:
-    """The tool; ``tool`` says who answers, from which threshold on, and which images may be opened."""
+    """Return the tool; ``tool`` says who answers, from which threshold on, and which images may be opened."""
     asked = tool or ImageTool()
 
     async def ask(ctx: Context, **arguments: Any) -> ToolReply:

@@ -95,7 +95,7 @@ def image_server(
     token: str | None = None,
     on_answer: Callable[[ReasoningResult], None] | None = None,
 ) -> MCPServer:
-    """An MCP server with the tool.
+    """Return an MCP server with the tool.
 
     Args:
         tool: who answers, and which images may be opened; by default the embedded model, no files or URLs, and
@@ -229,7 +229,7 @@ def _end_streams() -> None:
 
 
 def http_app(tool: ImageTool | None = None, *, host: str = "127.0.0.1", token: str | None = None) -> Starlette:
-    """The server as an ASGI application for ``host``; ``run_http`` says the rest.
+    """Return the server as an ASGI application for ``host``; ``run_http`` says the rest.
 
     A request may have three times the bytes an image may have, so that an image that is too large gets an error that
     says so; beyond that the answer is status 413. The gate before it is that of the HTTP service (``http_gate``).

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 from latent_tool.errors import InputError, MissingExtraError
 from latent_tool.langchain.attachments import Conversation
-from latent_tool.langchain.image_tool import DESCRIPTION, MENDABLE, NAME, ImageTool
+from latent_tool.langchain.image_tool import DESCRIPTION, FIXABLE, NAME, ImageTool
 
 try:
     from agents import FunctionTool, ToolOutputImage, ToolOutputText
@@ -31,14 +31,14 @@ RESULT_KEY = "latent_tool"
 
 
 def image_tool(tool: ImageTool | None = None) -> FunctionTool:
-    """The tool; ``tool`` says who answers, from which threshold on, and which images may be opened."""
+    """Return the tool; ``tool`` says who answers, from which threshold on, and which images may be opened."""
     asked = tool or ImageTool()
     results: WeakKeyDictionary[ToolContext[Any], dict[str, Any]] = WeakKeyDictionary()
 
     async def ask(context: ToolContext[Any], arguments: str) -> Any:
         try:
             reply = await asked.aask(_parsed(arguments), shown=_conversation(context.turn_input))
-        except MENDABLE as error:
+        except FIXABLE as error:
             return f"Error: {error}"
         results[context] = reply.data
         if not reply.pictures:

@@ -14,7 +14,7 @@ from typing import Any
 
 from latent_tool.errors import MissingExtraError
 from latent_tool.langchain.attachments import Conversation, Unreadable
-from latent_tool.langchain.image_tool import DESCRIPTION, MENDABLE, NAME, ImageTool
+from latent_tool.langchain.image_tool import DESCRIPTION, FIXABLE, NAME, ImageTool
 
 try:
     from pydantic_ai import BinaryContent, ImageUrl, RunContext, Tool, ToolFailed, ToolReturn
@@ -35,13 +35,13 @@ __all__ = ["image_tool"]
 
 
 def image_tool(tool: ImageTool | None = None) -> Tool[Any]:
-    """The tool; ``tool`` says who answers, from which threshold on, and which images may be opened."""
+    """Return the tool; ``tool`` says who answers, from which threshold on, and which images may be opened."""
     asked = tool or ImageTool()
 
     async def ask(context: RunContext[Any], **arguments: Any) -> ToolReturn[str]:
         try:
             reply = await asked.aask(arguments, shown=_conversation(context.messages))
-        except MENDABLE as error:
+        except FIXABLE as error:
             raise ToolFailed(str(error)) from error
         pictures = [
             BinaryContent(png, media_type="image/png", identifier=f"{NAME}-{context.tool_call_id}-{number}")

@@ -133,7 +133,9 @@ class _Pool:
         self.doing[actor.answer.remote(task)] = (actor, place)
 
     def next(self) -> tuple[Any, int | None, Any]:
-        """An actor that is through with something, what it was, and what came of it; ``_LOST`` if the actor died."""
+        """Return an actor that is through with something, what it was, and what came of it; ``_LOST`` if the actor
+        died.
+        """
         (ready,), _ = ray.wait(list(self.doing), num_returns=1)
         actor, place = self.doing.pop(ready)
         try:

@@ -59,5 +59,5 @@ def _reach(address: str) -> None:
 
 
 def last_line(error: Exception) -> str:
-    """The last line of what an error says: Ray's say much before."""
+    """Return the last line of what an error says: Ray's say much before."""
     return next(reversed(str(error).strip().splitlines()), type(error).__name__)

@@ -98,7 +98,7 @@ class Replica:
         return answers
 
     def statistics(self) -> dict[str, Any]:
-        """The process, and the sizes of its last 1,000 batches."""
+        """Return the process, and the sizes of its last 1,000 batches."""
         return {"pid": os.getpid(), "batches": list(self.sizes)}
 
 
@@ -118,7 +118,7 @@ def application(
     max_queued: int = 128,
     name: str = "latent_tool",
 ) -> Application:
-    """The service as a Ray Serve application.
+    """Return the service as a Ray Serve application.
 
     Args:
         reasoner: who answers; it is sent to the replicas and loads its model there.
@@ -226,7 +226,7 @@ class Arguments(BaseModel):
 
 
 def from_arguments(arguments: Arguments) -> Application:
-    """An application builder for ``serve run`` and Serve config files."""
+    """Return an application builder for ``serve run`` and Serve config files."""
     reasoner = LatentReasoner(
         model=arguments.model,
         device=arguments.device,

@@ -29,7 +29,7 @@ _FIELDS = NamedImageArguments.model_fields
 
 
 def image_tools(tool: ImageTool | None = None) -> tuple[AskAboutImage, ShowEvidence]:
-    """The tool, and one that shows what its newest answer rests on.
+    """Return the tool, and one that shows what its newest answer rests on.
 
     ``tool`` says who answers, from which threshold on, and which images may be opened.
     """

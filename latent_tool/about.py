@@ -33,7 +33,9 @@ def what_it_is(model: str, surface: Surface = "command") -> str | None:
 
 
 def model_name(model: str) -> str:
-    """What a model is called where others read it: a hub id, or of a folder on this machine its own name alone."""
+    """Return what a model is called where others read it: a hub id, or of a folder on this machine its own name
+    alone.
+    """
     if _WINDOWS.match(model):
         name = PureWindowsPath(model).name
     elif model.startswith(("/", "~", ".")):

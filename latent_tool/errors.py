@@ -1,7 +1,7 @@
 """Every error this package raises on purpose, drawn as a tree.
 
     LatentToolError
-    ├── InputError                 the request is wrong: the caller can mend it
+    ├── InputError                 the request is wrong: the caller can fix it
     │   ├── SettingsError          a budget, setting or option is out of its range
     │   ├── QuestionError          the question is empty, too long or not text
     │   ├── DatasetError           rows of a data set or of a run cannot be used
@@ -104,7 +104,7 @@ class LatentToolError(Exception):
 
 
 class InputError(LatentToolError, ValueError):
-    """The request is wrong; the caller can mend it."""
+    """The request is wrong; the caller can fix it."""
 
 
 class SettingsError(InputError):

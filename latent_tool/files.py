@@ -107,7 +107,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """What is wrong with a file, in words that do not repeat its path."""
+    """Return what is wrong with a file, in words that do not repeat its path."""
     return str(getattr(error, "strerror", None) or error)
 
 

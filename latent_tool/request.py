@@ -84,7 +84,7 @@ class ReasoningRequest(BaseModel):
 
     @classmethod
     def parse(cls, value: Any) -> Self:
-        """A request from a request or a mapping; raises ``InputError`` naming the field that is wrong."""
+        """Return a request from a request or a mapping; raises ``InputError`` naming the field that is wrong."""
         if isinstance(value, cls):
             return value
         try:
@@ -97,7 +97,7 @@ class ReasoningRequest(BaseModel):
             ) from None
 
     def shown(self) -> dict[str, Any]:
-        """The fields that were given, for logs and traces: images by kind and size only, no credentials."""
+        """Return the fields that were given, for logs and traces: images by kind and size only, no credentials."""
         given = {name: getattr(self, name) for name in type(self).model_fields if getattr(self, name) is not None}
         if not self.unsure:
             del given["unsure"]

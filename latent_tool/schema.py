@@ -357,7 +357,7 @@ class ReasoningResult(Plain):
     warnings: list[str] = []
 
     def abstaining(self, reason: str) -> Self:
-        """A copy that is abstained from for a reason, whatever its confidence."""
+        """Return a copy that is abstained from for a reason, whatever its confidence."""
         return self.model_copy(update={"accepted": False, "abstained": True, "abstain_reason": reason})
 
     @property
@@ -379,7 +379,7 @@ class ReasoningResult(Plain):
         return self.domain.unlike() if self.confidence_source == "calibrated" else self.domain.unlike(KNOWN_PICTURES)
 
     def decided(self, accepted: bool | None, min_confidence: float | None) -> Self:
-        """A copy with the verdict of a threshold; the reason says what the confidence was compared with.
+        """Return a copy with the verdict of a threshold; the reason says what the confidence was compared with.
 
         Args:
             accepted: whether the confidence reaches the threshold; ``None``: there is none.

@@ -56,7 +56,9 @@ _UNION_TAG = re.compile(r"constrained-|literal\[|function-|float$|int$|str$|json
 
 
 def settings_error(owner: type[BaseModel], error: ValidationError) -> InputError:
-    """What to raise when an object of class ``owner`` could not be made: the inner error where a part was wrong."""
+    """Return what to raise when an object of class ``owner`` could not be made: the inner error where a part
+    was wrong.
+    """
     for item in error.errors(include_url=False, include_input=False):
         inner = item.get("ctx", {}).get("error")
         if isinstance(inner, InputError):
@@ -79,7 +81,7 @@ class Settings(BaseModel):
             raise settings_error(type(self), error) from None
 
     def but(self, **changes: Any) -> Self:
-        """A copy with some fields changed, validated like a new one."""
+        """Return a copy with some fields changed, validated like a new one."""
         return type(self)(**{**dict(self), **changes})
 
 
@@ -118,14 +120,14 @@ class Budget(Settings):
 
     @classmethod
     def level(cls, name: BudgetLevel) -> Budget:
-        """The budget behind a name: ``"quick"``, ``"standard"`` or ``"thorough"``."""
+        """Return the budget behind a name: ``"quick"``, ``"standard"`` or ``"thorough"``."""
         if not isinstance(name, str) or name not in _LEVELS:
             raise SettingsError(f"There is no budget level {name!r}.", f"Use one of: {', '.join(_LEVELS)}.")
         return _LEVELS[name]
 
     @classmethod
     def coerce(cls, value: Budget | BudgetLevel | Mapping[str, Any] | None) -> Budget:
-        """A budget from a level's name, a mapping of fields, ``None`` (standard) or a budget."""
+        """Return a budget from a level's name, a mapping of fields, ``None`` (standard) or a budget."""
         if value is None:
             return _LEVELS["standard"]
         if isinstance(value, Budget):
@@ -140,7 +142,7 @@ class Budget(Settings):
         )
 
     def replaced_by(self, wanted: Budget | BudgetLevel | Mapping[str, Any] | None) -> Budget:
-        """What a request that asks for another budget gets; ``None`` asks for none.
+        """Return what a request that asks for another budget gets; ``None`` asks for none.
 
         The name of a level says how hard to search: ``deadline_s``, ``max_candidates`` and ``max_new_tokens`` stay.
         """
@@ -293,7 +295,7 @@ class SearchSettings(Settings):
 
     @classmethod
     def paper(cls, **changes: Any) -> SearchSettings:
-        """The method as its authors describe it: one sample a round, plain ascent, no baseline, their reward.
+        """Return the method as its authors describe it: one sample a round, plain ascent, no baseline, their reward.
 
         ``sigma``, its decay, ``eta`` and the start are the published command line's; other fields may be given.
         """

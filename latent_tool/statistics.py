@@ -114,7 +114,7 @@ def _probabilities(scores: Values, correct: Flags) -> tuple[Floats, Bools]:
 def accuracy_interval(
     right: int, total: int, level: float = 0.95, method: Literal["wilson", "exact"] = "wilson"
 ) -> Interval:
-    """Share of right answers with Wilson's or Clopper and Pearson's (``"exact"``) interval."""
+    """Return the share of right answers with Wilson's or Clopper and Pearson's (``"exact"``) interval."""
     if not 0 <= right <= total or total == 0:
         raise InputError(f"{right} of {total} is no share.", "Pass 0 <= right <= total, and at least one answer.")
     bounds = _stats().binomtest(right, total).proportion_ci(level, method=method)
@@ -144,7 +144,7 @@ def holm(p: Sequence[float]) -> list[float]:
 def paired_bootstrap(
     before: Sequence[float], after: Sequence[float], level: float = 0.95, draws: int = 2000, seed: int = 0
 ) -> Interval:
-    """Mean difference after minus before over the same questions, with its percentile bootstrap interval."""
+    """Return the mean difference after minus before over the same questions, with its percentile bootstrap interval."""
     difference = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
     if not len(difference):
         raise InputError("There are no answers to compare.", "Pass at least one pair.")
@@ -194,7 +194,9 @@ def spearman(pairs: Sequence[tuple[float, float]]) -> float | None:
 
 
 def auroc(scores: Values, correct: Flags) -> float:
-    """Probability that a right answer scores higher than a wrong one, ties counting half; ``nan`` if one is missing."""
+    """Return the probability that a right answer scores higher than a wrong one, ties counting half; ``nan`` if one is
+    missing.
+    """
     return _area(*_paired(scores, correct))
 
 
@@ -226,7 +228,9 @@ def auroc_interval(scores: Values, correct: Flags, level: float = 0.95) -> Inter
         return math.sqrt(at * (1 - at) * (1 + half * (1 - at) / (2 - at) + half * at / (1 + at)) / (right * wrong))
 
     def bound(far: float, near: float) -> float:
-        """Where an area is ``z`` deviations away, by halving: it is further away at ``far`` and nearer at ``near``."""
+        """Tell where an area is ``z`` deviations away, by halving: it is further away at ``far`` and nearer at
+        ``near``.
+        """
         for _ in range(60):
             middle = (far + near) / 2
             if abs(area - middle) > z * deviation(middle):
@@ -259,7 +263,7 @@ def auroc_gain(before: Values, after: Values, correct: Flags, draws: int = 500) 
 
 
 def risk_coverage(scores: Values, correct: Flags) -> tuple[Floats, Floats]:
-    """Coverage and error ``(n,)`` when the ``1..n`` surest answers are accepted.
+    """Return the coverage and error ``(n,)`` when the ``1..n`` surest answers are accepted.
 
     Among equal scores the order is not known: the error is the expected one over all orders.
     """
@@ -273,12 +277,14 @@ def risk_coverage(scores: Values, correct: Flags) -> tuple[Floats, Floats]:
 
 
 def aurc(scores: Values, correct: Flags) -> float:
-    """Area under the risk-coverage curve: the mean error over all numbers of accepted answers. Lower is better."""
+    """Return the area under the risk-coverage curve: the mean error over all numbers of accepted answers. Lower is
+    better.
+    """
     return float(risk_coverage(scores, correct)[1].mean())
 
 
 def coverage_at_risk(scores: Values, correct: Flags, risk: float = 0.05) -> float:
-    """Largest share of answers that a threshold accepts with an error of at most ``risk``; 0 if none does.
+    """Return the largest share of answers that a threshold accepts with an error of at most ``risk``; 0 if none does.
 
     Answers with equal scores are accepted together or not at all.
     """
@@ -299,7 +305,7 @@ def _ties(ordered: Floats) -> list[tuple[int, int]]:
 
 
 def reliability(probabilities: Values, correct: Flags, bins: int = 15) -> list[tuple[float, float, int]]:
-    """Mean probability, accuracy and number of answers in every bin of equal width that has any."""
+    """Return the mean probability, accuracy and number of answers in every bin of equal width that has any."""
     values, flags = _probabilities(probabilities, correct)
     index = _bins(values, bins)
     rows = [index == place for place in range(bins)]
@@ -307,7 +313,7 @@ def reliability(probabilities: Values, correct: Flags, bins: int = 15) -> list[t
 
 
 def ece(probabilities: Values, correct: Flags, bins: int = 15) -> float:
-    """Expected calibration error over bins of equal width. Raises ``InputError`` for scores outside [0, 1]."""
+    """Return expected calibration error over bins of equal width. Raises ``InputError`` for scores outside [0, 1]."""
     values, flags = _probabilities(probabilities, correct)
     return float(_gaps(values, flags.astype(np.float64)[None], bins)[0])
 

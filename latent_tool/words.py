@@ -37,7 +37,7 @@ _IMAGE_KEYS = ("image", "images", "url", "image_url", "source", "base64", "data"
 
 
 def shown_image(reference: object) -> str:
-    """An image reference in a few words: its kind and size, the host of a URL, a path as it is."""
+    """Return an image reference in a few words: its kind and size, the host of a URL, a path as it is."""
     if isinstance(reference, str):
         text = reference.strip()
         scheme = _SCHEME.match(text)
@@ -63,7 +63,9 @@ def shown_image(reference: object) -> str:
 
 
 def redact(value: object) -> object:
-    """A copy of nested plain values with every image replaced by ``shown_image``, and without credentials in URLs."""
+    """Return a copy of nested plain values with every image replaced by ``shown_image``, and without credentials in
+    URLs.
+    """
     if isinstance(value, str):
         return _USER.sub("***@", _DATA_URI.sub("<data URI>", value))
     if isinstance(value, Mapping):
@@ -123,7 +125,7 @@ def number_text(value: float | None, digits: int = 3) -> str:
 
 
 def without_places(text: str) -> str:
-    """A text for people elsewhere: of a path of this machine, the last name alone is left."""
+    """Return a text for people elsewhere: of a path of this machine, the last name alone is left."""
 
     def last(found: re.Match[str]) -> str:
         path, quote = found["path"], found["quote"]

@@ -80,7 +80,7 @@ class _Asked(BaseModel):
 def create_playground(
     reasoner: LatentReasoner, *, policy: ImagePolicy | None = None, limits: ServiceLimits = LIMITS
 ) -> FastAPI:
-    """The HTTP service with the page at ``/``, for this machine alone.
+    """Return the HTTP service with the page at ``/``, for this machine alone.
 
     Args:
         reasoner: who answers.

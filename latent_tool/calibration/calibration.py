@@ -122,7 +122,7 @@ class Calibration(Part):
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any] | Calibration) -> Calibration:
-        """A calibration from a file, its content, or ``"embedded"`` for that of the embedded model.
+        """Return a calibration from a file, its content, or ``"embedded"`` for that of the embedded model.
 
         Raises ``CalibrationError`` for what is not there or is no calibration.
         """
@@ -169,20 +169,20 @@ class Calibration(Part):
         )
 
     def probability(self, score: float | None) -> float | None:
-        """The probability, in [0, 1], that an answer with this raw score is right; ``None`` without a score."""
+        """Return the probability, in [0, 1], that an answer with this raw score is right; ``None`` without a score."""
         if score is None or not math.isfinite(score):
             return None
         return self.mapping(score if self.higher_is_surer else -score)
 
     def accepts(self, score: float | None) -> bool:
-        """Whether a raw score reaches the threshold. Raises ``CalibrationError`` when the calibration has none."""
+        """Tell whether a raw score reaches the threshold. Raises ``CalibrationError`` when the calibration has none."""
         threshold = self.require_threshold()
         if score is None or not math.isfinite(score):
             return False
         return score >= threshold.score if self.higher_is_surer else score <= threshold.score
 
     def require_threshold(self) -> Threshold:
-        """The threshold. Raises ``CalibrationError``, saying why, when there is none."""
+        """Return the threshold. Raises ``CalibrationError``, saying why, when there is none."""
         if self.threshold is None:
             reason = self.no_threshold.reason if self.no_threshold is not None else "It has none."
             raise CalibrationError(
@@ -207,7 +207,7 @@ class Calibration(Part):
         *,
         check_domain: bool = True,
     ) -> ReasoningResult:
-        """A result with its calibrated confidence, and the verdict on it.
+        """Return a result with its calibrated confidence, and the verdict on it.
 
         A number is compared with the probability, ``"calibrated"`` stands for the threshold. What has no score, and
         what a deadline cut short, is not what was calibrated: it has no confidence and is abstained from. So is,
@@ -334,7 +334,9 @@ def _embedded() -> Calibration | None:
 
 
 def embedded_domain(dtype: str = "auto") -> DomainCheck | None:
-    """The domain check that ships with the embedded model; ``None`` where it was fitted for other weights or types."""
+    """Return the domain check that ships with the embedded model; ``None`` where it was fitted for other weights or
+    types.
+    """
     found = _embedded() if dtype in ("auto", "float32") else None
     return None if found is None else found.domain
 

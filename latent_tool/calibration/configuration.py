@@ -65,7 +65,7 @@ def configuration(
     noise: NoiseSettings | None = None,
     method: str = "reasoner",
 ) -> dict[str, Any]:
-    """What a score depends on besides the question and the seed, as plain JSON.
+    """Return what a score depends on besides the question and the seed, as plain JSON.
 
     This package counts up to its minor version. Not in it, since they leave scores alike but for rounding or are said
     to: the versions of torch and transformers, the device, threads and batches.
@@ -105,7 +105,7 @@ def configuration(
 
 
 def is_folder(model: str) -> bool:
-    """Whether a model is known by its content; a hub id is known by its commit, once it was downloaded."""
+    """Tell whether a model is known by its content; a hub id is known by its commit, once it was downloaded."""
     try:
         return model == "embedded" or os.path.isdir(expanded(model))
     except SettingsError:  # no path: loading it will say so
@@ -113,7 +113,7 @@ def is_folder(model: str) -> bool:
 
 
 def plain_quantization(value: Any) -> Any:
-    """A quantization as JSON types; ``None`` for none."""
+    """Return a quantization as JSON types; ``None`` for none."""
     if value is None:
         return None
     return json.loads(json.dumps(value.to_dict() if hasattr(value, "to_dict") else value, default=str))

@@ -132,7 +132,9 @@ class DomainCheck(Part):
         return dict(zip(self._known().names, map(round_off, worst), strict=True))
 
     def table(self, pictures: Array) -> Array:
-        """Scores ``(n, parts)`` of pictures ``(n, D)``, in the order of ``scores``; ``inf`` where that is no number."""
+        """Return scores ``(n, parts)`` of pictures ``(n, D)``, in the order of ``scores``; ``inf`` where that is no
+        number.
+        """
         known = self._known()
         with np.errstate(over="ignore", invalid="ignore"):
             z = (pictures - known.center) / known.scale  # (n, D)
@@ -144,14 +146,14 @@ class DomainCheck(Part):
         return np.where(np.isfinite(table), table, math.inf)
 
     def verdict(self, pictures: Sequence[Sequence[float]]) -> Domain:
-        """Whether a question about pictures, each described by ``D`` numbers, is like the reference questions.
+        """Tell whether a question about pictures, each described by ``D`` numbers, is like the reference questions.
 
         Raises what ``scores`` raises.
         """
         return self.verdict_of(self.scores(pictures))
 
     def verdict_of(self, scores: Mapping[str, float]) -> Domain:
-        """The verdict that belongs to the parts' scores."""
+        """Return the verdict that belongs to the parts' scores."""
         parts = {}
         for name, score in scores.items():
             held = self.held_back[name]
@@ -184,10 +186,10 @@ class NoDomainCheck(Part):
 
 
 def round_off(value: float) -> float:
-    """The number to six significant digits: what follows is rounding, and files do not keep it."""
+    """Return the number to six significant digits: what follows is rounding, and files do not keep it."""
     return float(f"{value:.6g}")
 
 
 def held_back_needed(level: float, parts: int) -> int:
-    """Held-back questions without which ``parts`` parts could never refuse anything at ``level``."""
+    """Return held-back questions without which ``parts`` parts could never refuse anything at ``level``."""
     return math.ceil(parts / level * (1 - 1e-12)) - 1

@@ -64,13 +64,13 @@ class ProbabilityMapping(Part):
 
 
 def log_odds(probability: float) -> float:
-    """Log-odds of a probability that is kept away from 0 and 1."""
+    """Return log-odds of a probability that is kept away from 0 and 1."""
     kept = min(max(probability, _EPSILON), 1 - _EPSILON)
     return math.log(kept / (1 - kept))
 
 
 def logistic(value: float) -> float:
-    """The inverse of ``log_odds``, for any finite value."""
+    """Return the inverse of ``log_odds``, for any finite value."""
     if value < 0:
         power = math.exp(max(value, -700.0))
         return power / (1 + power)

@@ -68,7 +68,7 @@ class NoThreshold(Part):
 
 
 def split_items(count: int, seed: int) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
-    """Indices of the items that choose the sequence of thresholds, and of those that test it."""
+    """Return indices of the items that choose the sequence of thresholds, and of those that test it."""
     order = np.random.default_rng(seed).permutation(count)
     cut = max(1, round(_DESIGN_SHARE * count))
     return order[:cut], order[cut:]
@@ -115,7 +115,8 @@ def _accepted_for(errors: int, target_error: float, confidence_level: float) -> 
 def find_threshold(
     values: Array, right: Labels, target_error: float, confidence_level: float, seed: int = 0
 ) -> Threshold | NoThreshold:
-    """The lowest threshold whose error rate is at most the target, at the confidence level; see the module's text.
+    """Return the lowest threshold whose error rate is at most the target, at the confidence level; see the module's
+    text.
 
     Args:
         values: scores, larger meaning surer; NaN (never accepted) where there is none.

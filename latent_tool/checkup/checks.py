@@ -90,7 +90,7 @@ class Patient:
         return (last, min(1, last))
 
     def tolerance(self, logits: Tensor) -> float:
-        """How far logits may be apart that were computed in another order."""
+        """Tell how far logits may be apart that were computed in another order."""
         return (1e-3 if self.vlm.dtype == torch.float32 else 5e-2) * max(1.0, float(logits.abs().max()))
 
     def finish(self) -> None:
@@ -99,7 +99,7 @@ class Patient:
             torch.cuda.synchronize(self.vlm.device)
 
     def milliseconds(self, work: Callable[[], object], times: int = 3) -> float:
-        """Median time of some work, after a first time that does not count."""
+        """Return the median time of some work, after a first time that does not count."""
         work()
         taken = []
         for _ in range(times):
@@ -112,7 +112,7 @@ class Patient:
 
 
 def check_device(patient: Patient) -> Found:
-    """Where the model is, and in which type."""
+    """Tell where the model is, and in which type."""
     vlm = patient.vlm
     quantization = getattr(vlm.model.config, "quantization_config", None)
     method = getattr(quantization, "quant_method", None) if quantization is not None else None
@@ -126,7 +126,7 @@ def check_device(patient: Patient) -> Found:
 
 
 def check_template(patient: Patient) -> Found:
-    """Whether the prompt keeps the picture, and the model sees it."""
+    """Check whether the prompt keeps the picture, and the model sees it."""
     vlm, inputs = patient.vlm, patient.inputs
     other = vlm.prepare([patient.other], QUESTION)
     seen = features(vlm, inputs)
@@ -143,7 +143,7 @@ def check_template(patient: Patient) -> Found:
 
 
 def check_prefix(patient: Patient) -> Found:
-    """Whether continuing from the cache equals one forward pass over everything."""
+    """Check whether continuing from the cache equals one forward pass over everything."""
     vlm, most, allowed = patient.vlm, 0.0, 0.0
     states: list[tuple[int, ...]] = [(), patient.cells]
     for latents, cells in zip(patient.latents, states, strict=True):
@@ -158,7 +158,7 @@ def check_prefix(patient: Patient) -> Found:
 
 
 def check_sharing(patient: Patient) -> Found:
-    """Whether candidates share the prefix without copying it, exactly."""
+    """Check whether candidates share the prefix without copying it, exactly."""
     vlm = patient.vlm
     if not vlm.shares_prefixes(patient.prefix):
         return Found(
@@ -177,7 +177,7 @@ def check_sharing(patient: Patient) -> Found:
 
 
 def check_decoding(patient: Patient) -> Found:
-    """Whether greedy decoding gives what the model's own ``generate`` gives."""
+    """Check whether greedy decoding gives what the model's own ``generate`` gives."""
     vlm, inputs = patient.vlm, patient.inputs
     with torch.inference_mode():
         written = vlm.model.generate(**on_device(vlm, inputs), do_sample=False, num_beams=1, max_new_tokens=_TOKENS)
@@ -197,7 +197,7 @@ def check_decoding(patient: Patient) -> Found:
 
 
 def check_boxes(patient: Patient) -> Found:
-    """Whether a cell's box is where its pixels are, found by changing them."""
+    """Check whether a cell's box is where its pixels are, found by changing them."""
     hits, looked = hit_rate(patient.vlm, patient.picture)
     if not looked:
         return Found(
@@ -211,7 +211,7 @@ def check_boxes(patient: Patient) -> Found:
 
 
 def check_latents(patient: Patient) -> Found:
-    """Whether latents and injected cells reach the logits."""
+    """Check whether latents and injected cells reach the logits."""
     vlm, cells = patient.vlm, [patient.cells] * 2
     logits = vlm.score(patient.prefix, patient.latents, cells).answer.float()
     without = vlm.score(patient.prefix, patient.latents[:1], [()]).answer[0].float()
@@ -223,7 +223,7 @@ def check_latents(patient: Patient) -> Found:
 
 
 def check_attention(patient: Patient) -> Found:
-    """Whether the attention of the latents to the picture can be read."""
+    """Check whether the attention of the latents to the picture can be read."""
     try:
         read = patient.vlm.attend(patient.prefix, patient.latents[0], ())
     except LatentToolError as error:
@@ -237,7 +237,7 @@ def check_attention(patient: Patient) -> Found:
 
 
 def check_pictures(patient: Patient) -> Found:
-    """Whether one question may be about two pictures."""
+    """Check whether one question may be about two pictures."""
     vlm = patient.vlm
     try:
         inputs = vlm.prepare([patient.picture, patient.other], "Which one is brighter?")
@@ -251,7 +251,7 @@ def check_pictures(patient: Patient) -> Found:
 
 
 def check_markers(patient: Patient) -> Found:
-    """Whether the model has marks around its thinking."""
+    """Check whether the model has marks around its thinking."""
     markers = patient.inputs.markers
     if not markers.closing:
         return Found("off", "no <think> marks: latents stand where the answer begins", "Nothing to do.")
@@ -260,7 +260,7 @@ def check_markers(patient: Patient) -> Found:
 
 
 def check_reward(patient: Patient) -> Found:
-    """Whether the reward of a search can be had again from its state."""
+    """Check whether the reward of a search can be had again from its state."""
     engine = Engine(patient.vlm)
     # Neither a sure plain answer nor a window may end the question before the search.
     search_alone = {"target_confidence": None, "max_views": 0}
@@ -277,7 +277,7 @@ def check_reward(patient: Patient) -> Found:
 
 
 def check_memory(patient: Patient) -> Found:
-    """What the model takes at rest, a prefix, and every candidate."""
+    """Return what the model takes at rest, a prefix, and every candidate."""
     vlm = patient.vlm
     tensors = [*vlm.model.parameters(), *vlm.model.buffers()]
     rest = sum(map(stored_bytes, tensors))
@@ -311,7 +311,7 @@ def _peak_of_candidate(patient: Patient) -> float:
 
 
 def check_speed(patient: Patient) -> Found:
-    """What a step, a token and a look at a picture take."""
+    """Return what a step, a token and a look at a picture take."""
     vlm = patient.vlm
     rows = patient.latents[:1].expand(_STATES, -1, -1)
     step = patient.milliseconds(lambda: vlm.score(patient.prefix, rows, [()] * _STATES))

@@ -19,7 +19,7 @@ __all__ = ["naive_logits", "on_device"]
 
 
 def on_device(vlm: VisionLanguageModel, inputs: Inputs) -> dict[str, Tensor]:
-    """The tensors that a model is given for a question, on its device and of its type."""
+    """Return the tensors that a model is given for a question, on its device and of its type."""
     return {
         name: value.to(vlm.device, vlm.dtype if value.is_floating_point() else value.dtype)
         for name, value in inputs.tensors.items()
@@ -28,7 +28,8 @@ def on_device(vlm: VisionLanguageModel, inputs: Inputs) -> dict[str, Tensor]:
 
 
 def naive_logits(vlm: VisionLanguageModel, inputs: Inputs, latents: Tensor, patches: Sequence[int]) -> Tensor:
-    """Logits ``(vocabulary,)``, float32, where the answer begins after ``[prefix | V | opening | T | closing, tail]``.
+    """Return logits ``(vocabulary,)``, float32, where the answer begins after ``[prefix | V | opening | T | closing,
+    tail]``.
 
     Args:
         latents: ``(L, d)``.

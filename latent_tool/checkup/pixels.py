@@ -52,7 +52,7 @@ def without_mixing(vlm: VisionLanguageModel) -> Iterator[None]:
 
 
 def features(vlm: VisionLanguageModel, inputs: Inputs) -> Tensor:
-    """Merged image features ``(C, d)`` of a question, float32 on the CPU; the decoder does not run."""
+    """Return merged image features ``(C, d)`` of a question, float32 on the CPU; the decoder does not run."""
     given = on_device(vlm, inputs)
     seen: list[Tensor] = []
 
@@ -88,7 +88,7 @@ def _area(box: Box) -> float:
 
 
 def hit_rate(vlm: VisionLanguageModel, image: Image.Image) -> tuple[int, int]:
-    """How many of the sampled cells change most, among the cells of their size, when the centre of their box does.
+    """Tell how many of the sampled cells change most, among the cells of their size, when the centre of their box does.
 
     Two numbers: hits, and cells looked at; no cell is looked at where none has a box.
     """

@@ -45,7 +45,7 @@ class Report(BaseModel):
     findings: list[Finding]
 
     def finding(self, check: str) -> Finding:
-        """The finding of a check. Raises ``KeyError``."""
+        """Return the finding of a check. Raises ``KeyError``."""
         return {each.check: each for each in self.findings}[check]
 
 

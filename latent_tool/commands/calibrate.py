@@ -177,7 +177,7 @@ def calibration_of(
     pictures: str | None = None,
     false_alarms: float | None = None,
 ) -> Calibration:
-    """A calibration from the labelled answers of one method of a run, with a domain check from its pictures.
+    """Return a calibration from the labelled answers of one method of a run, with a domain check from its pictures.
 
     An answer that could not be found (an error), and one that says that it cannot be told, is an item without a score;
     rows without a label, and those that could not be asked, do not count.

@@ -28,7 +28,9 @@ class Clock:
         self._phase_began = now
 
     def expired(self, reserve: float = 0.0) -> bool:
-        """Whether the deadline, less a reserve in seconds, has passed. Raises ``CancelledError`` when cancelled."""
+        """Tell whether the deadline, less a reserve in seconds, has passed. Raises ``CancelledError`` when
+        cancelled.
+        """
         if self.job.cancelled is not None and self.job.cancelled.is_set():
             raise CancelledError("The question was cancelled.")
         return self.job.deadline is not None and self.now() >= self.job.deadline - reserve

@@ -184,7 +184,7 @@ _registry_lock = threading.Lock()
 
 
 def get_engine(spec: ModelSpec) -> Engine:
-    """The process's engine for a model; loaded once, however many threads ask."""
+    """Return the process's engine for a model; loaded once, however many threads ask."""
     with _registry_lock:
         lock = _loading.setdefault(spec, threading.Lock())
     with lock:

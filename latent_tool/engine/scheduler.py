@@ -192,7 +192,7 @@ _registry_lock = threading.Lock()
 
 
 def get_scheduler(engine: Engine) -> Scheduler:
-    """The engine's scheduler; a new one when the last was closed."""
+    """Return the engine's scheduler; a new one when the last was closed."""
     with _registry_lock:
         found = engine.attached.get("scheduler")
         if not isinstance(found, Scheduler) or found._closed:

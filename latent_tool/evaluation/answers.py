@@ -48,7 +48,7 @@ class Plan:
 def answer_batch(
     engine: Engine, plan: Plan, items: Sequence[Item], there: dict[tuple[str, str], int]
 ) -> Iterator[tuple[str, list[Row]]]:
-    """The rows of one batch that are missing, method by method.
+    """Return the rows of one batch that are missing, method by method.
 
     ``there``: rows that exist already, by item and method (of this plan or not), with their candidates.
     """
@@ -229,7 +229,7 @@ def _failed(method: Method, item: Item, error: Exception, seconds: float, asked:
 
 
 def measured(value: float | None) -> float | None:
-    """The value to six significant digits; ``None`` if it is no finite number."""
+    """Return the value to six significant digits; ``None`` if it is no finite number."""
     return float(f"{value:.6g}") if value is not None and math.isfinite(value) else None
 
 
@@ -239,7 +239,7 @@ def _nats(value: float | None) -> float | None:
 
 
 def answer_scores(result: ReasoningResult, examined: Examined | None) -> dict[str, float | None]:
-    """The scores of one answer, by name; ``None`` where not measured."""
+    """Return the scores of one answer, by name; ``None`` where not measured."""
     grounding = None if examined is None else examined.grounding
     seen = result.model_copy(update={"grounding": grounding})
     plain = [score for score in SCORES.values() if score.read and score.compared and score.name != "visual_dependency"]
@@ -251,7 +251,7 @@ def answer_scores(result: ReasoningResult, examined: Examined | None) -> dict[st
 
 
 def vote(sampled: Sampled, canonical: Mapping[int, str]) -> tuple[int, float, float]:
-    """The most common answer among samples: which sample stands for it, its share, its mean probability.
+    """Return the most common answer among samples: which sample stands for it, its share, its mean probability.
 
     ``canonical``: the form in which each sample's answer is counted. Ties go to the larger sum of probabilities.
     """

@@ -25,7 +25,7 @@ __all__ = ["confidence_columns", "lmms_eval_columns", "vlmevalkit_columns"]
 def confidence_columns(
     confidences: Sequence[float | None], correct: Sequence[bool], target_error: float = 0.05
 ) -> dict[str, Any]:
-    """How well confidences tell right answers from wrong ones.
+    """Tell how well confidences tell right answers from wrong ones.
 
     ``auroc`` (``None`` if all are right, or all wrong), ``ece``, ``coverage``: the share of all answers that a
     threshold on them accepts at ``target_error``; ``n``, ``accuracy``, and ``missing``: answers without a confidence,
@@ -55,7 +55,7 @@ def confidence_columns(
 def lmms_eval_columns(
     samples: str | Path, confidences: str | Path, metric: str, target_error: float = 0.05
 ) -> dict[str, Any]:
-    """Columns of one task of lmms-eval.
+    """Return columns of one task of lmms-eval.
 
     Args:
         samples: the ``..._samples_TASK.jsonl`` that ``--log_samples`` writes.
@@ -82,7 +82,7 @@ def lmms_eval_columns(
 
 
 def vlmevalkit_columns(result: str | Path, metric: str = "hit", target_error: float = 0.05) -> dict[str, Any]:
-    """Columns of a detailed result of VLMEvalKit, a ``.tsv``, ``.csv`` or ``.json`` file.
+    """Return columns of a detailed result of VLMEvalKit, a ``.tsv``, ``.csv`` or ``.json`` file.
 
     Args:
         result: has the columns ``extra_records``, which the plug-in fills, and ``metric``.

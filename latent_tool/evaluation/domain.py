@@ -46,7 +46,7 @@ class Checked:
 
 
 def items_of_run(run: Run, data: str | None = None) -> list[Item]:
-    """The run's questions with their pictures, from its data set or from ``data``.
+    """Return the run's questions with their pictures, from its data set or from ``data``.
 
     Raises ``SettingsError`` when there is no such data set, or when it is another one.
     """
@@ -75,7 +75,7 @@ def items_of_run(run: Run, data: str | None = None) -> list[Item]:
 
 
 def engine_of_run(run: Run) -> Engine:
-    """The engine of the run's model. Raises ``CalibrationMismatchError`` when the model was changed since."""
+    """Return the engine of the run's model. Raises ``CalibrationMismatchError`` when the model was changed since."""
     from latent_tool.langchain.reasoner import LatentReasoner
 
     facts = run.manifest.model
@@ -91,7 +91,7 @@ def engine_of_run(run: Run) -> Engine:
 
 
 def numbers_of(engine: Engine, images: Sequence[Any], question: str = "?", system: str | None = None) -> Numbers:
-    """Every picture of a question in the numbers that a domain check compares; the decoder is not run."""
+    """Return every picture of a question in the numbers that a domain check compares; the decoder is not run."""
     from latent_tool.models.looks import look, picture_numbers
 
     inputs = engine.vlm.prepare(images, question, system=system)
@@ -187,7 +187,7 @@ def check_of_run(
 
 
 def distinct(numbers: Mapping[str, Numbers]) -> dict[str, Numbers]:
-    """The first of all that look the same: the same pictures in other files are no further evidence."""
+    """Return the first of all that look the same: the same pictures in other files are no further evidence."""
     seen: dict[Numbers, str] = {}
     for name, pictures in numbers.items():
         seen.setdefault(pictures, name)
@@ -200,7 +200,8 @@ def _pictures(item: Item) -> frozenset[str]:
 
 
 def one_each(items: Sequence[Item], but: Sequence[Item] = ()) -> list[Item]:
-    """One question about every picture, the first: several would make a test surer of its pictures than it may be.
+    """Return one question about every picture, the first: several would make a test surer of its pictures than it may
+    be.
 
     ``but``: without their pictures.
     """

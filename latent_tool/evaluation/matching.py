@@ -72,7 +72,7 @@ class Match:
 
     @classmethod
     def parse(cls, text: str, options: tuple[str, ...] = (), *, custom: bool = True) -> Match:
-        """A rule from its name; see the hint of the ``SettingsError`` for those there are.
+        """Return a rule from its name; see the hint of the ``SettingsError`` for those there are.
 
         ``custom=False`` for names that come with data: a function is then refused, and nothing is imported.
         """
@@ -114,7 +114,7 @@ class Match:
         return "vqa:averaged" if self.averaged else self.function or self.kind
 
     def problem(self, label: str) -> str | None:
-        """Why no answer could ever match a label, or one of the accepted answers, or ``None``."""
+        """Tell why no answer could ever match a label, or one of the accepted answers, or ``None``."""
         return next((said for each in self.answers or (label,) if (said := self._problem(each))), None)
 
     def _problem(self, label: str) -> str | None:
@@ -141,7 +141,7 @@ class Match:
         return None
 
     def right(self, answer: str, label: str) -> bool:
-        """Whether an answer is right; what a custom function raises is passed on.
+        """Tell whether an answer is right; what a custom function raises is passed on.
 
         By a graded rule it is from a credit of 0.5 on.
         """
@@ -191,7 +191,7 @@ class Match:
         return self._plain(answer) == self._plain(label)
 
     def canonical(self, answer: str) -> str:
-        """The answer as votes are counted: answers that match the same labels have the same canonical form.
+        """Return the answer as votes are counted: answers that match the same labels have the same canonical form.
 
         Where the options of a multiple choice are not known, the letter is all that counts.
         """
@@ -237,7 +237,7 @@ class Match:
         return self._plain(text) == self._plain(option) or normalise(text) == normalise(option)
 
     def chosen(self, text: str) -> int | None:
-        """Which option a text names, by its text or its letter; ``None`` if none, or if it may be two."""
+        """Tell which option a text names, by its text or its letter; ``None`` if none, or if it may be two."""
         chosen = self._candidates(text)
         return chosen.pop() if len(chosen) == 1 else None
 

@@ -15,7 +15,8 @@ __all__ = ["benchmark_measures"]
 
 
 def benchmark_measures(rows: Sequence[Row]) -> dict[str, Any] | None:
-    """The measures that rows with labels have, ``None`` for each that they do not, or ``None`` if they have none.
+    """Return the measures that rows with labels have, ``None`` for each that they do not, or ``None`` if they have
+    none.
 
     ``credit``: mean score by a graded rule. ``groups``: share of groups whose every question was answered rightly, such
     as MMVP's pairs and HR-Bench's turned options. ``yes_no``: precision, recall and F1 of the answer yes, as POPE has

@@ -55,14 +55,14 @@ class Method:
     matches: str | None = None
 
     def budget_for(self, candidates: int | None) -> Budget:
-        """The budget when the matched method scored so many states (rounded up to whole rounds)."""
+        """Return the budget when the matched method scored so many states (rounded up to whole rounds)."""
         if self.kind != "random" or candidates is None:
             return self.budget
         rounds = math.ceil(max(candidates - 1, 0) / max(self.settings.samples, 1))
         return self.budget.but(iterations=rounds, max_candidates=1 + rounds * self.settings.samples)
 
     def described(self) -> dict[str, Any]:
-        """The method as plain JSON, for the manifest of a run."""
+        """Return the method as plain JSON, for the manifest of a run."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -76,7 +76,7 @@ class Method:
 def parse_method(
     text: str, settings: SearchSettings | None = None, budget: Budget | None = None, *, seen: tuple[Method, ...] = ()
 ) -> Method:
-    """A method from its name.
+    """Return a method from its name.
 
     Args:
         text: see this module's description.

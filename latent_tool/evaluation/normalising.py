@@ -76,7 +76,7 @@ _ALIKE = str.maketrans(
 
 
 def fold(text: str) -> str:
-    """One way to write what means the same: NFKC, one dash, one apostrophe, plain spaces.
+    """Return one way to write what means the same: NFKC, one dash, one apostrophe, plain spaces.
 
     No value changes: ``10²`` becomes ``10^2`` and not 102, ``2½`` becomes ``2 1/2``, a typographic minus a ``-``; the 2
     of ``H₂O`` stays a 2, that of ``10₂`` becomes ``_2``.
@@ -101,7 +101,7 @@ def _apart(before: str, sign: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """Text as it is compared: ``fold``ed, no case, without quotes around it and punctuation after it.
+    """Return the text as it is compared: ``fold``ed, no case, without quotes around it and punctuation after it.
 
     A text of nothing but such signs is kept as it is, and so is what makes a factorial of a number.
     """
@@ -119,7 +119,7 @@ def _without_end(text: str) -> str:
 
 
 def number_in(text: str) -> float | None:
-    """The one number in a text (``"$1,200"``, ``"-3.5"``, ``"12 %"``); ``None`` when there is none, or several.
+    """Return the one number in a text (``"$1,200"``, ``"-3.5"``, ``"12 %"``); ``None`` when there is none, or several.
 
     A hyphen after a letter is no sign (``page-3`` has a 3). A number that is part of something else is none: a power
     (``10²``), a factorial (``5!``), a bound (``>5``), or a lone dash before it that may be a sign or a bullet.
@@ -226,12 +226,12 @@ def without_lead(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """A label or an answer as the rules compare it: unwrapped, without its lead, normalised."""
+    """Return a label or an answer as the rules compare it: unwrapped, without its lead, normalised."""
     return normalise(bare(text))
 
 
 def bare(text: str) -> str:
-    """A label or an answer without clothes and lead, otherwise as it was written."""
+    """Return a label or an answer without clothes and lead, otherwise as it was written."""
     return unwrap(without_lead(unwrap(text)))
 
 
@@ -250,12 +250,12 @@ def split_letter(text: str) -> tuple[str | None, str]:
 
 
 def is_letter(text: str) -> bool:
-    """Whether a text is nothing but a marked letter: ``"(B)"``, ``"B."`` or ``"B)"``."""
+    """Tell whether a text is nothing but a marked letter: ``"(B)"``, ``"B."`` or ``"B)"``."""
     return _MARKED.fullmatch(text.strip()) is not None
 
 
 def option_texts(options: tuple[str, ...]) -> tuple[str, ...]:
-    """The options without the letters that they carry, where all do so in order from A."""
+    """Return the options without the letters that they carry, where all do so in order from A."""
     parts = [_LETTERED.fullmatch(option.strip()) for option in options]
     letters = [None if part is None else (part[1] or part[2]).upper() for part in parts]
     if len(options) < 2 or letters != [chr(ord("A") + place) for place in range(len(options))]:
@@ -276,7 +276,7 @@ _INSTRUCTION = re.compile(
 
 
 def options_in(question: str) -> tuple[str, ...]:
-    """Options that a question lists itself, lettered from A on; empty if it does not.
+    """Return options that a question lists itself, lettered from A on; empty if it does not.
 
     The list stands after ``Options:`` or ``Choices:``, or on lines that begin with ``A.``, ``B.`` and so on. It ends
     where the list ends: with the last lettered line, before an instruction.

@@ -66,7 +66,7 @@ def p_value(value: float) -> str:
 
 
 def tables(summary: Mapping[str, Any]) -> list[Table]:
-    """Title, header, rows and an explanation of every table of a report."""
+    """Return title, header, rows and an explanation of every table of a report."""
     methods = summary["methods"]
     found = [_methods_table(summary, methods)]
     if any(facts.get("measures") for facts in methods.values()):
@@ -142,7 +142,7 @@ def _methods_table(summary: Mapping[str, Any], methods: Mapping[str, Any]) -> Ta
 
 
 def measures_table(methods: Mapping[str, Any]) -> Table:
-    """What a benchmark measures beside the share of right answers."""
+    """Return what a benchmark measures beside the share of right answers."""
     rows = []
     for name, facts in methods.items():
         measures = facts.get("measures") or {}
@@ -260,7 +260,7 @@ def _facts(summary: Mapping[str, Any]) -> list[str]:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; signs that would end a cell or begin a tag are broken."""
+    """Return a table; signs that would end a cell or begin a tag are broken."""
 
     def written(cell: str) -> str:
         whole = " ".join(cell.split()).replace("\\", "\\\\").replace("|", "\\|")
@@ -285,7 +285,7 @@ def _markdown_wrong(wrong: Mapping[str, Any], most: int = 20) -> str:
 
 
 def markdown_report(summary: Mapping[str, Any]) -> str:
-    """The report in Markdown."""
+    """Return the report in Markdown."""
     parts = ["# Evaluation", "\n".join(_facts(summary))]
     if summary["wrong"]["shown"]:
         parts += ["## The surest wrong answers", _markdown_wrong(summary["wrong"])]
@@ -304,7 +304,7 @@ def page(
     figures: Sequence[tuple[str, str, str]],
     wrong: Mapping[str, Any] | None = None,
 ) -> str:
-    """One page without scripts and without anything from elsewhere; its template is ``report.html``.
+    """Return one page without scripts and without anything from elsewhere; its template is ``report.html``.
 
     Args:
         figures: caption, SVG text and a description for those who cannot see it.
@@ -332,7 +332,7 @@ def page(
 
 
 def html_report(summary: Mapping[str, Any], thumbnails: Mapping[str, str] | None = None) -> str:
-    """The report as one self-contained page, the wrong answers first.
+    """Return the report as one self-contained page, the wrong answers first.
 
     ``thumbnails``: pictures as data URIs, by the id of their question. Raises ``MissingExtraError`` without matplotlib.
     """

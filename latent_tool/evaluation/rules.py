@@ -99,7 +99,7 @@ def _whole_number(text: str) -> float | None:
 
 
 def squad_words(text: str) -> list[str]:
-    """The words that F1 compares: lower case, without punctuation and articles."""
+    """Return the words that F1 compares: lower case, without punctuation and articles."""
     kept = "".join(sign for sign in text.casefold() if sign not in string.punctuation)
     return _ARTICLES.sub(" ", kept).split()
 

@@ -111,7 +111,7 @@ class Source(Part):
 
     @classmethod
     def of(cls, folder: Path, data: str, preset: str | None = None, images: str | Path | None = None) -> Source:
-        """Where the data set of the run in ``folder`` lies, as the arguments of ``load_dataset`` name it."""
+        """Tell where the data set of the run in ``folder`` lies, as the arguments of ``load_dataset`` name it."""
         own = is_built_in(data)
         return cls(
             data=data if own else _from(folder, data),
@@ -120,7 +120,7 @@ class Source(Part):
         )
 
     def arguments(self, folder: Path) -> dict[str, Any]:
-        """What ``load_dataset`` takes for it, when the run is in ``folder``."""
+        """Return what ``load_dataset`` takes for it, when the run is in ``folder``."""
         there = self.data if is_built_in(self.data) else _at(folder, self.data)
         return {
             "spec": there,
@@ -211,13 +211,13 @@ class Run:
         return {name: tuple(row for row in self.rows if row.method == name) for name in self.methods}
 
     def of(self, method: str) -> tuple[Row, ...]:
-        """The rows of a method. Raises ``SettingsError`` if the run has no such method."""
+        """Return the rows of a method. Raises ``SettingsError`` if the run has no such method."""
         if method not in self._by_method:
             raise SettingsError(f"The run has no method {method!r}.", f"It has: {', '.join(self.methods)}.")
         return self._by_method[method]
 
     def dataframe(self) -> pandas.DataFrame:
-        """The rows as a pandas DataFrame: one for every (item, method), every score a column of its own name.
+        """Return the rows as a pandas DataFrame: one for every (item, method), every score a column of its own name.
 
         Raises ``MissingExtraError`` without pandas.
         """
@@ -237,7 +237,8 @@ class Run:
         return pandas.DataFrame(records, columns=columns)
 
     def column(self, method: str, score: str) -> tuple[list[float], list[bool], int]:
-        """A score and the correctness of a method's labelled answers, and for how many more the score is missing.
+        """Return a score and the correctness of a method's labelled answers, and for how many more the score is
+        missing.
 
         An answer that failed, or that cannot tell, is one without a score. The score is as it was measured;
         ``latent_tool.scores`` has its direction.
@@ -265,7 +266,7 @@ def load_run(path: str | Path) -> Run:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest in a folder, or ``None`` if there is none."""
+    """Return the manifest in a folder, or ``None`` if there is none."""
     try:
         text = (folder / MANIFEST).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -284,7 +285,9 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def read_rows(lines: Sequence[bytes], manifest: Manifest) -> list[Row]:
-    """The rows that the lines of ``items.jsonl`` hold. Raises ``DatasetError``, naming those that cannot be used."""
+    """Return the rows that the lines of ``items.jsonl`` hold. Raises ``DatasetError``, naming those that cannot be
+    used.
+    """
     rows: list[Row] = []
     problems: list[str] = []
     seen: dict[tuple[str, str], int] = {}
@@ -316,7 +319,7 @@ def _sampler(manifest: Manifest) -> str | None:
 
 
 def with_agreement(rows: Sequence[Row], manifest: Manifest) -> list[Row]:
-    """The rows, each with the share of the run's self-consistency samples that give the same answer."""
+    """Return the rows, each with the share of the run's self-consistency samples that give the same answer."""
     sampler = _sampler(manifest)
     votes = {row.id: row.details["votes"] for row in rows if row.method == sampler and "votes" in row.details}
     return [_agreeing(row, votes) for row in rows]
@@ -330,7 +333,7 @@ def _agreeing(row: Row, votes: Mapping[str, Sequence[str]]) -> Row:
 
 
 def extend_methods(manifest: Manifest, methods: Mapping[str, MethodFacts]) -> Manifest:
-    """The manifest with further methods. Raises ``SettingsError`` if one of that name has other settings."""
+    """Return the manifest with further methods. Raises ``SettingsError`` if one of that name has other settings."""
     for name, facts in methods.items():
         if manifest.methods.get(name, facts) != facts:
             raise SettingsError(

@@ -37,7 +37,7 @@ WRONG_SHOWN = 100  # wrong answers in the reports, at most
 
 
 def summarise(run: Run) -> dict[str, Any]:
-    """The summary of a run, complete or not. Raises ``MissingExtraError`` without scipy and scikit-learn."""
+    """Return the summary of a run, complete or not. Raises ``MissingExtraError`` without scipy and scikit-learn."""
     facts = run.manifest
     base = next((name for name, method in facts.methods.items() if name.partition(":")[0] == "greedy"), None)
     return {
@@ -116,7 +116,7 @@ def _shown(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def confidence_of(row: Row) -> tuple[float | None, str | None]:
-    """The score that an answer is gated on, and its name: the first of ``GATED`` that it has."""
+    """Return the score that an answer is gated on, and its name: the first of ``GATED`` that it has."""
     for name in GATED:
         if (value := row.scores.get(name)) is not None:
             return value, name
@@ -287,7 +287,7 @@ def _fused(run: Run, name: str) -> dict[str, Any] | None:
 
 
 def fused_score(features: list[list[float]], right: list[bool], probability: list[bool], seed: int = 0) -> list[float]:
-    """Probabilities of being right from a logistic regression on several scores, each predicted out of fold.
+    """Return probabilities of being right from a logistic regression on several scores, each predicted out of fold.
 
     Probabilities enter as log-odds. The strength of the penalty is chosen by cross-validation inside every fold, so
     that no answer has a part in its own prediction. ``features``: one row of finite numbers per answer.

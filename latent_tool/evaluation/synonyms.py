@@ -18,7 +18,8 @@ Synonyms = tuple[tuple[str, str], ...]
 
 
 def load_synonyms(path: str | Path) -> Synonyms:
-    """The synonyms of a file in UTF-8: a group of two words or more a line, ``=`` between them; ``#`` begins a comment.
+    """Return the synonyms of a file in UTF-8: a group of two words or more a line, ``=`` between them; ``#`` begins a
+    comment.
 
     Raises ``SettingsError`` for a file that cannot be read, a line that is no group, and a word in two groups.
     """
@@ -45,7 +46,7 @@ def load_synonyms(path: str | Path) -> Synonyms:
 
 
 def without_synonyms(text: str, synonyms: Synonyms) -> str:
-    """A normalised text with every word that has synonyms replaced by the first of its group."""
+    """Return a normalised text with every word that has synonyms replaced by the first of its group."""
     return _replacing(synonyms)(text) if synonyms else text
 
 

@@ -36,7 +36,7 @@ def make_thumbnails(folder: Path, items: Sequence[Item], wanted: Iterable[str]) 
 
 
 def read_thumbnails(folder: Path, wanted: Iterable[str]) -> dict[str, str]:
-    """The thumbnails that a run's folder has, as data URIs, by the id of their item."""
+    """Return the thumbnails that a run's folder has, as data URIs, by the id of their item."""
     shown = {}
     for name in wanted:
         try:

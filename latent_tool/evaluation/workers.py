@@ -52,7 +52,7 @@ class Worker:
         self.items = items
 
     def answer(self, task: Task) -> Iterator[tuple[str, list[Row]]]:
-        """The rows of a batch that are missing, method by method. Errors of questions are rows."""
+        """Return the rows of a batch that are missing, method by method. Errors of questions are rows."""
         return answer_batch(self.engine, self.plan, self.items[task.start : task.stop], task.there)
 
 

@@ -136,7 +136,9 @@ class _Helper:
             raise
 
     def begin(self, task: dict[str, Any]) -> tuple[int, socket.socket]:
-        """Number of and connection to a new process. Raises ``OSError`` or ``ValueError`` if there is none."""
+        """Return the number of and connection to a new process. Raises ``OSError`` or ``ValueError`` if there
+        is none.
+        """
         ours, theirs = socket.socketpair()
         try:
             with theirs:

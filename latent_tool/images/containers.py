@@ -51,7 +51,7 @@ class Header(NamedTuple):
 
 
 def decode(data: bytes, limits: Limits) -> tuple[Image, tuple[str, ...]]:
-    """The upright RGB picture in ``data``, and warnings about what was left out.
+    """Return the upright RGB picture in ``data``, and warnings about what was left out.
 
     Raises:
         ImageTooLargeError: more pixels, a longer side or more frames than ``limits`` allow.
@@ -104,7 +104,7 @@ def _lower_bytes(header: Header, reading: str) -> Image:
 
 
 def read_header(data: bytes, limits: Limits) -> Header:
-    """Size, frames and orientation of the picture, checked against ``limits``, without decoding a pixel.
+    """Return size, frames and orientation of the picture, checked against ``limits``, without decoding a pixel.
 
     Raises:
         ImageTooLargeError: more pixels, a longer side or more frames than ``limits`` allow.

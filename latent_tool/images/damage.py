@@ -14,7 +14,8 @@ __all__ = ["DAMAGES", "shrunk", "smoothed"]
 
 
 def shrunk(picture: Image.Image, rng: random.Random) -> Image.Image:
-    """The picture at 1/1.5 to 1/4 of its size, somewhere on a plain canvas of its own size: details too small to see.
+    """Return the picture at 1/1.5 to 1/4 of its size, somewhere on a plain canvas of its own size: details too small to
+    see.
 
     The canvas has the colour of a corner, or any.
     """
@@ -29,7 +30,7 @@ def shrunk(picture: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def smoothed(picture: Image.Image, rng: random.Random) -> Image.Image:
-    """The picture blurred over 5 to 30 % of its short side, every other one grey: no shape is left in it."""
+    """Return the picture blurred over 5 to 30 % of its short side, every other one grey: no shape is left in it."""
     radius = rng.uniform(0.05, 0.3) * min(picture.size)
     blurred = picture.filter(ImageFilter.GaussianBlur(radius))
     return blurred.convert("L").convert("RGB") if rng.random() < 0.5 else blurred

@@ -46,7 +46,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def download(url: str, policy: ImagePolicy, seconds: float) -> tuple[bytes, str]:
-    """The body behind ``url``, and the host it came from, within ``seconds`` for everything.
+    """Return the body behind ``url``, and the host it came from, within ``seconds`` for everything.
 
     Raises:
         ImageNotAllowedError: the URL, its host, its address or a redirect is not allowed.
@@ -163,7 +163,7 @@ _REFUSED = tuple(
 
 
 def is_public(address: Address) -> bool:
-    """Whether a server on the open internet may have this address."""
+    """Tell whether a server on the open internet may have this address."""
     if any(address.version == network.version and address in network for network in _REFUSED):
         return False
     return address.is_global and not (address.is_multicast or address.is_reserved or address.is_link_local)

@@ -79,7 +79,7 @@ _PLAIN = ("url", "base64", "data", "bytes", "path")
 
 
 def from_data_uri(uri: str, policy: ImagePolicy) -> bytes:
-    """The bytes of ``data:[type][;parameters][;base64],data``; the declared type is not believed."""
+    """Return the bytes of ``data:[type][;parameters][;base64],data``; the declared type is not believed."""
     head, comma, payload = uri[5:].partition(",")
     if not comma:
         raise ImageDecodeError("The data URI has no comma.", "Write data:image/png;base64,<base64>.")

@@ -31,7 +31,7 @@ class Unreadable:
     image: bool = False
 
     def error(self, remedy: str = "") -> ImageDecodeError:
-        """What to raise when somebody wants to look at it."""
+        """Return what to raise when somebody wants to look at it."""
         hint = "Attach a picture as PNG or JPEG instead, in the message itself."
         return ImageDecodeError(
             f"The conversation's attachment is {self.what}, no image that can be read.", remedy or hint
@@ -119,7 +119,7 @@ def read_blocks(content: object, *, known_only: bool = False) -> Iterator[Part]:
 
 
 def is_media(value: object) -> bool:
-    """Whether a value is a content block, and no other dict that happens to hold one."""
+    """Tell whether a value is a content block, and no other dict that happens to hold one."""
     if not isinstance(value, Mapping):
         return False
     return value.get("type") in _KINDS | _TEXTS | {"non_standard"}
@@ -246,14 +246,14 @@ class Conversation:
 
     @classmethod
     def of(cls, shown: Conversation | Sequence[Any]) -> Conversation:
-        """A conversation, or the one whose only message shows these references."""
+        """Return a conversation, or the one whose only message shows these references."""
         if isinstance(shown, Conversation):
             return shown
         return cls((tuple(shown),) if shown else ())
 
     @classmethod
     def read(cls, contents: Iterable[object]) -> Conversation:
-        """The conversation of these contents of messages."""
+        """Return the conversation of these contents of messages."""
         return cls(tuple(tuple(part for part in read_blocks(each) if not isinstance(part, str)) for each in contents))
 
     @property
@@ -262,7 +262,7 @@ class Conversation:
         return tuple(each for turn in self.turns for each in turn if not isinstance(each, Unreadable))
 
     def newest(self) -> Chosen:
-        """The images of the newest message that attaches anything.
+        """Return the images of the newest message that attaches anything.
 
         Raises ``ImageDecodeError`` when it attaches something that cannot be read: an older image is never taken for
         it. Without any attachment nothing is chosen.
@@ -279,8 +279,8 @@ class Conversation:
         return Chosen(())
 
     def choose(self, named: str | None) -> Chosen:
-        """The images that ``named`` means: a number, or several, in the conversation; a path, URL or data URI; and
-        without it those of the newest message that attaches anything.
+        """Return the images that ``named`` means: a number, or several, in the conversation; a path, URL or data URI;
+        and without it those of the newest message that attaches anything.
 
         Raises ``InputError`` when there is no such image, ``ImageDecodeError`` as ``newest`` does.
         """
@@ -339,5 +339,5 @@ _FILLERS = ("", "null", "none", "nil", "undefined", "n/a", "na", "-", "''", '""'
 
 
 def is_left_out(value: object) -> bool:
-    """Whether an agent's model has written a word for nothing where it could have left an argument out."""
+    """Tell whether an agent's model has written a word for nothing where it could have left an argument out."""
     return value is None or (isinstance(value, str) and value.strip().lower() in _FILLERS)

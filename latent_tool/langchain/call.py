@@ -59,7 +59,7 @@ class CallOptions(Settings):
 
     @classmethod
     def parse(cls, value: Any) -> CallOptions:
-        """Options from options, a mapping of their fields, or ``None``. Raises ``SettingsError``."""
+        """Return options from options, a mapping of their fields, or ``None``. Raises ``SettingsError``."""
         if value is None:
             return cls()
         if isinstance(value, CallOptions):
@@ -118,7 +118,7 @@ _SINGLE_KEYS = {f"{OPTIONS_KEY}_{name}": name for name in ("budget", "seed", "mi
 
 
 def split_options(config: Mapping[str, Any]) -> tuple[CallOptions, dict[str, Any]]:
-    """The options that a config holds and the config without them, apart from the event that stops a call.
+    """Return the options that a config holds and the config without them, apart from the event that stops a call.
 
     An event belongs to one moment and not to a reasoner, so that it stays where it is.
     """
@@ -135,7 +135,7 @@ def split_options(config: Mapping[str, Any]) -> tuple[CallOptions, dict[str, Any
 
 
 def config_specs() -> list[ConfigurableFieldSpec]:
-    """What may stand in ``configurable`` of a call."""
+    """Return what may stand in ``configurable`` of a call."""
     return [
         ConfigurableFieldSpec(
             id=OPTIONS_KEY,
@@ -148,12 +148,14 @@ def config_specs() -> list[ConfigurableFieldSpec]:
 
 
 def stricter(one: Threshold, other: Threshold, calibrated: float = 1.0) -> Threshold:
-    """The stricter of two thresholds; ``None`` is none. ``calibrated``: the probability at the calibration's own."""
+    """Return the stricter of two thresholds; ``None`` is none. ``calibrated``: the probability at the calibration's
+    own.
+    """
     if one is None or other is None:
         return other if one is None else one
     return max(one, other, key=lambda each: calibrated if isinstance(each, str) else each)
 
 
 def first_given(*values: Any) -> Any:
-    """The first value that is not ``None``, or ``None``."""
+    """Return the first value that is not ``None``, or ``None``."""
     return next((value for value in values if value is not None), None)

@@ -213,7 +213,9 @@ class _Asked:
         )
 
     def answer(self, name: str, result: ReasoningResult) -> dict[str, Any]:
-        """The answer as ``langchain_core.decisions`` has it. Raises ``AnswerMismatchError`` if it was not accepted."""
+        """Return the answer as ``langchain_core.decisions`` has it. Raises ``AnswerMismatchError`` if it was not
+        accepted.
+        """
         if result.accepted is False or result.barred is not None:
             reason = result.barred or result.abstain_reason or "its confidence is below the threshold"
             raise AnswerMismatchError(

@@ -37,7 +37,7 @@ __all__ = [
     "ALLOW_OVERLAY",
     "BRIEF_SCHEMA",
     "DESCRIPTION",
-    "MENDABLE",
+    "FIXABLE",
     "MIN_CONFIDENCE",
     "NAME",
     "ImageTool",
@@ -56,8 +56,8 @@ DESCRIPTION = (
     "reliable: do not pass it on as a fact."
 )
 
-# What the agent's model can mend, and so gets to read; anything else is the developer's and is raised.
-MENDABLE = (InputError, DeadlineError)
+# What the agent's model can fix, and so gets to read; anything else is the developer's and is raised.
+FIXABLE = (InputError, DeadlineError)
 
 # Below, the model holds its own answer for more likely wrong than right.
 UNSURE = 0.5
@@ -125,7 +125,9 @@ class ToolArguments(BaseModel):
 
     @classmethod
     def parse(cls, value: Self | Mapping[str, Any]) -> Self:
-        """Arguments from what an agent's model has sent; raises ``InputError`` naming the field that is wrong."""
+        """Return arguments from what an agent's model has sent; raises ``InputError`` naming the field that is
+        wrong.
+        """
         if isinstance(value, cls):
             return value
         try:
@@ -142,7 +144,9 @@ class NamedImageArguments(ToolArguments):
 
 @lru_cache(maxsize=64)
 def fitted(arguments: type[ToolArguments], policy: ImagePolicy, allow_overlay: bool = True) -> type[ToolArguments]:
-    """The arguments, described as an image policy has them; ``overlay`` is hidden where no pictures are returned."""
+    """Return the arguments, described as an image policy has them; ``overlay`` is hidden where no pictures are
+    returned.
+    """
     info = arguments.model_fields["image"]
     named = _either(["a data URI", *_places(policy)])
     description = f"Which image: {named}."
@@ -264,7 +268,7 @@ BRIEF_SCHEMA: dict[str, Any] = {
 class ImageTool(Settings):
     """The tool, whatever framework calls it.
 
-    ``ask`` and ``aask`` raise ``MENDABLE`` errors for what the agent's model can mend; their text says how. Cancelling
+    ``ask`` and ``aask`` raise ``FIXABLE`` errors for what the agent's model can fix; their text says how. Cancelling
     the task that awaits ``aask`` stops the search within one step.
 
     The agent chooses how hard to search, nothing more: deadlines and other limits of the reasoner hold, the time it
@@ -281,7 +285,7 @@ class ImageTool(Settings):
     allow_overlay: bool = Field(True, description=ALLOW_OVERLAY)
 
     def arguments(self, *, named: bool = False) -> type[ToolArguments]:
-        """The arguments, described as this tool takes them; ``named``: no conversation can be seen."""
+        """Return the arguments, described as this tool takes them; ``named``: no conversation can be seen."""
         return fitted(NamedImageArguments if named else ToolArguments, self.image_policy, self.allow_overlay)
 
     @field_validator("reasoner")
@@ -330,7 +334,7 @@ class ImageTool(Settings):
     async def steps(
         self, arguments: ToolArguments | Mapping[str, Any], *, shown: Conversation | Sequence[Any] = ()
     ) -> AsyncGenerator[ReasoningStep | ToolReply, None]:
-        """Every step of the search, then the reply. Closing the iterator stops the search."""
+        """Yield every step of the search, then the reply. Closing the iterator stops the search."""
         asked = self._asked(arguments)
         chosen = Conversation.of(shown).choose(asked.image)
         # A caller that goes away between two steps must not wait for the garbage collector to stop the search.
@@ -390,7 +394,7 @@ def _hint_at_the_conversation(chosen: Chosen, shown: Conversation | Sequence[Any
 
 
 def explain_arguments(error: ValidationError, arguments: type[ToolArguments] = ToolArguments) -> str:
-    """What the agent's model reads when its arguments are wrong."""
+    """Return what the agent's model reads when its arguments are wrong."""
     required = arguments.model_fields["image"].is_required()
     return (
         f"The arguments are not valid: {explain_validation(error)}. "

@@ -43,7 +43,7 @@ __all__ = [
 
 
 def as_request(value: Any) -> ReasoningRequest:
-    """A request from whatever may stand before a reasoner: a request, its fields, a prompt or messages.
+    """Return a request from whatever may stand before a reasoner: a request, its fields, a prompt or messages.
 
     Raises ``InputError``.
     """
@@ -57,7 +57,7 @@ def as_request(value: Any) -> ReasoningRequest:
 
 
 def shown_input(value: Any) -> Any:
-    """What a run records of its input: everything but the images and the credentials in URLs."""
+    """Return what a run records of its input: everything but the images and the credentials in URLs."""
     if isinstance(value, ReasoningRequest):
         return value.shown()
     if isinstance(value, PromptValue):
@@ -70,7 +70,7 @@ def shown_input(value: Any) -> Any:
 
 
 def request_from_messages(messages: Sequence[BaseMessage], image: Any = None) -> ReasoningRequest:
-    """The last human message as a question about the newest images that the conversation shows.
+    """Return the last human message as a question about the newest images that the conversation shows.
 
     These are the images of the newest message that shows any. System and developer messages become the system text.
     Earlier turns stand before the question as a transcript, each with its role's name; an image of theirs that is not
@@ -157,26 +157,28 @@ def _text(parts: Sequence[Part], asked: bool = False) -> str:
 
 
 def transcript(messages: Iterable[BaseMessage]) -> list[str]:
-    """Every message as a line of text with its role's name, its images left out."""
+    """Return every message as a line of text with its role's name, its images left out."""
     read = ((_role(message), _parts(message)) for message in messages)
     return [f"{role}: {_text([part for part in parts if isinstance(part, str)])}" for role, parts in read]
 
 
 def conversation(messages: Iterable[BaseMessage], without: str | None = None) -> Conversation:
-    """The images that messages show, by message, without those that the tool of the name ``without`` has returned."""
+    """Return the images that messages show, by message, without those that the tool of the name ``without`` has
+    returned.
+    """
     theirs = (each for each in messages if not (isinstance(each, ToolMessage) and each.name == without))
     return Conversation(tuple(tuple(part for part in _parts(each) if not isinstance(part, str)) for each in theirs))
 
 
 def image_block(image: Image) -> dict[str, Any]:
-    """A picture as an image content block."""
+    """Return a picture as an image content block."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return {"type": "image", "base64": base64.b64encode(buffer.getvalue()).decode(), "mime_type": "image/png"}
 
 
 def asked_text(request: ReasoningRequest) -> str:
-    """The question in words, for whoever cannot be asked for the probabilities of options."""
+    """Return the question in words, for whoever cannot be asked for the probabilities of options."""
     if request.all_options is None:
         return request.question
     listed = "\n".join(f"- {option}" for option in request.all_options)
@@ -184,7 +186,7 @@ def asked_text(request: ReasoningRequest) -> str:
 
 
 def messages_from_request(request: ReasoningRequest, images: Sequence[Image]) -> list[BaseMessage]:
-    """The request for a chat model; ``images`` are its images, opened."""
+    """Return the request for a chat model; ``images`` are its images, opened."""
     content: list[str | dict[Any, Any]] = [*(image_block(image) for image in images)]
     content.append({"type": "text", "text": asked_text(request)})
     question = HumanMessage(content)

@@ -46,7 +46,7 @@ def _write_to_graph(data: dict[str, Any], config: RunnableConfig) -> None:
 
 
 def graph_writer() -> Callable[[Any], None] | None:
-    """The stream writer of the LangGraph run this is called in."""
+    """Return the stream writer of the LangGraph run this is called in."""
     langgraph = sys.modules.get("langgraph.config")  # loaded whenever a graph is running
     if langgraph is None:
         return None

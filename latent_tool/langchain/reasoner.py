@@ -69,7 +69,7 @@ class _Call:
         self._loading = threading.Lock()
 
     def engine(self, reasoner: LatentReasoner) -> Engine:
-        """The reasoner's engine; the time it takes to load the model does not count."""
+        """Return the reasoner's engine; the time it takes to load the model does not count."""
         with self._loading:  # the questions of a batch count it once
             before = time.monotonic()
             engine = reasoner.engine()
@@ -77,7 +77,7 @@ class _Call:
         return engine
 
     def deadline(self, budget: Budget) -> float | None:
-        """When the answer must be there, in the time of ``time.monotonic``."""
+        """Tell when the answer must be there, in the time of ``time.monotonic``."""
         return None if budget.deadline_s is None else self.began + budget.deadline_s
 
     async def in_thread(self, config: RunnableConfig, function: Callable[..., T], *arguments: Any) -> T:
@@ -214,7 +214,7 @@ class LatentReasoner(RequestRunnable):
         return self
 
     def with_budget(self, budget: Budget | Literal["quick", "standard", "thorough"] | Mapping[str, Any]) -> Self:
-        """The same reasoner with another budget: a ``Budget``, its fields, or the name of a level."""
+        """Return the same reasoner with another budget: a ``Budget``, its fields, or the name of a level."""
         return type(self)(**{**dict(self), "budget": budget})
 
     def _with_options(self, options: CallOptions) -> Self:
@@ -251,7 +251,7 @@ class LatentReasoner(RequestRunnable):
     # ------------------------------------------------------------------ calibration
 
     def configuration(self, budget: Budget | None = None, system: str | None = None) -> dict[str, Any]:
-        """What a calibration of the confidence belongs to; see ``latent_tool.calibration.configuration``."""
+        """Return what a calibration of the confidence belongs to; see ``latent_tool.calibration.configuration``."""
         score = self.confidence if self.calibration is None else self.calibration.score
         return configuration(
             score=score,
@@ -282,7 +282,7 @@ class LatentReasoner(RequestRunnable):
     # ------------------------------------------------------------------ the work
 
     def engine(self) -> Engine:
-        """The process's engine of this model; loads torch and the model when it is asked for first."""
+        """Return the process's engine of this model; loads torch and the model when it is asked for first."""
         from latent_tool.engine.engine import get_engine
         from latent_tool.models.loading import ModelSpec
 

@@ -108,7 +108,7 @@ class RemoteReasoner(RequestRunnable):
         return None if value is None else Budget.coerce(value)
 
     def with_budget(self, budget: Budget | Literal["quick", "standard", "thorough"] | Mapping[str, Any]) -> Self:
-        """The same reasoner with another budget: a ``Budget``, its fields, or the name of a level."""
+        """Return the same reasoner with another budget: a ``Budget``, its fields, or the name of a level."""
         return type(self)(**{**dict(self), "budget": budget})
 
     # ------------------------------------------------------------------ what LangChain asks of a Runnable

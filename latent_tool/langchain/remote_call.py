@@ -126,7 +126,7 @@ class Call:
         return None if self.budget is None or self.budget.deadline_s is None else self.began + self.budget.deadline_s
 
     def end(self) -> float:
-        """When this side gives up: the time limit, or the deadline and the way back."""
+        """Tell when this side gives up: the time limit, or the deadline and the way back."""
         deadline, end = self._deadline(), self.began + self.reasoner.timeout_s
         return end if deadline is None else min(end, deadline + _GRACE)
 
@@ -138,11 +138,11 @@ class Call:
             raise self.too_late()
 
     def left(self) -> float:
-        """Seconds before this side gives up."""
+        """Return seconds before this side gives up."""
         return max(0.001, self.end() - time.monotonic())
 
     def too_late(self) -> DeadlineError:
-        """What to raise when the time is over."""
+        """Return what to raise when the time is over."""
         return DeadlineError(
             f"The service did not answer within {self.end() - self.began:g} s.",
             "Allow more time (deadline_s of the budget, timeout_s of the RemoteReasoner).",
@@ -151,7 +151,7 @@ class Call:
     # ------------------------------------------------------------------ what is sent
 
     def timeouts(self) -> httpx.Timeout:
-        """How long single operations of the network may take."""
+        """Tell how long single operations of the network may take."""
         import httpx
 
         self.check()
@@ -159,7 +159,7 @@ class Call:
         return httpx.Timeout(left, connect=min(left, self.reasoner.connect_s))
 
     def request(self) -> dict[str, Any]:
-        """The arguments of the request, with what is left of the deadline."""
+        """Return the arguments of the request, with what is left of the deadline."""
         fields = dict(self.fields)
         deadline = self._deadline()
         if self.budget is not None:
@@ -180,7 +180,7 @@ class Call:
     # ------------------------------------------------------------------ what comes back
 
     def read(self, reply: httpx.Response, body: bytes) -> ReasoningResult:
-        """The result of a reply, or its error raised."""
+        """Return the result of a reply, or its error raised."""
         if reply.status_code == 200:
             return _parse(ReasoningResult, _from_json(body))
         wanted = reply.headers.get("retry-after", "")
@@ -188,7 +188,7 @@ class Call:
         raise _error(reply.status_code, _from_json(body) if "json" in reply.headers.get("content-type", "") else {})
 
     def read_line(self, line: bytes) -> Item:
-        """What one line of a stream holds, or its error raised."""
+        """Return what one line of a stream holds, or its error raised."""
         found = _from_json(line)
         if (problem := found.get("error")) is not None:
             raise _error(500, problem) if isinstance(problem, Mapping) else _no_result()
@@ -197,7 +197,7 @@ class Call:
         return _parse(ReasoningStep, found.get("step"))
 
     def finish(self, result: ReasoningResult) -> ReasoningResult:
-        """The result with the deadline that was asked for, and what was changed of the images here."""
+        """Return the result with the deadline that was asked for, and what was changed of the images here."""
         changes: dict[str, Any] = {}
         if result.budget is not None and self._deadline() is not None:
             assert self.budget is not None
@@ -208,7 +208,7 @@ class Call:
         return remember(result, self.pictures, self.reasoner.image_policy)
 
     def lost(self, error: httpx.HTTPError) -> LatentToolError:
-        """What to raise for a request that got no reply."""
+        """Return what to raise for a request that got no reply."""
         import httpx
 
         if isinstance(error, httpx.TimeoutException) and time.monotonic() >= self.end() - 0.01:
@@ -219,7 +219,7 @@ class Call:
         )
 
     def pause_after(self, error: LatentToolError) -> float:
-        """Seconds to wait before asking again. Raises the error when there are no tries or no time left."""
+        """Return seconds to wait before asking again. Raises the error when there are no tries or no time left."""
         pause = max(_FIRST_WAIT * 2.0**self.attempts, self.retry_after_s) * random.uniform(1.0, 1.5)
         self.attempts += 1
         if self.attempts > self.reasoner.retries or time.monotonic() + pause >= self.end():

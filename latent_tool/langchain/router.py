@@ -72,12 +72,14 @@ class _Climber:
         return self.options.min_confidence if own is None else own
 
     def request_for(self, rung: int) -> ReasoningRequest:
-        """The request as a rung sees it: a budget of its own holds for the first rung alone, the others have theirs."""
+        """Return the request as a rung sees it: a budget of its own holds for the first rung alone, the others have
+        theirs.
+        """
         changes: dict[str, Any] = {"min_confidence": None}
         return self.handover.request.model_copy(update=changes if rung == 0 else {**changes, "budget": None})
 
     def config_for(self, rung: int, threshold: Threshold) -> RunnableConfig:
-        """The config of a rung: a child of this run, with the options of the call that concern it."""
+        """Return the config of a rung: a child of this run, with the options of the call that concern it."""
         named = threshold if threshold == "calibrated" else self.named
         options = {**self.options.given, "min_confidence": named, **({"budget": None} if rung else {})}
         _, rest = split_options(self.question.config)
@@ -505,7 +507,7 @@ def _typed(error: Exception, rung: int, name: str) -> Exception:
         return error
     wrapped = RungError(
         f"Rung {rung} ({name}) failed: {type(error).__name__}.",
-        "Mend the rung, give it with_retry() or with_fallbacks(), or use on_error='next'.",
+        "Fix the rung, give it with_retry() or with_fallbacks(), or use on_error='next'.",
     )
     wrapped.__cause__ = error
     return wrapped

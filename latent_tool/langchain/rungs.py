@@ -48,7 +48,7 @@ _ONE_IMAGE = ("image", "image_base64")
 
 
 def input_for(rung: Runnable[Any, Any], request: ReasoningRequest, policy: ImagePolicy) -> Any:
-    """What the rung is asked. ``policy`` decides which images may be opened for it, unless it opens them itself.
+    """Return what the rung is asked. ``policy`` decides which images may be opened for it, unless it opens them itself.
 
     Raises what ``load_images`` raises, and ``RungError`` for a prompt that has room for fewer images than there are.
     """
@@ -119,7 +119,7 @@ class _QuietLambda(RunnableLambda[Any, Any]):
 
 
 def quiet(rung: Runnable[Any, Any]) -> Runnable[Any, Any]:
-    """The rung; a function that does not write into the trace what it is given."""
+    """Return the rung; a function that does not write into the trace what it is given."""
     if type(rung) is not RunnableLambda:
         return rung
     copied = _QuietLambda.__new__(_QuietLambda)
@@ -131,7 +131,7 @@ def quiet(rung: Runnable[Any, Any]) -> Runnable[Any, Any]:
 
 
 def as_result(answer: Any, request: ReasoningRequest, rung: int, name: str) -> ReasoningResult | Exception:
-    """A rung's reply as a result, or the error that it stands for.
+    """Return a rung's reply as a result, or the error that it stands for.
 
     A text about an error is no answer, and where options were given, neither is a text that is none of them.
     """
@@ -220,7 +220,7 @@ def _refusal(message: BaseMessage) -> str | None:
 def scored(
     result: ReasoningResult, answer: Any, request: ReasoningRequest, scorer: Scorer | None
 ) -> ReasoningResult | Exception:
-    """The result with a confidence, where it has none and its log-probabilities or the scorer give one."""
+    """Return the result with a confidence, where it has none and its log-probabilities or the scorer give one."""
     if result.confidence is not None or not result.answer:
         return result
     if scorer is None or scorer == "logprobs":
@@ -242,7 +242,9 @@ def scored(
 
 
 def joint_probability(message: BaseMessage) -> float | None:
-    """The probability of a message's text by the log-probabilities in its metadata; ``None`` when it has none."""
+    """Return the probability of a message's text by the log-probabilities in its metadata; ``None`` when it has
+    none.
+    """
     found = message.response_metadata.get("logprobs")
     content = found.get("content") if isinstance(found, Mapping) else None
     if not isinstance(content, list) or not content:

@@ -150,7 +150,7 @@ def _guarded(runnable: Runnable[Any, Any]) -> OptionsBinding:
 
 
 def with_bound_options(runnable: Any, options: CallOptions) -> Any:
-    """The Runnable with options bound to every reasoner in it that answers its input."""
+    """Return the Runnable with options bound to every reasoner in it that answers its input."""
     if not options.given:
         return runnable
     if isinstance(runnable, BindsOptions):
@@ -196,7 +196,7 @@ class Question:
     pictures: Sequence[object] = ()
 
     def options(self) -> CallOptions:
-        """The options of the call. Raises ``SettingsError``."""
+        """Return the options of the call. Raises ``SettingsError``."""
         return CallOptions.of(self.config, self.named, self.around)
 
 
@@ -354,7 +354,7 @@ class RequestRunnable(BindsOptions, RunnableSerializable[ReasoningRequest, Reaso
 
 
 def first_step(runnable: Any) -> Any:
-    """What a Runnable's input reaches first, below retries, fallbacks, bindings and chains."""
+    """Return what a Runnable's input reaches first, below retries, fallbacks, bindings and chains."""
     while True:
         if isinstance(runnable, RunnableBindingBase):
             runnable = runnable.bound
@@ -400,7 +400,9 @@ class Handover:
     pictures: tuple[Picture, ...]
 
     def with_warnings(self, result: ReasoningResult) -> ReasoningResult:
-        """The result with what was changed of the images when they were opened, where it does not say so itself."""
+        """Return the result with what was changed of the images when they were opened, where it does not say so
+        itself.
+        """
         warnings = [each for picture in self.pictures for each in picture.warnings if each not in result.warnings]
         return result.model_copy(update={"warnings": [*warnings, *result.warnings]}) if warnings else result
 
@@ -419,5 +421,5 @@ def hand_over(reasoner: Any, request: ReasoningRequest, policy: ImagePolicy) -> 
 
 
 def with_images(request: ReasoningRequest, images: list[Any]) -> ReasoningRequest:
-    """The request with other images in the place of its own, as ``image`` or ``images`` as they were given."""
+    """Return the request with other images in the place of its own, as ``image`` or ``images`` as they were given."""
     return request.model_copy(update={"images": images} if request.images is not None else {"image": images[0]})

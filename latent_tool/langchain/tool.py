@@ -19,7 +19,7 @@ from latent_tool.langchain.call import CallOptions
 from latent_tool.langchain.image_tool import (
     ALLOW_OVERLAY,
     DESCRIPTION,
-    MENDABLE,
+    FIXABLE,
     MIN_CONFIDENCE,
     NAME,
     ImageTool,
@@ -58,8 +58,8 @@ class LatentReasoningTool(BindsOptions, BaseTool):
     that are in the conversation, no files and no URLs. The agent chooses how hard to search; the reasoner's own
     deadline, limits and threshold hold.
 
-    What the agent's model can mend (a wrong image reference, an empty question, a deadline that was too short) comes
-    back to it as an error message with a remedy; what it cannot mend (a model that does not load) is raised.
+    What the agent's model can fix (a wrong image reference, an empty question, a deadline that was too short) comes
+    back to it as an error message with a remedy; what it cannot fix (a model that does not load) is raised.
 
     Raises:
         SettingsError: a field is out of its range.
@@ -132,7 +132,7 @@ class LatentReasoningTool(BindsOptions, BaseTool):
         asked = ToolArguments(question=question, image=image, options=options, budget=budget, overlay=overlay)
         try:
             return _parts(self._tool().ask(asked, shown=self._shown(state), config=config))
-        except MENDABLE as error:
+        except FIXABLE as error:
             raise ToolException(str(error)) from error
 
     async def _arun(
@@ -148,7 +148,7 @@ class LatentReasoningTool(BindsOptions, BaseTool):
         asked = ToolArguments(question=question, image=image, options=options, budget=budget, overlay=overlay)
         try:
             return _parts(await self._tool().aask(asked, shown=self._shown(state), config=config))
-        except MENDABLE as error:
+        except FIXABLE as error:
             raise ToolException(str(error)) from error
 
     def _tool(self) -> ImageTool:

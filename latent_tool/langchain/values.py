@@ -85,7 +85,7 @@ class Answer:
             return None
 
     def read(self, text: str) -> Any:
-        """The value that an answer spells. Raises ``AnswerMismatchError``."""
+        """Return the value that an answer spells. Raises ``AnswerMismatchError``."""
         if self._open is not None:
             try:
                 return self._open(text.strip())
@@ -114,7 +114,7 @@ class Answer:
 
 
 def bare(hint: Any) -> Any:
-    """A type without what is written around it: an alias, ``Annotated``, ``Required`` or ``NotRequired``."""
+    """Return a type without what is written around it: an alias, ``Annotated``, ``Required`` or ``NotRequired``."""
     while True:
         if get_origin(hint) in (Required, NotRequired) or hasattr(hint, "__metadata__"):
             hint = get_args(hint)[0]
@@ -127,7 +127,7 @@ def bare(hint: Any) -> Any:
 
 
 def resolved(kind: Any, defined: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A property's JSON schema with its references followed, what stands beside them kept.
+    """Return a property's JSON schema with its references followed, what stands beside them kept.
 
     Raises ``SettingsError`` for a reference that leads nowhere, and what is no schema.
     """

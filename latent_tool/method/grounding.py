@@ -16,7 +16,7 @@ __all__ = ["add_noise", "visual_dependency"]
 
 
 def add_noise(pixels: Tensor, settings: NoiseSettings, generator: torch.Generator) -> Tensor:
-    """A noised copy of processed pixel values of any shape; the noise comes from the caller's CPU generator."""
+    """Return a noised copy of processed pixel values of any shape; the noise comes from the caller's CPU generator."""
     noise = torch.randn(pixels.shape, generator=generator).to(pixels)
     keep = math.sqrt(1 - settings.strength**2) if settings.kind == "diffusion" else 1.0
     return keep * pixels + settings.strength * noise

@@ -26,7 +26,7 @@ def draw_noise(settings: SearchSettings, shape: tuple[int, int], generator: torc
 
 
 def advantages(rewards: Tensor, settings: SearchSettings) -> Tensor:
-    """What each sample's noise is weighted with, ``(N,)``, on the rewards' device and of their type.
+    """Return what each sample's noise is weighted with, ``(N,)``, on the rewards' device and of their type.
 
     The leave-one-out baseline of a sample is the mean reward of the others; of an antithetic pair, the mean of the
     other pairs (a partner's reward depends on the same noise). Samples without a finite reward, and their partners,

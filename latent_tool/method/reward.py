@@ -66,7 +66,7 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def entropy_of(log_p: Tensor) -> Tensor:
-    """The same from log-probabilities of any number of tokens; ``(..., n)`` -> ``(...)``."""
+    """Return the same from log-probabilities of any number of tokens; ``(..., n)`` -> ``(...)``."""
     # A token ruled out has log-probability -inf and contributes 0, not NaN.
     return -(log_p.exp() * log_p.clamp_min(-1e4)).sum(-1)
 
@@ -79,12 +79,12 @@ def _top_k_log_probabilities(logits: Tensor, k: int) -> Tensor:
 
 
 def top_k_mass(logits: Tensor, k: int) -> Tensor:
-    """Probability mass of the k most probable tokens, in [0, 1]."""
+    """Return the probability mass of the k most probable tokens, in [0, 1]."""
     return _top_k_log_probabilities(logits, k).exp().sum(-1)
 
 
 def top_k_entropy(logits: Tensor, k: int) -> Tensor:
-    """The paper's reward, ``1 - H_k`` with ``H_k(P) = - sum over the k most probable w of P(w) ln P(w)``.
+    """Return the paper's reward, ``1 - H_k`` with ``H_k(P) = - sum over the k most probable w of P(w) ln P(w)``.
 
     Lies in ``[1 - ln k, 1]`` for ``k >= 3``. **Not monotone**: for a flat distribution over a large vocabulary the
     top-k terms vanish and the reward tends to 1, so a search can win it by flattening.
@@ -145,7 +145,8 @@ def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def read_on_device(logits: Logits, settings: SearchSettings) -> Tensor:
-    """What ``Reading`` holds of every candidate, ``(3, N)`` float32 on the logits' device, the reward not rounded.
+    """Return what ``Reading`` holds of every candidate, ``(3, N)`` float32 on the logits' device, the reward not
+    rounded.
 
     Read in the options, the reward is that of the
     distribution over the options alone: their log-probabilities are the logits, and no state can gain by flattening it.

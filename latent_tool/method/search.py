@@ -174,7 +174,7 @@ class _Run:
     started: float = field(default_factory=time.monotonic)
 
     def room(self) -> int:
-        """Candidates that may still be scored."""
+        """Return candidates that may still be scored."""
         limit = self.budget.max_candidates
         return 2**62 if limit is None else limit - self.candidates
 
@@ -217,7 +217,7 @@ class _Run:
             self.best = state
 
     async def ascend(self) -> None:
-        """One step of the policy gradient; the updated state becomes the current one unless it is not finite."""
+        """Take one step of the policy gradient; the updated state becomes the current one unless it is not finite."""
         assert self.current is not None
         state, settings = self.current, self.settings
         if not settings.samples:
@@ -270,7 +270,7 @@ class _Run:
             self.drifted = None if self.refused_at is None else float(numbers[-1])
 
     def may_inject(self, state: State) -> bool:
-        """Whether a walk from this state could add a cell."""
+        """Tell whether a walk from this state could add a cell."""
         return bool(self.settings.patches_per_latent) and len(state.patches) < self.budget.max_patches
 
     def remember_refusals(self, state: State) -> bool:
@@ -361,7 +361,7 @@ class _Run:
         await self.on_round(row)
 
     def limit_between_rounds(self, stale: int) -> str | None:
-        """The reason to begin no further round; ``stale`` rounds went by without a better reward."""
+        """Return the reason to begin no further round; ``stale`` rounds went by without a better reward."""
         assert self.best is not None
         if self.budget.target_reward is not None and self.best.reward >= self.budget.target_reward:
             return "target_reward"

@@ -42,17 +42,17 @@ class AttentionTap:
         self.layers.append(pick_columns(probabilities, self.columns).mean(1))
 
     def mean(self) -> Tensor:
-        """Mean over layers and heads, ``(batch, rows, columns)``, in float32."""
+        """Return the mean over layers and heads, ``(batch, rows, columns)``, in float32."""
         return mean_over_layers(self.layers)
 
 
 def pick_columns(weights: Tensor, columns: Tensor) -> Tensor:
-    """Some columns of ``(..., keys)``; ``columns`` ``(C,)`` may be on another device."""
+    """Return some columns of ``(..., keys)``; ``columns`` ``(C,)`` may be on another device."""
     return weights[..., columns.to(weights.device)]
 
 
 def mean_over_layers(layers: Sequence[Tensor]) -> Tensor:
-    """Mean of what was read in several layers, which may be on different devices; on that of the first."""
+    """Return the mean of what was read in several layers, which may be on different devices; on that of the first."""
     return torch.stack([layer.to(layers[0].device) for layer in layers]).mean(0)
 
 

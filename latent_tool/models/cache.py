@@ -22,12 +22,12 @@ _FLAGS = ("is_conv_states_initialized", "is_recurrent_states_initialized", "has_
 
 
 def cache_name(model: PreTrainedModel) -> str:
-    """What a model's forward pass and its output call the cache: transformers 5.24 has renamed it."""
+    """Return what a model's forward pass and its output call the cache: transformers 5.24 has renamed it."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def new_cache(model: PreTrainedModel) -> DynamicCache:
-    """An empty cache in which key column ``j`` is position ``j`` in every attention layer.
+    """Return an empty cache in which key column ``j`` is position ``j`` in every attention layer.
 
     Sliding-window layers, which drop what leaves the window, become full ones; the sliding *mask* still applies.
     """
@@ -38,14 +38,14 @@ def new_cache(model: PreTrainedModel) -> DynamicCache:
 
 
 def fork_cache(cache: DynamicCache, batch: int = 1) -> DynamicCache:
-    """An independent continuation of a cache of batch size 1, for ``batch`` sequences."""
+    """Return an independent continuation of a cache of batch size 1, for ``batch`` sequences."""
     forked = copy.copy(cache)
     forked.layers = [_fork_layer(layer, batch) for layer in cache.layers]
     return forked
 
 
 def join_caches(caches: Sequence[DynamicCache]) -> DynamicCache:
-    """An independent continuation of several caches of batch size 1 and of one length, one sequence each.
+    """Return an independent continuation of several caches of batch size 1 and of one length, one sequence each.
 
     Different ones must have plain layers only.
     """

@@ -62,7 +62,7 @@ Recipe = Callable[[View], list[Box | None]]
 
 
 def cell_boxes(recipe: Recipe, view: View) -> list[Box | None] | None:
-    """Boxes of one image's cells, clipped to the image; ``None`` if the recipe does not fit the image."""
+    """Return boxes of one image's cells, clipped to the image; ``None`` if the recipe does not fit the image."""
     try:
         boxes = recipe(view)
     except (ArithmeticError, AttributeError, ImportError, LookupError, TypeError, ValueError):
@@ -79,7 +79,7 @@ def _clip(box: Box, view: View) -> Box | None:
 
 
 def grid(columns: int, rows: int, area: Box) -> list[Box | None]:
-    """Boxes of a grid over an area, row by row."""
+    """Return boxes of a grid over an area, row by row."""
     left, top, right, bottom = area
     width, height = (right - left) / columns, (bottom - top) / rows
     return [
@@ -90,13 +90,13 @@ def grid(columns: int, rows: int, area: Box) -> list[Box | None]:
 
 
 def square(cells: int, area: Box) -> list[Box | None]:
-    """Boxes of a square grid of so many cells over an area."""
+    """Return boxes of a square grid of so many cells over an area."""
     side = math.isqrt(cells)
     return grid(side, side, area)
 
 
 def tiles(columns: int, rows: int, cells: int, area: Box) -> list[Box | None]:
-    """Boxes of a grid of tiles, tile by tile; each tile is a square grid of ``cells`` cells."""
+    """Return boxes of a grid of tiles, tile by tile; each tile is a square grid of ``cells`` cells."""
     return [box for tile in grid(columns, rows, area) if tile is not None for box in square(cells, tile)]
 
 
@@ -110,7 +110,9 @@ def _size(size: Any, name: str) -> int | None:
 
 
 def whole_square(view: View) -> list[Box | None]:
-    """The image is resized to a square. More cells than one view has are crops of it, whose boxes are not known."""
+    """Return boxes where the image is resized to a square. More cells than one view has are crops of it, whose boxes
+    are not known.
+    """
     per_view = getattr(view.config, "mm_tokens_per_image", None) or view.cells
     return square(per_view, view.whole) + [None] * (view.cells - per_view)
 
@@ -166,7 +168,8 @@ def resized_and_cropped(view: View) -> list[Box | None]:
 
 
 def overview_then_unpadded_grid(view: View) -> list[Box | None]:
-    """A square grid over the image, then a finer one from which the padding was cut, with one separator per row.
+    """Return boxes of a square grid over the image, then a finer one from which the padding was cut, with one separator
+    per row.
 
     Of several images in one prompt some families show the overview alone, with one separator.
     """
@@ -234,7 +237,7 @@ def tiles_then_thumbnail(view: View) -> list[Box | None]:
 
 
 def global_then_tiles(view: View) -> list[Box | None]:
-    """The whole image, then tiles between which the prompt has column and row markers."""
+    """Return boxes of the whole image, then of tiles between which the prompt has column and row markers."""
     text = view.texts[view.index]
     rows = text.count("<IMG_ROW>") + 1
     columns = text.count("<IMG_COL>") // rows + 1

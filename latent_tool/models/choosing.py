@@ -53,7 +53,7 @@ class Chooser:
         self._count = 0
 
     def processed(self, logits: Tensor) -> Tensor:
-        """Logits ``(vocabulary,)`` as the logits processors change them."""
+        """Return logits ``(vocabulary,)`` as the logits processors change them."""
         if self._ids is None:
             self._ids = torch.zeros(1, len(self._written) + self._room, dtype=torch.long, device=logits.device)
         if self._count < len(self._written):  # all of them at first, then the last one
@@ -69,7 +69,7 @@ class Chooser:
 
 
 def seeded(seed: int, number: int) -> torch.Generator:
-    """The generator of an answer's draws, which depend on the seed and the answer's number alone."""
+    """Return the generator of an answer's draws, which depend on the seed and the answer's number alone."""
     return torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
 
 

@@ -42,7 +42,9 @@ class Continuing(Prefilling):
     # ------------------------------------------------------------------ rows
 
     def shares_prefixes(self, prefix: Prefix) -> bool:
-        """Whether rows of this model can share a prefix without copying it; checked against rows of their own once."""
+        """Tell whether rows of this model can share a prefix without copying it; checked against rows of their own
+        once.
+        """
         # The lock: while another question reads its attention, another attention is set than the one installed.
         with self._lock:
             if self._shares is False or not installed(self.model):
@@ -52,7 +54,7 @@ class Continuing(Prefilling):
             return self._shares and layers_fit(prefix.cache)
 
     def kind_of_rows(self, prefix: Prefix) -> RowsKind:
-        """The kind of rows that continue a prefix."""
+        """Return the kind of rows that continue a prefix."""
         return SharedRows if self.shares_prefixes(prefix) else OwnRows
 
     def beginning(
@@ -63,7 +65,8 @@ class Continuing(Prefilling):
         cells: Sequence[int],
         written: Sequence[int] = (),
     ) -> Beginning:
-        """Where a row begins that is a state, latents ``(L, d)`` or ``None`` and cells, and what is written after it.
+        """Tell where a row begins that is a state, latents ``(L, d)`` or ``None`` and cells, and what is written after
+        it.
 
         Without latents all cells are run: nothing else might be left to run, and nothing is known of the last one's
         logits.
@@ -75,7 +78,7 @@ class Continuing(Prefilling):
         return Beginning(prefix, stem, self.suffix(prefix, latents[None], [rest], written))
 
     def begin(self, kind: RowsKind, beginnings: Sequence[Beginning]) -> tuple[Rows, Tensor]:
-        """Rows that have run what they begin with, and the logits ``(R, vocabulary)`` that follow it."""
+        """Return rows that have run what they begin with, and the logits ``(R, vocabulary)`` that follow it."""
         rows: Rows = kind(self, [each.prefix for each in beginnings], [each.stem for each in beginnings])
         logits = torch.stack([each.prefix.last_logits for each in beginnings])
         if any(each.suffix.length for each in beginnings):
@@ -113,7 +116,7 @@ class Continuing(Prefilling):
     # ------------------------------------------------------------------ scoring
 
     def score(self, prefix: Prefix, latents: Tensor, patches: Sequence[Sequence[int]]) -> Logits:
-        """Logits of ``N`` states at the latents and where the answer begins; latents ``(N, L, d)``."""
+        """Return logits of ``N`` states at the latents and where the answer begins; latents ``(N, L, d)``."""
         return self.score_many([Score(prefix, latents, patches)])[0]
 
     def score_many(self, requests: Sequence[Score]) -> list[Logits]:
@@ -175,7 +178,9 @@ class Continuing(Prefilling):
     # ------------------------------------------------------------------ attention
 
     def attend(self, prefix: Prefix, latents: Tensor, patches: Sequence[int]) -> Tensor:
-        """Attention ``(L, C)`` of the latents ``(L, d)`` to the image cells, mean over heads and layers, float32."""
+        """Return the attention ``(L, C)`` of the latents ``(L, d)`` to the image cells, mean over heads and layers,
+        float32.
+        """
         return self.attend_many([Attend(prefix, latents, patches)])[0]
 
     def attend_many(self, requests: Sequence[Attend]) -> list[Tensor]:
@@ -199,7 +204,7 @@ def _positions(at: range) -> slice:
 
 
 def grouped(prefixes: Sequence[Prefix]) -> list[int]:
-    """Indices in an order in which equal prefixes stand together; the same order whenever it is asked for."""
+    """Return indices in an order in which equal prefixes stand together; the same order whenever it is asked for."""
     first: dict[int, int] = {}
     for index, prefix in enumerate(prefixes):
         first.setdefault(id(prefix), index)

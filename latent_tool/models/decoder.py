@@ -37,7 +37,7 @@ class Decoder:
         return device
 
     def places(self, keep: Sequence[int]) -> Tensor:
-        """Positions at which the model computes logits, as it takes them.
+        """Return positions at which the model computes logits, as it takes them.
 
         Where its layers are on several devices, they are on the CPU: such an index fits a tensor of any device.
         """
@@ -63,7 +63,9 @@ class Decoder:
         return embeddings
 
     def embedding_rms(self) -> float:
-        """Root mean square of the input embeddings' entries (over at most 4,096 tokens spread over the vocabulary)."""
+        """Return the root mean square of the input embeddings' entries (over at most 4,096 tokens spread over the
+        vocabulary).
+        """
         if self._embedding_rms is None:
             size = self._embedding.weight.shape[0]
             tokens = range(0, size, max(1, size // 4096))
@@ -71,7 +73,7 @@ class Decoder:
         return self._embedding_rms
 
     def mean_embedding(self) -> Tensor:
-        """Mean input embedding ``(d,)`` over the same tokens."""
+        """Return the mean input embedding ``(d,)`` over the same tokens."""
         size = self._embedding.weight.shape[0]
         return self.embed(range(0, size, max(1, size // 4096))).float().mean(0)
 
@@ -91,6 +93,6 @@ class Decoder:
 
     @contextmanager
     def forward_pass(self) -> Iterator[None]:
-        """One forward pass at a time, without gradients; a small model's with one thread."""
+        """Allow one forward pass at a time, without gradients; a small model's with one thread."""
         with self._lock, self.few_threads(), torch.inference_mode():
             yield

@@ -44,11 +44,11 @@ class Published:
     checked: bool = False
 
     def gigabytes(self, precision: str) -> float | None:
-        """What its weights take, in 10^9 bytes."""
+        """Return what its weights take, in 10^9 bytes."""
         return None if self.billions is None else self.billions * BYTES[precision]
 
     def fits(self, gigabytes: float) -> str | None:
-        """The best precision in which it answers questions in so much memory; ``None`` if there is none."""
+        """Return the best precision in which it answers questions in so much memory; ``None`` if there is none."""
         for precision in BYTES:
             needed = self.gigabytes(precision)
             if needed is not None and needed * ROOM <= gigabytes:
@@ -88,7 +88,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(gb|gib|g|mb|mib|m)?", re.IGNORECASE)
 
 
 def parse_size(text: str) -> float:
-    """The 10^9 bytes of a size such as ``8GB``, ``24 GiB`` or ``900MB``. Raises ``SettingsError``."""
+    """Return the 10^9 bytes of a size such as ``8GB``, ``24 GiB`` or ``900MB``. Raises ``SettingsError``."""
     found = _SIZE.fullmatch(text.strip())
     if found is None or not 0 < float(found[1]) < 1e6:
         raise SettingsError(f"{text[:40]!r} is no size.", "Write 8GB, 24GiB or 900MB.")
@@ -98,7 +98,9 @@ def parse_size(text: str) -> float:
 
 
 def fitting(gigabytes: float | None) -> list[tuple[Published, str | None]]:
-    """The models that answer questions in so much memory, each with the best precision that fits; all for ``None``."""
+    """Return the models that answer questions in so much memory, each with the best precision that fits; all for
+    ``None``.
+    """
     if gigabytes is None:
         return [(each, None) for each in PUBLISHED]
     return [(each, how) for each in PUBLISHED if (how := each.fits(gigabytes)) is not None]

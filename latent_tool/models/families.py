@@ -122,12 +122,12 @@ _BY_TYPE = {row.model_type: row for row in _TABLE}
 
 
 def supported() -> tuple[Family, ...]:
-    """Every family of the table, in its order."""
+    """Return every family of the table, in its order."""
     return _TABLE
 
 
 def family(model_type: str) -> Family | None:
-    """The row of a model type, or ``None`` for a family that is not in the table."""
+    """Return the row of a model type, or ``None`` for a family that is not in the table."""
     return _BY_TYPE.get(model_type)
 
 
@@ -142,7 +142,7 @@ def answer_marks(model_type: str) -> AnswerMarks:
 
 
 def markdown_table() -> str:
-    """The table as Markdown, for docs/models.md."""
+    """Return the table as Markdown, for docs/models.md."""
     head = ["family", "for example", "exact prefix cache", "boxes verified", "decoding verified", "needs", "note"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for row in _TABLE:

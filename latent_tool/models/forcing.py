@@ -27,7 +27,7 @@ def teacher_forced(
     requests: Sequence[TokenLogProbabilities | TokenEntropies],
     read: Callable[[Tensor, Tensor], Tensor],
 ) -> list[Tensor]:
-    """What is read of the logits that predict the tokens of every request after its state, ``(n,)`` on the CPU.
+    """Return what is read of the logits that predict the tokens of every request after its state, ``(n,)`` on the CPU.
 
     Args:
         read: is given logits ``(m, vocabulary)``, float32, and the tokens ``(m,)`` they predict; gives ``(m,)``.

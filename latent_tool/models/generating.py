@@ -134,7 +134,7 @@ def decode_from(
     draws: torch.Generator | None = None,
     floor: _Floor | None = None,
 ) -> _Row:
-    """A decoding that takes the most probable tokens, or draws them as ``sampling`` says."""
+    """Return a decoding that takes the most probable tokens, or draws them as ``sampling`` says."""
     inputs = beginning.prefix.inputs
     # What the logits processors see: the prompt and the tail, as in `generate`; latents and patches have no ids.
     written = [*inputs.tensors["input_ids"][0].tolist(), *inputs.tail]

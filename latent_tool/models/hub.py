@@ -38,7 +38,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def gated(model: str) -> ModelAccessError:
-    """The error of a model whose conditions this user has not accepted."""
+    """Return the error of a model whose conditions this user has not accepted."""
     return ModelAccessError(
         f"The hub does not give {model!r} to this user: it is gated or private.",
         f"Accept its conditions on https://huggingface.co/{model}, then log in (hf auth login) or pass token=.",
@@ -46,7 +46,7 @@ def gated(model: str) -> ModelAccessError:
 
 
 def hub_error(error: BaseException, model: str, revision: str | None, offline: bool) -> LatentToolError | None:
-    """What an error of loading says of the hub or the disk; ``None`` if it says nothing of either.
+    """Return what an error of loading says of the hub or the disk; ``None`` if it says nothing of either.
 
     Args:
         offline: whether the hub was not to be asked.

@@ -183,7 +183,7 @@ def load_weights(spec: ModelSpec) -> PreTrainedModel:
 
 
 def best_device() -> str:
-    """The device that ``"auto"`` means: the first GPU that torch can use, or the CPU."""
+    """Return the device that ``"auto"`` means: the first GPU that torch can use, or the CPU."""
     if torch.cuda.is_available():
         return "cuda"
     if torch.backends.mps.is_available():

@@ -54,7 +54,7 @@ def _quantiles(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def look(vlm: VisionLanguageModel, inputs: Inputs) -> Tensor:
-    """Merged image features ``(C, d)`` of a prompt's pictures; the decoder is not run.
+    """Return merged image features ``(C, d)`` of a prompt's pictures; the decoder is not run.
 
     Raises ``ModelNotSupportedError`` for a model that does not merge image features into its decoder's input.
     """

@@ -12,7 +12,7 @@ _NO_MEMORY = re.compile(r"out of memory|can(no|')t allocate memory|not enough me
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; the CPU's allocator raises a bare ``RuntimeError``."""
+    """Tell whether an error says that memory ran out; the CPU's allocator raises a bare ``RuntimeError``."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None

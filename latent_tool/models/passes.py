@@ -163,7 +163,7 @@ class Passes(Decoder):
     # ------------------------------------------------------------------ over prompts
 
     def model_inputs(self, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
-        """What a processor gave, as the model takes it: tensors alone, on its device and of its type."""
+        """Return what a processor gave, as the model takes it: tensors alone, on its device and of its type."""
         return {
             name: value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
             for name, value in tensors.items()
@@ -172,7 +172,7 @@ class Passes(Decoder):
 
     @contextmanager
     def decoder_input(self, *, run: bool = True) -> Iterator[dict[str, Any]]:
-        """What the decoder is given in the passes inside the ``with``; without ``run`` it is not run.
+        """Return what the decoder is given in the passes inside the ``with``; without ``run`` it is not run.
 
         Raises ``ModelNotSupportedError`` at the end for a model that does not merge image features into it.
         """
@@ -197,7 +197,7 @@ class Passes(Decoder):
             )
 
     def image_features(self, given: Mapping[str, Any], columns: Tensor, row: int = 0) -> Tensor:
-        """Merged image features ``(C, d)`` of one row of what the decoder was given."""
+        """Return merged image features ``(C, d)`` of one row of what the decoder was given."""
         embeddings: Tensor = given["inputs_embeds"]
         return embeddings[row, columns.to(embeddings.device)].to(self.device)
 
@@ -349,7 +349,7 @@ class Passes(Decoder):
         cache: DynamicCache | None = None,
         start: int = 0,
     ) -> tuple[Tensor, DynamicCache]:
-        """Logits ``(N, len(keep), vocabulary)`` at the positions to keep, and the cache they leave behind.
+        """Return logits ``(N, len(keep), vocabulary)`` at the positions to keep, and the cache they leave behind.
 
         ``start``: tokens between the prefix and the suffix that are in the cache already.
         """
@@ -365,7 +365,7 @@ class Passes(Decoder):
         start: int = 0,
         **given: Any,
     ) -> Any:
-        """The model's own output for a suffix; see ``continue_after``."""
+        """Return the model's own output for a suffix; see ``continue_after``."""
         batch = len(suffix.embeddings)
         cache = fork_cache(prefix.cache, batch) if cache is None else cache
         return self._pass(suffix, keep, cache, self._positions(prefix, start, suffix.length, batch), **given)

@@ -400,7 +400,7 @@ class _Further:
     total: int
 
     def whole(self, ran: Ran) -> Ran:
-        """What the pass gave, as if it had run the whole prompt."""
+        """Return what the pass gave, as if it had run the whole prompt."""
         features = torch.cat([self.before.features, ran.prefix.features])
         following = self.total if self.positions is None else int(self.positions.max()) + 1
         return ran._replace(prefix=ImagePrefix(ran.prefix.cache, features, self.positions, self.columns, following))

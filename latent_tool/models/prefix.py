@@ -55,7 +55,7 @@ class Stems:
         self._computed: tuple[Computed, ...] = ()
 
     def find(self, cells: tuple[int, ...]) -> Stem | None:
-        """What is known of the cells: a stem of the longest possible run of them from the first one on."""
+        """Return what is known of the cells: a stem of the longest possible run of them from the first one on."""
         if not cells:
             return None
         with self._lock:
@@ -80,7 +80,7 @@ class Stems:
 
 
 def common_length(sequences: Sequence[Sequence[int]]) -> int:
-    """Length of the beginning that all sequences have in common."""
+    """Return the length of the beginning that all sequences have in common."""
     shortest = min(map(len, sequences))
     return next((at for at, row in enumerate(zip(*sequences, strict=False)) if len(set(row)) > 1), shortest)
 

@@ -69,7 +69,7 @@ class PrefixCache:
         return len(self._pictures) + len(self._windows)
 
     def find(self, key: str) -> ImagePrefix | None:
-        """The entry of a key, which becomes the most recently used one."""
+        """Return the entry of a key, which becomes the most recently used one."""
         with self._lock:
             for entries in (self._pictures, self._windows):
                 if key in entries:
@@ -116,7 +116,7 @@ class AttentionMemory:
         self._lock = threading.Lock()
 
     def find(self, key: str) -> Tensor | None:
-        """The attention of a key, if it is known."""
+        """Return the attention of a key, if it is known."""
         with self._lock:
             return self._known.get(key)
 
@@ -129,12 +129,12 @@ class AttentionMemory:
 
 
 def cut_tensors(tensors: Mapping[str, Any], length: int) -> dict[str, Any]:
-    """A prompt's inputs without what stands after its first ``length`` tokens."""
+    """Return a prompt's inputs without what stands after its first ``length`` tokens."""
     return {name: value[:, :length] if name in PER_TOKEN else value for name, value in tensors.items()}
 
 
 def cut_cache(cache: DynamicCache, length: int, row: int = 0) -> DynamicCache:
-    """A copy of the first ``length`` positions of one row of a cache of plain layers."""
+    """Return a copy of the first ``length`` positions of one row of a cache of plain layers."""
     cut = fork_cache(cache)
     for layer in cut.layers:
         layer.keys = layer.keys[row : row + 1, :, :length].clone()
@@ -143,7 +143,9 @@ def cut_cache(cache: DynamicCache, length: int, row: int = 0) -> DynamicCache:
 
 
 def image_key(tensors: Mapping[str, Any]) -> str:
-    """A digest of all that an image prefix depends on: token ids, pixels and whatever else the processor gave."""
+    """Return a digest of all that an image prefix depends on: token ids, pixels and whatever else the processor
+    gave.
+    """
     digest = hashlib.sha256()
     for name in sorted(tensors):
         value = tensors[name]

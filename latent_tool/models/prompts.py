@@ -46,7 +46,7 @@ class Markers:
 
 
 def neutralise(text: str, tokenizer: Any, others: Collection[str] = ()) -> str:
-    """The text with every spelling of a control token broken by a space, so that it is tokenised as plain text.
+    """Return the text with every spelling of a control token broken by a space, so that it is tokenised as plain text.
 
     ``others``: further spellings that have a meaning, to a processor for example. White space is left alone: some
     tokenizers have tokens of it.
@@ -82,7 +82,7 @@ def _plain(text: str, what: str, processor: Any) -> str:
 
 
 def spells_control(text: str, processor: Any) -> bool:
-    """Whether a text, taken as it is, spells a control token of the model."""
+    """Tell whether a text, taken as it is, spells a control token of the model."""
     tokenizer = processor.tokenizer
     return neutralise(text, tokenizer, _placeholders(processor)) != text or _becomes_control(text, tokenizer)
 
@@ -102,7 +102,8 @@ def _becomes_control(text: str, tokenizer: Any) -> bool:
 
 
 def find_markers(tokenizer: Any, wanted: Literal["auto"] | tuple[str, str] | None, prompt: Prompt) -> Markers:
-    """Token ids of the thinking markers; ``"auto"`` takes ``<think>`` if the tokenizer knows both as single tokens.
+    """Return token ids of the thinking markers; ``"auto"`` takes ``<think>`` if the tokenizer knows both as single
+    tokens.
 
     If the prompt itself ends with the opening marker, as some templates have it, none is added.
     """

@@ -15,7 +15,7 @@ NAMED = ("8bit", "4bit")
 
 
 def named_quantization(name: str) -> Any:
-    """What ``from_pretrained`` takes for ``"8bit"`` or ``"4bit"``.
+    """Return what ``from_pretrained`` takes for ``"8bit"`` or ``"4bit"``.
 
     8 bit: one scale for every output of a layer, int8 weights, activations as they are. 4 bit: NF4 in blocks of 64.
     Raises ``SettingsError`` for another name and ``MissingExtraError`` where a package is missing.
@@ -37,7 +37,7 @@ def named_quantization(name: str) -> Any:
 
 
 def stored_bytes(tensor: torch.Tensor) -> int:
-    """Bytes that a tensor takes in memory; of a quantized one, those of its parts."""
+    """Return bytes that a tensor takes in memory; of a quantized one, those of its parts."""
     parts = getattr(tensor, "__tensor_flatten__", None)
     if parts is None or type(tensor) in (torch.Tensor, torch.nn.Parameter):
         return tensor.numel() * tensor.element_size()

@@ -206,7 +206,9 @@ class SharedRows(Rows):
         self._arrange()
 
     def column(self, row: int, place: int) -> int:
-        """The suffix column of a row's token ``place`` after the prefix, of those that the first pass has run."""
+        """Return the suffix column of a row's token ``place`` after the prefix, of those that the first pass
+        has run.
+        """
         column, first = self._first[row]
         return column + place - first
 
@@ -239,7 +241,9 @@ class SharedRows(Rows):
         softcap: float | None,
         window: int | None,
     ) -> Tensor:
-        """Attention output ``(R, S, H, D)``; query ``(R, H, S, D)``, suffix keys and values ``(R, Hkv, T, D)``."""
+        """Return the attention output ``(R, S, H, D)``; query ``(R, H, S, D)``, suffix keys and values ``(R, Hkv, T,
+        D)``.
+        """
         rows, heads, length, width = query.shape
         shared, total = key.shape[1], key.shape[2]
         # Heads that share a key head are queries of it like any other.
@@ -414,12 +418,13 @@ def install(model: PreTrainedModel) -> bool:
 
 
 def installed(model: PreTrainedModel) -> bool:
-    """Whether the decoder uses this attention now; somebody may have chosen another since."""
+    """Tell whether the decoder uses this attention now; somebody may have chosen another since."""
     return bool(model.config.get_text_config()._attn_implementation == _NAME)
 
 
 def hides_exactly(cache: DynamicCache) -> bool:
-    """Whether queries do not see what a sliding window has left, which a prompt shorter than the window does not show.
+    """Tell whether queries do not see what a sliding window has left, which a prompt shorter than the window does not
+    show.
 
     The first keys of a prefix's first layer are the queries: one sees the second half, the other one nothing.
     """
@@ -439,5 +444,5 @@ def hides_exactly(cache: DynamicCache) -> bool:
 
 
 def layers_fit(cache: DynamicCache) -> bool:
-    """Whether every layer of a prefix's cache holds plain keys and values."""
+    """Tell whether every layer of a prefix's cache holds plain keys and values."""
     return all(type(layer) is DynamicLayer and layer.keys is not None and layer.keys.numel() for layer in cache.layers)

@@ -84,7 +84,7 @@ class SuffixLayer(DynamicLayer):  # type: ignore[misc]
 
 
 def with_room(states: Tensor, needed: int) -> Tensor:
-    """A buffer that begins with states ``(R, Hkv, T, D)`` and has room for ``needed`` columns or more."""
+    """Return a buffer that begins with states ``(R, Hkv, T, D)`` and has room for ``needed`` columns or more."""
     room = max(_ROOM, 1 << (needed - 1).bit_length())
     buffer = states.new_empty(*states.shape[:2], room, states.shape[-1])
     buffer[:, :, : states.shape[2]] = states
@@ -92,7 +92,7 @@ def with_room(states: Tensor, needed: int) -> Tensor:
 
 
 def beginning(stems: Sequence[Stem | None]) -> Tensor | None:
-    """What rows begin with, ``(layers, 2, R, Hkv, V, D)``, shorter stems padded on the left."""
+    """Return what rows begin with, ``(layers, 2, R, Hkv, V, D)``, shorter stems padded on the left."""
     most = max(0 if stem is None else len(stem.cells) for stem in stems)
     if not most:
         return None

@@ -67,7 +67,7 @@ class VisionLanguageModel(Continuing):
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def tokens(self, text: str) -> list[int]:
-        """Tokens of a text that stands alone, without what a tokenizer adds to every text."""
+        """Return tokens of a text that stands alone, without what a tokenizer adds to every text."""
         with self.processor_lock:
             ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         return ids
@@ -178,7 +178,7 @@ class VisionLanguageModel(Continuing):
         if total == 0:
             raise ModelLoadError(
                 "The prompt has no image cells: the chat template or the processor drops the image.",
-                "Mend the checkpoint's chat_template.jinja so that an image content part becomes the image token.",
+                "Fix the checkpoint's chat_template.jinja so that an image content part becomes the image token.",
             )
         token = self.tokenizer.convert_ids_to_tokens(self.image_token)
         counts = [text.count(token) for text in texts]
@@ -246,7 +246,7 @@ class VisionLanguageModel(Continuing):
         return generating.sample_many(self, requests)
 
     def reason(self, prefix: Prefix, max_tokens: int, stop: Callable[[], bool] = never) -> tuple[tuple[int, ...], int]:
-        """The model's own greedy thinking text after the opening marker, and the forward passes it took.
+        """Return the model's own greedy thinking text after the opening marker, and the forward passes it took.
 
         At most ``max_tokens`` ids; none without thinking markers.
         """

@@ -86,7 +86,7 @@ def _axes(context: Context, draw: ImageDraw.ImageDraw, plot: Box, horizontal: bo
 def bar_questions(
     rng: random.Random, bars: dict[str, SceneObject], lengths: Sequence[float], horizontal: bool
 ) -> list[Question]:
-    """Questions about a chart, whoever drew it.
+    """Return questions about a chart, whoever drew it.
 
     Args:
         rng: chooses what is asked.

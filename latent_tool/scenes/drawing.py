@@ -63,7 +63,7 @@ def blend(one: Color, other: Color, share: float) -> Color:
 
 
 def blank_canvas(context: Context, with_photographs: bool = True) -> Image.Image:
-    """A background; sets ``context.size`` and the colours that objects must stand out from."""
+    """Return a background; sets ``context.size`` and the colours that objects must stand out from."""
     rng = context.rng
     short = rng.choice((64, 80, 96, 96, 112, 128, 160, 192))
     aspect = 1.0 if rng.random() < 0.45 else math.exp(rng.uniform(-0.29, 0.29))
@@ -106,7 +106,7 @@ def _photograph(context: Context, photograph: Image.Image) -> Image.Image:
 
 
 def gradient(rng: random.Random, size: tuple[int, int], one: Color, other: Color) -> Image.Image:
-    """A linear gradient between two colours, in one of four directions."""
+    """Return a linear gradient between two colours, in one of four directions."""
     corners = [one, one, other, other]
     if rng.random() < 0.5:
         corners = [one, other, one, other]

@@ -39,7 +39,7 @@ def generate(
     objects: int | None = None,
     scale: float | None = None,
 ) -> Scene:
-    """The scene of ``(seed, split)``; the same arguments give the same scene on every machine and at any time.
+    """Return the scene of ``(seed, split)``; the same arguments give the same scene on every machine and at any time.
 
     Args:
         seed: which scene; ``0 <= seed < SEEDS_PER_SPLIT``.

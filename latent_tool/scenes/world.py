@@ -126,7 +126,7 @@ class Assets:
 
 
 def tenths(position: float, extent: float) -> str:
-    """A position as the digit ``0`` to ``9`` of its tenth of the canvas."""
+    """Return a position as the digit ``0`` to ``9`` of its tenth of the canvas."""
     return str(max(0, min(9, int(10 * position / extent))))
 
 

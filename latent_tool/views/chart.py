@@ -30,7 +30,7 @@ def _thinned(rows: Sequence[Any], most: int) -> list[Any]:
 def reward_chart(
     trace: Sequence[TraceRow], confidence: float | None = None, threshold: float | None = None
 ) -> dict[str, Any] | None:
-    """Lines and marks of the reward per round, in a view box of 640 x 300; ``None`` if there is nothing to draw.
+    """Return lines and marks of the reward per round, in a view box of 640 x 300; ``None`` if there is nothing to draw.
 
     Under ``"sure"`` the probability of the first token, with confidence and threshold on the same scale from 0 to 1, in
     a view box of 640 x 170; ``None`` if no round has it.

@@ -37,12 +37,12 @@ HEAT_STOPS = ((0, 34, 78), (66, 78, 108), (124, 123, 120), (186, 174, 108), (254
 
 
 def attention_share(attention: float, most: float) -> float:
-    """Attention as a share of the largest, in [0, 1]; 1 where there is nothing to compare with."""
+    """Return the attention as a share of the largest, in [0, 1]; 1 where there is nothing to compare with."""
     return attention / most if 0 < most < math.inf else 1.0
 
 
 def painted(layout: Layout, shades: Sequence[tuple[Cells, float]], ground: float) -> NDArray[np.float32]:
-    """A map ``(height, width)`` of the picture with ``shades`` painted on it in their order."""
+    """Return a map ``(height, width)`` of the picture with ``shades`` painted on it in their order."""
     import numpy as np
 
     plane = np.full((layout.height, layout.width), ground, dtype=np.float32)
@@ -52,7 +52,7 @@ def painted(layout: Layout, shades: Sequence[tuple[Cells, float]], ground: float
 
 
 def heat_of(result: ReasoningResult, index: int) -> tuple[list[tuple[Box, float]], float]:
-    """What a heat map of image ``index`` shows, boxes and weights, and the largest weight in all images."""
+    """Return what a heat map of image ``index`` shows, boxes and weights, and the largest weight in all images."""
     cells: Sequence[CellAttention | Patch] = result.patches if result.attention is None else result.attention
     weights = [cell.attention if isinstance(cell, Patch) else cell.weight for cell in cells]
     pairs = zip(cells, weights, strict=True)
@@ -61,7 +61,7 @@ def heat_of(result: ReasoningResult, index: int) -> tuple[list[tuple[Box, float]
 
 
 def heat_text(result: ReasoningResult, index: int) -> str:
-    """One line about what the heat map of image ``index`` shows, and what it cannot show."""
+    """Return one line about what the heat map of image ``index`` shows, and what it cannot show."""
     if result.attention is None:
         left = "the attention to all image cells was not measured"
         return f"colours: the patches alone, {left}" if heat_of(result, index)[0] else f"no heat map: {left}"
@@ -74,7 +74,7 @@ def heat_text(result: ReasoningResult, index: int) -> str:
 
 
 def heat_layer(layout: Layout, weighted: Sequence[tuple[Box, float]], most: float) -> Image.Image:
-    """The colours of a heat map as a picture to lay over the other one, transparent where there is no box.
+    """Return the colours of a heat map as a picture to lay over the other one, transparent where there is no box.
 
     Weights count from 0 to ``most``; where boxes overlap, the largest weight is seen. The picture has a palette, which
     makes it small as a PNG. Raises ``InputError`` for a weight that is negative or not finite.

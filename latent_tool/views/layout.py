@@ -31,7 +31,9 @@ class Layout(NamedTuple):
     font: int
 
     def cells(self, box: Box) -> Cells | None:
-        """A box of the original image on the canvas, rounded outwards and cut at the picture; ``None`` if empty."""
+        """Return a box of the original image on the canvas, rounded outwards and cut at the picture; ``None``
+        if empty.
+        """
         if not all(math.isfinite(edge) for edge in box):
             return None
         across, down = self.width / self.size[0], self.height / self.size[1]
@@ -114,7 +116,9 @@ class Label(NamedTuple):
 
 
 def labels_of(layout: Layout, placed: Sequence[tuple[int, Cells]]) -> list[Label]:
-    """A label for every region, where no evidence and no other label is; regions without such a place have none."""
+    """Return a label for every region, where no evidence and no other label is; regions without such a place
+    have none.
+    """
     import numpy as np
     from PIL import ImageFont
 

@@ -71,7 +71,7 @@ class Seen:
         return load_image(reference, policy).image
 
     def html(self, result: ReasoningResult, facts: str) -> str:
-        """The pictures with their patches beside the facts of a result, which are HTML."""
+        """Return the pictures with their patches beside the facts of a result, which are HTML."""
         images = [self._drawn(result, index) for index in range(min(len(self.references), _PICTURES))]
         shown = "".join(
             f'<img src="{uri}" alt="picture {n + 1} with its patches">' for n, uri in enumerate(images) if uri
@@ -91,7 +91,7 @@ class Seen:
         return _uri(picture, _SIDE)
 
     def thumbnail(self) -> str | None:
-        """The first picture as a small data URI; ``None`` if it cannot be opened any more."""
+        """Return the first picture as a small data URI; ``None`` if it cannot be opened any more."""
         try:
             return _uri(self.image(0), _THUMBNAIL)
         except (LatentToolError, OSError, IndexError):
@@ -106,7 +106,9 @@ def remember(result: ReasoningResult, references: Sequence[object], policy: Imag
 
 
 def results_html(results: Iterable[object]) -> str:
-    """A table of results: thumbnail, answer, confidence, verdict. What is no result (an error of a batch) is named."""
+    """Return a table of results: thumbnail, answer, confidence, verdict. What is no result (an error of a batch) is
+    named.
+    """
     every = list(results)
     rows = "".join(_row(number, each) for number, each in enumerate(every[:_ROWS]))
     more = f"<small>the first {_ROWS} of {len(every)}</small>" if len(every) > _ROWS else ""

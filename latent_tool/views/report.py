@@ -73,7 +73,7 @@ def report_html(
     question: str,
     names: Sequence[str] | None = None,
 ) -> str:
-    """The report page of a result.
+    """Return the report page of a result.
 
     Args:
         result: what a reasoner returned.

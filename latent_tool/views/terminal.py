@@ -39,7 +39,7 @@ def plain(text: str) -> str:
 
 
 def can_draw(console: Console) -> bool:
-    """Whether a picture of coloured half blocks would be seen on this console."""
+    """Tell whether a picture of coloured half blocks would be seen on this console."""
     return (
         console.is_terminal
         and not console.no_color
@@ -52,7 +52,7 @@ def can_draw(console: Console) -> bool:
 def tiny_picture(
     result: ReasoningResult, image: Image.Image, *, index: int = 0, columns: int = COLUMNS, rows: int = ROWS
 ) -> Text:
-    """The image in at most ``columns`` x ``rows`` characters; what is not evidence is grey.
+    """Return the image in at most ``columns`` x ``rows`` characters; what is not evidence is grey.
 
     Raises:
         InputError: the image is not the one the result is about.

@@ -18,7 +18,7 @@ os.environ.update(OTEL_SDK_DISABLED="true", HAYSTACK_TELEMETRY_ENABLED="False", 
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # The frameworks' own warnings are theirs to mend.
+    # The frameworks' own warnings are theirs to fix.
     config.addinivalue_line("filterwarnings", "default")
 
 

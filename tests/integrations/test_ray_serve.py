@@ -21,7 +21,7 @@ from latent_tool.images.load import portable_image
 from latent_tool.integrations.http_service import ServiceLimits
 from latent_tool.testing import Reply, ScriptedReasoner
 
-# Ray's own warnings are not ours to mend.
+# Ray's own warnings are not ours to fix.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 LIMITS = ServiceLimits(budget=Budget(iterations=10_000, max_patches=64, max_new_tokens=1024, deadline_s=None))

@@ -434,7 +434,7 @@ def test_image_or_question_too_large_for_the_context(tmp_path):
 
 @pytest.mark.parametrize("size", [(2000, 3), (4000, 10), (3, 700)])
 def test_an_image_too_thin_for_the_processor(size):
-    """The image is at fault, not the checkpoint: the caller can mend it."""
+    """The image is at fault, not the checkpoint: the caller can fix it."""
     vlm = loaded("qwen2_5_vl")
     with pytest.raises(ImageError, match="aspect ratio") as caught:
         vlm.prepare([picture(), picture(*size)], QUESTION)

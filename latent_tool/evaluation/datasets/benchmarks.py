@@ -69,7 +69,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset_named(name: str) -> Preset:
-    """The preset of a name. Raises ``SettingsError``."""
+    """Return the preset of a name. Raises ``SettingsError``."""
     found = PRESETS.get(name.strip().lower())
     if found is None:
         raise SettingsError(f"There is no preset {name[:40]!r}.", f"Use one of {', '.join(PRESETS)}.")
@@ -97,7 +97,7 @@ class Translator:
         self._seen: dict[str, list[Any]] = {}  # pictures of the rows before, by index
 
     def row(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The row in our names. Raises ``RowProblem``."""
+        """Return the row in our names. Raises ``RowProblem``."""
         cells = {name.strip().lower().replace(" ", "_"): value for name, value in given.items()}
         names = {**_COLUMNS, **self.preset.columns}
         taken = {
@@ -215,7 +215,7 @@ class Translator:
     # ------------------------------------------------------------------ groups
 
     def grouped(self, items: list[Item]) -> list[Item]:
-        """The items with the groups that the benchmark counts together. Raises ``DatasetError``."""
+        """Return the items with the groups that the benchmark counts together. Raises ``DatasetError``."""
         if self.preset.groups == "pairs":
             return _in_pairs(items)
         return _in_cycles(items) if self.preset.groups == "cyclic" else items

@@ -77,7 +77,7 @@ _DECODER = json.JSONDecoder(
 
 
 def problem_of(row: Mapping[str, Any]) -> str | None:
-    """What is wrong with the values of a row, wherever they stand in it; ``None`` if nothing is."""
+    """Return what is wrong with the values of a row, wherever they stand in it; ``None`` if nothing is."""
     waiting: list[Any] = [row]
     while waiting:
         value = waiting.pop()
@@ -95,7 +95,7 @@ def problem_of(row: Mapping[str, Any]) -> str | None:
 
 
 def jsonl_rows(text: str, _name: str) -> Rows:
-    """Rows of JSON lines; empty lines are none."""
+    """Return rows of JSON lines; empty lines are none."""
     for line, content in enumerate(text.split("\n"), start=1):
         if content.strip():
             try:
@@ -119,7 +119,7 @@ def long_cells(size: int) -> Iterator[None]:
 
 
 def csv_rows(text: str, name: str) -> Rows:
-    """Rows of a CSV file whose first line names the columns."""
+    """Return rows of a CSV file whose first line names the columns."""
     with long_cells(len(text)):
         rows = list(_csv_rows_of(text, name))
     yield from rows
@@ -154,7 +154,7 @@ def _csv_rows_of(text: str, name: str) -> Rows:
 
 
 def json_rows(text: str, name: str) -> Rows:
-    """Rows of a JSON list; a row's line is that on which its object begins."""
+    """Return rows of a JSON list; a row's line is that on which its object begins."""
     place = 0
 
     def skip(signs: str) -> None:

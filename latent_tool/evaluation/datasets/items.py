@@ -75,7 +75,7 @@ class Item:
             return None
 
     def load(self) -> tuple[Image, ...]:
-        """The images, upright RGB."""
+        """Return the images, upright RGB."""
         return self.loader()
 
 
@@ -122,7 +122,7 @@ def dataset_fingerprint(items: Sequence[Item]) -> str:
 
 
 def broken_item(name: str, line: int | None, problem: str, fields: Mapping[str, object] | None = None) -> Item:
-    """An item that stands for a row that cannot be used."""
+    """Return an item that stands for a row that cannot be used."""
     known = {key: sound(str(value)) for key, value in (fields or {}).items() if isinstance(value, str | int | float)}
     return Item(
         sound(name),
@@ -136,7 +136,7 @@ def broken_item(name: str, line: int | None, problem: str, fields: Mapping[str, 
 
 
 def sound(text: str) -> str:
-    """A text that every file can hold: halves of surrogate pairs become question marks."""
+    """Return a text that every file can hold: halves of surrogate pairs become question marks."""
     return text.encode("utf-8", "replace").decode()
 
 
@@ -164,7 +164,7 @@ class StoredImage(Protocol):
 
 
 def open_images(references: tuple[str | StoredImage, ...], policy: ImagePolicy) -> tuple[Image, ...]:
-    """The images of some references, upright RGB."""
+    """Return the images of some references, upright RGB."""
     from latent_tool.images.load import load_image
 
     return tuple(load_image(each if isinstance(each, str) else each.read(), policy).image for each in references)

@@ -19,7 +19,7 @@ __all__ = ["is_built_in", "load_dataset"]
 
 
 def is_built_in(spec: str | Path) -> bool:
-    """Whether a data set's name stands for one that is no file: scenes or easy-VQA."""
+    """Tell whether a data set's name stands for one that is no file: scenes or easy-VQA."""
     return str(spec).partition(":")[0] in ("scenes", "easy-vqa")
 
 
@@ -37,7 +37,7 @@ def load_dataset(
     limit: int | None = None,
     seed: int = 0,
 ) -> list[Item]:
-    """The questions of a data set.
+    """Return the questions of a data set.
 
     Args:
         spec: a ``.jsonl``, ``.csv`` or ``.json`` file, a ``.tsv`` file as VLMEvalKit has them, a ``.parquet`` file (one

@@ -24,7 +24,7 @@ _RANGE = re.compile(r"(\d{1,18})-(\d{1,18})")
 
 
 def scenes(rest: str) -> list[Item]:
-    """One question about each scene; scenes without any but a description have none."""
+    """Return one question about each scene; scenes without any but a description have none."""
     from latent_tool.scenes import SEEDS_PER_SPLIT, Split
 
     name, _, seeds = rest.partition(":")
@@ -72,7 +72,7 @@ def _scene_image(seed: int, split: str) -> tuple[Image, ...]:
 
 
 def easy_vqa(split: str) -> list[Item]:
-    """Questions of the easy-VQA package."""
+    """Return questions of the easy-VQA package."""
     if split not in ("test", "train"):
         raise SettingsError(f"easy-VQA has no split {split!r}.", "Use easy-vqa:test or easy-vqa:train.")
     try:

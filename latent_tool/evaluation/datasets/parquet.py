@@ -70,7 +70,7 @@ def _cells(path: str, group: int, batch: int, column: str) -> tuple[Any, ...]:
 
 
 def shards_of(path: Path) -> list[Path]:
-    """All shards of the split that a file, or the only split that a folder, holds.
+    """Return all shards of the split that a file, or the only split that a folder, holds.
 
     Raises ``DatasetError`` where a shard is missing, or a folder holds several splits.
     """
@@ -92,7 +92,7 @@ def shards_of(path: Path) -> list[Path]:
 
 
 def parquet_rows(paths: Sequence[Path]) -> Rows:
-    """Rows of parquet shards, counted from 1 over all of them.
+    """Return rows of parquet shards, counted from 1 over all of them.
 
     Raises ``DatasetError`` for a file that cannot be read, and ``MissingExtraError`` without pyarrow.
     """

@@ -57,7 +57,7 @@ class Reader:
         self.either: dict[str, str] = {}  # what is wrong with the items whose label is one, if others' are
 
     def read(self, path: Path) -> list[Item]:
-        """All items of a file, or of a folder with a labels file."""
+        """Return all items of a file, or of a folder with a labels file."""
         try:
             there, folder = path.exists(), path.is_dir()
         except (OSError, ValueError):  # a name that no file can have

@@ -104,7 +104,7 @@ class _Lines:
 
 
 def table_rows(path: Path, delimiter: str = "\t") -> Rows:
-    """Rows of a table whose first line names the columns.
+    """Return rows of a table whose first line names the columns.
 
     Raises ``DatasetError`` for a file that cannot be read or has no column for pictures or questions.
     """
@@ -171,7 +171,7 @@ def _pictures(cell: str, place: tuple[str, int, int], column: int, delimiter: st
 
 
 def is_base64(text: str) -> bool:
-    """Whether a text is long enough, and written, to be a picture in base64."""
+    """Tell whether a text is long enough, and written, to be a picture in base64."""
     if len(text) < SHORTEST_PICTURE or _BASE64.fullmatch(text) is None:
         return False
     try:
@@ -182,7 +182,7 @@ def is_base64(text: str) -> bool:
 
 
 def listed(cell: str) -> list[str]:
-    """The texts of a cell that is written as a Python or JSON list of them, or the cell alone."""
+    """Return the texts of a cell that is written as a Python or JSON list of them, or the cell alone."""
     stripped = cell.strip()
     if not (stripped.startswith("[") and stripped.endswith("]")):
         return [cell] if stripped else []

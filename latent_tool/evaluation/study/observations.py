@@ -30,7 +30,9 @@ QUANTILES = 5
 
 
 def verdict(found: Estimate | None, p: float, null: float, above: bool = True) -> str:
-    """What an estimate says about a claim that its value lies above (or below) ``null``, at the adjusted p value."""
+    """Return what an estimate says about a claim that its value lies above (or below) ``null``, at the adjusted p
+    value.
+    """
     if found is None or p >= LEVEL:
         return UNKNOWN
     return HOLDS if (found.value > null) is above else FAILS
@@ -66,7 +68,8 @@ def _by_quantile(pairs: Sequence[tuple[float, bool]], parts: int = QUANTILES) ->
 def analyse(
     questions: Sequence[Question], noise: NoiseSettings | None = None, draws: int = DRAWS
 ) -> list[dict[str, Any]]:
-    """The findings, as plain JSON: claim, verdict, interval and test in words, a table and the numbers of a plot.
+    """Return the findings, as plain JSON: claim, verdict, interval and test in words, a table and the numbers of a
+    plot.
 
     Raises ``SettingsError`` when there are no questions and ``MissingExtraError`` without scipy.
     """

@@ -49,14 +49,14 @@ class Question(Part):
 
 
 def word_f1(text: str, truth: str) -> float:
-    """Harmonic mean of precision and recall of the words of a text, in [0, 1]; order does not count."""
+    """Return the harmonic mean of precision and recall of the words of a text, in [0, 1]; order does not count."""
     one, other = Counter(normalise(text).split()), Counter(normalise(truth).split())
     shared = (one & other).total()
     return 2 * shared / (one.total() + other.total()) if shared else 0.0
 
 
 def attention_lift(attention: Sequence[float], cells: Sequence[Box | None], boxes: Sequence[Box]) -> float | None:
-    """Share of the attention on the relevant boxes less the share of the picture they cover, in [-1, 1].
+    """Return the share of the attention on the relevant boxes less the share of the picture they cover, in [-1, 1].
 
     ``None`` without relevant boxes, without attention, or where the place of a cell is not known.
     """

@@ -61,7 +61,7 @@ def _tables(found: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[st
 
 
 def markdown_study(found: Mapping[str, Any]) -> str:
-    """The findings as Markdown."""
+    """Return the findings as Markdown."""
     lines = ["# Study", ""]
     for fact in _facts(found):
         lines += [fact, ""]
@@ -75,7 +75,7 @@ def markdown_study(found: Mapping[str, Any]) -> str:
 
 
 def study_page(found: Mapping[str, Any]) -> str:
-    """The findings as one self-contained page with plots. Raises ``MissingExtraError`` without matplotlib."""
+    """Return the findings as one self-contained page with plots. Raises ``MissingExtraError`` without matplotlib."""
     figures = []
     for each in found["findings"]:
         plot = each["plot"]
