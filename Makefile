@@ -114,7 +114,7 @@ calibration: $(VENV)/dev  ## Make the embedded model's calibration and domain ch
 	rm -rf out/calibration
 	OMP_NUM_THREADS=1 $(BIN)/latent-tool eval scenes:held_out:4000000-4000999 --method search --no-visual \
 	    --out out/calibration
-	$(BIN)/latent-tool calibrate out/calibration --target-error 0.02 \
+	$(BIN)/latent-tool calibrate out/calibration --target-error 0.02 --false-alarms 0.02 \
 	    --pictures scenes:held_out:4001000-4001999 --out latent_tool/models/embedded/calibration.json
 
 evaluation: $(VENV)/dev  ## Measure methods and confidences on fresh questions (hours); goes on where it stopped.

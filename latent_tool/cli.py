@@ -86,7 +86,7 @@ def _flags(command: str) -> dict[str, str]:
 
 
 def main() -> None:
-    """Return the entry point of the ``latent-tool`` command."""
+    """Run the ``latent-tool`` command."""
     # Read when torch is loaded: on a busy machine, threads that spin make a small model twenty times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -281,7 +281,7 @@ class _Asked:
             self.reply.cancelled.set()
 
     def items(self) -> Iterator[Item | None]:
-        """Return steps and the result; ``None`` where there is nothing yet, so that the caller waits in its own way."""
+        """Yield steps and the result; ``None`` where there is nothing yet, so that the caller waits in its own way."""
         reply = self.reply
         if isinstance(reply, Feed):
             yield from self._fed(reply)

@@ -47,7 +47,7 @@ class Shares(NamedTuple):
 
 
 def shares(questions: int, parts: int, level: float | None = None, *, labelled: bool = False) -> Shares | None:
-    """Return the share out questions between reference and held-back part; ``None``: there are too few for any level.
+    """Share out questions between reference and held-back part; ``None``: there are too few for any level.
 
     Args:
         questions: how many there are.
@@ -69,7 +69,7 @@ def shares(questions: int, parts: int, level: float | None = None, *, labelled: 
 
 
 def needed_questions(parts: int, level: float) -> int:
-    """Return questions without labels that a check with this rate of false alarms takes."""
+    """Return how many questions without labels a check with this rate of false alarms takes."""
     return held_back_needed(level, parts) + MIN_REFERENCE
 
 

@@ -400,6 +400,8 @@ def _more_pictures(made: Calibration) -> str | None:
     if check is None or check.level <= LEVELS[0]:
         return None
     missing = held_back_needed(LEVELS[0], len(check.held_back)) - check.held
+    if missing <= 0:  # the rate was asked for
+        return None
     return f"{missing} more pictures (--pictures) would allow {LEVELS[0]:.0%}"
 
 

@@ -136,7 +136,7 @@ class _Helper:
             raise
 
     def begin(self, task: dict[str, Any]) -> tuple[int, socket.socket]:
-        """Return the number of and connection to a new process. Raises ``OSError`` or ``ValueError`` if there
+        """Begin a process, and return its number and a connection to it. Raises ``OSError`` or ``ValueError`` if there
         is none.
         """
         ours, theirs = socket.socketpair()

@@ -174,7 +174,7 @@ class _Run:
     started: float = field(default_factory=time.monotonic)
 
     def room(self) -> int:
-        """Return candidates that may still be scored."""
+        """Return how many candidates may still be scored."""
         limit = self.budget.max_candidates
         return 2**62 if limit is None else limit - self.candidates
 

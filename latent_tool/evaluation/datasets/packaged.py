@@ -72,7 +72,7 @@ def _scene_image(seed: int, split: str) -> tuple[Image, ...]:
 
 
 def easy_vqa(split: str) -> list[Item]:
-    """Return questions of the easy-VQA package."""
+    """Return the questions of the easy-VQA package."""
     if split not in ("test", "train"):
         raise SettingsError(f"easy-VQA has no split {split!r}.", "Use easy-vqa:test or easy-vqa:train.")
     try:
