@@ -29,7 +29,7 @@ COLUMNS, ROWS = 40, 14  # characters of the tiny picture at most
 DIMMED = 0.75  # share of grey over what is not evidence
 GREY = (104, 104, 104)
 NO_PATCHES = "none: injecting any did not raise the reward"
-NO_SEARCH = "none: the answer was sure enough without"
+NO_SEARCH = "none: the answer stood without"
 
 
 def plain(text: str) -> str:
