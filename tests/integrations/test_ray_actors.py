@@ -19,6 +19,7 @@ from scripted_agents import CIRCLE, plain
 from latent_tool import LatentReasoner
 from latent_tool.errors import DatasetError, ServiceUnavailableError, SettingsError
 from latent_tool.evaluation import Item, Run, evaluate, load_dataset, load_run
+from latent_tool.evaluation.runs import Source
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -38,7 +39,8 @@ def lines(folder: Path) -> list[Any]:
 def local(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The run of this process, which the others must equal."""
     out = tmp_path_factory.mktemp("local")
-    return evaluate(LatentReasoner(), load_dataset(SCENES), METHODS, out, name=SCENES, batch=2)
+    source = Source.of(out, SCENES)
+    return evaluate(LatentReasoner(), load_dataset(SCENES), METHODS, out, name=SCENES, batch=2, source=source)
 
 
 def test_the_command_on_a_cluster_makes_the_local_run(cluster: None, local: Run, tmp_path: Path) -> None:
