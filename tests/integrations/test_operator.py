@@ -187,6 +187,8 @@ def test_an_interrupted_evaluation_says_that_nothing_is_lost(tmp_path: Path) -> 
         [sys.executable, "-m", "latent_tool.cli", *arguments, "--out", str(tmp_path / "run"), "--quiet"],
         stderr=subprocess.PIPE,
         text=True,
+        # Tests that run in the background ignore the signal, and hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     rows = tmp_path / "run" / "items.jsonl"
     try:
