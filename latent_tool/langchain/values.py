@@ -8,7 +8,7 @@ knows nothing of models, of replies or of schemas with several fields.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from types import NoneType, UnionType
@@ -176,6 +176,8 @@ def _values(kind: Any, name: str) -> Iterator[_Value]:
 
 def _values_of_json(kind: Mapping[str, Any], name: str) -> Iterator[_Value]:
     kind = _without_null(kind, name)
+    if "enum" in kind or "const" in kind or kind.get("type") == "boolean":
+        _refuse_unknown(kind, {"enum", "const", "type"}, name)
     if "enum" in kind or "const" in kind:
         values = kind.get("enum", [kind.get("const")])
         if isinstance(values, str) or not isinstance(values, Sequence):
@@ -183,6 +185,8 @@ def _values_of_json(kind: Mapping[str, Any], name: str) -> Iterator[_Value]:
         known = [_value(value, name) for value in values if value is not None]
         if not known:
             raise SettingsError(f"{name} has no values.", HINT)
+        if "type" in kind and not all(_is_of(kind["type"], each.value) for each in known):
+            raise SettingsError(f"{name} has a value that is not of its type.", HINT)
         yield from known
     elif kind.get("type") == "boolean":
         yield from _values(bool, name)
@@ -231,13 +235,27 @@ def _type_of_json(kind: Mapping[str, Any], name: str) -> Any:
     type_ = kind.get("type")
     if not isinstance(type_, str) or type_ not in _JSON_TYPES:
         raise SettingsError(f"{name} cannot be filled from an answer.", HINT)
-    unknown = [key for key in kind if key not in _JSON_LIMITS and key not in _JSON_NOTES and key != "type"]
-    if unknown:
-        raise SettingsError(f"{name} asks for what is not checked here: {', '.join(map(str, unknown))}.", HINT)
+    _refuse_unknown(kind, {"type", *_JSON_LIMITS}, name)
     limits: dict[str, Any] = {own: kind[key] for key, own in _JSON_LIMITS.items() if key in kind}
     if type_ == "number":
         limits["allow_inf_nan"] = False
     return Annotated[_JSON_TYPES[type_], Field(**limits)]
+
+
+def _is_of(type_: Any, value: Any) -> bool:
+    """Whether a value is of a JSON type; whole numbers are numbers, too, but true and false are none."""
+    kind = _JSON_TYPES.get(type_) if isinstance(type_, str) else None
+    return (
+        kind is not None
+        and isinstance(value, kind | int if kind is float else kind)
+        and (isinstance(value, bool) == (kind is bool))
+    )
+
+
+def _refuse_unknown(kind: Mapping[str, Any], known: Collection[str], name: str) -> None:
+    unknown = [key for key in kind if key not in known and key not in _JSON_NOTES]
+    if unknown:
+        raise SettingsError(f"{name} asks for what is not checked here: {', '.join(map(str, unknown))}.", HINT)
 
 
 def _folded(value: Any) -> str:

@@ -23,10 +23,10 @@ here until somebody has the reply", and a type checker knows the type of every r
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Generator
+from collections.abc import Coroutine, Generator, Iterable
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Asking", "Request", "Work", "contained"]
+__all__ = ["Asking", "Request", "Work", "all_or_error", "contained"]
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -87,6 +87,16 @@ class Asking(Generic[T_co]):
             return result
         finally:
             del self, result  # as above
+
+
+def all_or_error(replies: Iterable[T | Exception]) -> list[T] | Exception:
+    """Return the replies to the parts of one request, or the first error among them."""
+    whole: list[T] = []
+    for reply in replies:
+        if isinstance(reply, Exception):
+            return reply
+        whole.append(reply)
+    return whole
 
 
 def contained(error: BaseException) -> Exception:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from latent_tool.errors import NumericalError
-from latent_tool.method.asking import contained
+from latent_tool.method.asking import all_or_error, contained
 from latent_tool.models.choosing import Chooser, Said, choose, seeded
 from latent_tool.models.continuing import Continuing, RowsKind, grouped
 from latent_tool.models.decoding import Decoded, GenerationRules, generation_rules
@@ -87,12 +87,7 @@ def sample_many(model: Continuing, requests: Sequence[Sample]) -> list[list[Deco
                 )
             )
     drawn = iter(_run(model, kind, rows))
-    found: list[list[Decoded] | Exception] = []
-    for each in requests:
-        answers = [next(drawn) for _ in range(each.sampling.samples)]
-        failed = next((answer for answer in answers if isinstance(answer, Exception)), None)
-        found.append(failed or [answer for answer in answers if not isinstance(answer, Exception)])
-    return found
+    return [all_or_error([next(drawn) for _ in range(each.sampling.samples)]) for each in requests]
 
 
 def reason_many(model: Continuing, requests: Sequence[Reason]) -> list[tuple[tuple[int, ...], int] | Exception]:

@@ -71,10 +71,11 @@ class OwnRows(Rows):
         places = [max(suffix.length + place, 0) for place in keep]
         if row in self.taps:
             return self._run_tapped(row, suffix, places)
-        logits, cache = self.decoder.continue_after(prefix, suffix, places, self._caches[row], self._starts[row])
+        output = self.decoder.continue_after(prefix, suffix, places, self._caches[row], self._starts[row])
         if self.keep:
-            self._caches[row] = cache
+            self._caches[row] = getattr(output, self.decoder.cache_name)
             self._starts[row] += suffix.length
+        logits: Tensor = output.logits
         return logits
 
     def _run_tapped(self, row: int, suffix: Suffix, places: Sequence[int]) -> Tensor:
@@ -82,7 +83,7 @@ class OwnRows(Rows):
         model, prefix = self.decoder.model, self.prefixes[row]
         with self.decoder.forward_pass(), tap_attention(model, self.taps[row], prefix.columns) as tap:
             given = {} if tap.switched else {"output_attentions": True}
-            output = self.decoder.run(prefix, suffix, places, self._caches[row], self._starts[row], **given)
+            output = self.decoder.continue_after(prefix, suffix, places, self._caches[row], self._starts[row], **given)
         if not tap.switched:
             for layer in output.attentions or ():
                 if layer is not None:

@@ -348,24 +348,18 @@ class Passes(Decoder):
         keep: Sequence[int],
         cache: DynamicCache | None = None,
         start: int = 0,
-    ) -> tuple[Tensor, DynamicCache]:
-        """Return logits ``(N, len(keep), vocabulary)`` at the positions to keep, and the cache they leave behind.
-
-        ``start``: tokens between the prefix and the suffix that are in the cache already.
-        """
-        output = self.run(prefix, suffix, keep, cache, start)
-        return output.logits, getattr(output, self.cache_name)
-
-    def run(
-        self,
-        prefix: Prefix | ImagePrefix,
-        suffix: Suffix,
-        keep: Sequence[int],
-        cache: DynamicCache | None = None,
-        start: int = 0,
         **given: Any,
     ) -> Any:
-        """Return the model's own output for a suffix; see ``continue_after``."""
+        """Return the model's own output for a suffix, its logits ``(N, len(keep), vocabulary)`` at positions to keep.
+
+        Args:
+            prefix: what the suffix follows.
+            suffix: embeddings of ``N`` rows.
+            keep: positions of the suffix, ascending.
+            cache: of the prefix and what was run after it, which is changed; ``None``: a copy of the prefix's.
+            start: tokens between the prefix and the suffix that are in the cache already.
+            given: what else the model is told.
+        """
         batch = len(suffix.embeddings)
         cache = fork_cache(prefix.cache, batch) if cache is None else cache
         return self._pass(suffix, keep, cache, self._positions(prefix, start, suffix.length, batch), **given)

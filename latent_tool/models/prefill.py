@@ -367,7 +367,8 @@ class Prefilling(Passes):
         filler = self.model.config.get_text_config().pad_token_id or 0
         suffix = Suffix(features[None].to(self.dtype), (filler,) * len(features))
         with watched(self.model, check):
-            logits, cache = self.continue_after(prefix, suffix, [suffix.length - 1])
+            output = self.continue_after(prefix, suffix, [suffix.length - 1])
+        cache = getattr(output, self.cache_name)
         positions = prefix.positions
         if positions is not None:
             more = self._positions(prefix, 0, suffix.length, 1)
@@ -379,7 +380,7 @@ class Prefilling(Passes):
             prefix,
             cache=cache,
             features=torch.cat([prefix.features, features]),
-            last_logits=logits[0, -1],
+            last_logits=output.logits[0, -1],
             positions=positions,
             columns=torch.cat([prefix.columns, columns]),
             next_position=prefix.next_position + suffix.length,

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from latent_tool.errors import NotEnoughMemoryError
-from latent_tool.method.asking import Request, contained
+from latent_tool.method.asking import Request, all_or_error, contained
 from latent_tool.method.reward import Logits
 from latent_tool.models.decoding import Decoded
 from latent_tool.models.memory import out_of_memory
@@ -58,12 +58,7 @@ def _decode_each(vlm: VisionLanguageModel, requests: Sequence[DecodeEach]) -> li
         for prefix in each.prefixes
     ]
     decoded = iter(vlm.decode_many(asked))
-    found: list[list[Decoded] | Exception] = []
-    for each in requests:
-        answers = [next(decoded) for _ in each.prefixes]
-        failed = next((answer for answer in answers if isinstance(answer, Exception)), None)
-        found.append(failed or [answer for answer in answers if not isinstance(answer, Exception)])
-    return found
+    return [all_or_error([next(decoded) for _ in each.prefixes]) for each in requests]
 
 
 _SERVED: dict[type[Request[Any]], Served] = {
@@ -119,9 +114,8 @@ def _alone(vlm: VisionLanguageModel, request: Request[Any]) -> object:
         return [_alone(vlm, each) for each in request.each]  # whoever is at fault fails again, on its own
     parts = _halves(request)
     if parts is not None:
-        replies = [_alone(vlm, part) for part in parts]
-        failed = next((reply for reply in replies if isinstance(reply, Exception)), None)
-        return failed or _joined(request, replies)
+        replies = all_or_error([_alone(vlm, part) for part in parts])
+        return replies if isinstance(replies, Exception) else _joined(request, replies)
     return NotEnoughMemoryError(
         "The question does not fit into the device's memory.",
         "Use a smaller image, a smaller model or a smaller dtype, or ask fewer questions at a time.",
