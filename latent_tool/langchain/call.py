@@ -147,13 +147,23 @@ def config_specs() -> list[ConfigurableFieldSpec]:
     ]
 
 
-def stricter(one: Threshold, other: Threshold, calibrated: float = 1.0) -> Threshold:
-    """Return the stricter of two thresholds; ``None`` is none. ``calibrated``: the probability at the calibration's
-    own.
+def stricter(one: Threshold, other: Threshold, calibrated: float | None = None) -> Threshold:
+    """Return the stricter of two thresholds; ``None`` is none.
+
+    Args:
+        one, other: in [0, 1], or ``"calibrated"``.
+        calibrated: the probability at the calibration's own threshold; ``None``: not known here.
+
+    Raises ``SettingsError`` for a number beside ``"calibrated"`` where that is not known: either might be lost.
     """
     if one is None or other is None:
         return other if one is None else one
-    return max(one, other, key=lambda each: calibrated if isinstance(each, str) else each)
+    if calibrated is None and isinstance(one, str) != isinstance(other, str):
+        raise SettingsError(
+            f"It cannot be told which is stricter, {one} or {other}: the calibration is not known here.",
+            "Name one of them, or give the number to the reasoner that has the calibration.",
+        )
+    return max(one, other, key=lambda each: (calibrated or 0.0) if isinstance(each, str) else each)
 
 
 def first_given(*values: Any) -> Any:

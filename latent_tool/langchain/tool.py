@@ -99,13 +99,12 @@ class LatentReasoningTool(BindsOptions, BaseTool):
         return value
 
     def _with_options(self, options: CallOptions) -> Self:
-        own, named = self.min_confidence, options.min_confidence
+        own, named, reasoner = self.min_confidence, options.min_confidence, self.reasoner
         if own is not None and isinstance(named, float):
             own, options = max(own, named), options.but(min_confidence=None)
-        elif own is not None and named is not None:  # "calibrated", which is the strictest there is
-            own = None
-        reasoner = with_bound_options(self.reasoner, options)
-        return self.model_copy(update={"reasoner": reasoner, "min_confidence": own})
+        elif own is not None and named is not None:  # "calibrated": the reasoner knows which of the two is stricter
+            own, reasoner = None, with_bound_options(reasoner, CallOptions(min_confidence=own))
+        return self.model_copy(update={"reasoner": with_bound_options(reasoner, options), "min_confidence": own})
 
     def run(self, *args: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Run the tool; steps of the search say which of the agent's calls they belong to."""

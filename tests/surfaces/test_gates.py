@@ -247,7 +247,10 @@ def test_stricter() -> None:
     assert stricter(0.2, None) == stricter(None, 0.2) == 0.2
     assert stricter(0.2, 0.3) == stricter(0.3, 0.2) == 0.3
     assert stricter("calibrated", 0.5, 0.4) == 0.5 and stricter(0.5, "calibrated", 0.6) == "calibrated"
-    assert stricter("calibrated", 0.99) == "calibrated"
+    assert stricter("calibrated", "calibrated") == stricter(None, "calibrated") == "calibrated"
+    for pair in (("calibrated", 0.5), (0.5, "calibrated")):
+        with pytest.raises(SettingsError, match="calibration is not known"):
+            stricter(*pair)
 
 
 # ---------------------------------------------------------------------- rungs
@@ -461,10 +464,16 @@ def test_the_beginning_of_an_answer_is_not_accepted(picture: Image.Image, tokens
     assert result.accepted or "cut" in (result.abstain_reason or "")
 
 
-def test_a_bound_calibrated_threshold_is_not_replaced_by_the_tools_number() -> None:
-    tool = LatentReasoningTool(reasoner=LatentReasoner(calibration="embedded"), min_confidence=0.5)
+@pytest.mark.parametrize(("own", "strictest"), [(0.5, "calibrated"), (0.95, 0.95)])
+def test_of_a_bound_calibrated_threshold_and_the_tools_number_the_stricter_stays(
+    own: float, strictest: float | str
+) -> None:
+    tool = LatentReasoningTool(reasoner=LatentReasoner(calibration="embedded"), min_confidence=own)
     bound = tool._with_options(CallOptions(min_confidence="calibrated"))
-    assert bound.min_confidence is None and bound.reasoner.min_confidence == "calibrated"
+    assert bound.min_confidence is None and bound.reasoner.min_confidence == strictest
+    blind = LatentReasoningTool(reasoner=ConfidenceRouter(rungs=[tool.reasoner]), min_confidence=own)
+    with pytest.raises(SettingsError, match="calibration is not known"):
+        blind._with_options(CallOptions(min_confidence="calibrated"))
 
 
 def test_a_rung_that_abstains_from_options_is_followed_by_the_next(picture: Image.Image) -> None:
