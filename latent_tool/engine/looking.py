@@ -283,7 +283,7 @@ class _Looking:
         """Choose among the options with each window beside the pictures."""
         seen: list[tuple[Window, Seen]] = []
         for window, prefix in prefixes:
-            if seen and self.question.clock.search_must_end():
+            if self.question.clock.search_must_end():
                 break
             try:
                 scored = await self.question.score_options(prefix, None, ())

@@ -66,7 +66,7 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def entropy_of(log_p: Tensor) -> Tensor:
-    """Return the same from log-probabilities of any number of tokens; ``(..., n)`` -> ``(...)``."""
+    """Return the entropy in nats from log-probabilities of any number of tokens; ``(..., n)`` -> ``(...)``."""
     # A token ruled out has log-probability -inf and contributes 0, not NaN.
     return -(log_p.exp() * log_p.clamp_min(-1e4)).sum(-1)
 
@@ -148,8 +148,8 @@ def read_on_device(logits: Logits, settings: SearchSettings) -> Tensor:
     """Return what ``Reading`` holds of every candidate, ``(3, N)`` float32 on the logits' device, the reward not
     rounded.
 
-    Read in the options, the reward is that of the
-    distribution over the options alone: their log-probabilities are the logits, and no state can gain by flattening it.
+    Read in the options, the reward is that of the distribution over the options alone: their log-probabilities are
+    the logits, and no state can gain by flattening it.
     """
     if settings.reward_position == "options":
         if logits.options is None:

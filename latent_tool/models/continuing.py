@@ -65,8 +65,14 @@ class Continuing(Prefilling):
         cells: Sequence[int],
         written: Sequence[int] = (),
     ) -> Beginning:
-        """Tell where a row begins that is a state, latents ``(L, d)`` or ``None`` and cells, and what is written after
-        it.
+        """Return where the row of a state begins.
+
+        Args:
+            kind: of rows.
+            prefix: what the state follows.
+            latents: ``(L, d)``, or ``None`` for the plain model.
+            cells: those that are injected.
+            written: tokens after the latents.
 
         Without latents all cells are run: nothing else might be left to run, and nothing is known of the last one's
         logits.

@@ -70,6 +70,12 @@ class Given:
         before = None if self.before is None else self.before.cache.get_seq_length()
         return tuple(sorted(tensors, key=str)), tuple(self.columns.tolist()), before, self.attend
 
+    def like(self, other: Given) -> bool:
+        """Tell whether another prompt of this shape has the same tokens and pictures."""
+        return all(
+            torch.equal(value, other.tensors[name]) for name, value in self.tensors.items() if isinstance(value, Tensor)
+        )
+
     @property
     def length(self) -> int:
         """Tokens, those before it among them."""
@@ -97,6 +103,10 @@ class Continued:
         """What rows that are run in one pass have in common; without attention to be read, any number of tokens."""
         read = (len(self.tokens), tuple(self.image.columns.tolist())) if self.attend else None
         return self.image.cache.get_seq_length(), read
+
+    def like(self, other: Continued) -> bool:
+        """Tell whether another row has the same tokens after the same picture."""
+        return self.tokens == other.tokens and self.image is other.image
 
     @property
     def length(self) -> int:
@@ -172,7 +182,7 @@ class Passes(Decoder):
 
     @contextmanager
     def decoder_input(self, *, run: bool = True) -> Iterator[dict[str, Any]]:
-        """Return what the decoder is given in the passes inside the ``with``; without ``run`` it is not run.
+        """Capture what the decoder is given in the passes inside the ``with``; without ``run`` it is not run.
 
         Raises ``ModelNotSupportedError`` at the end for a model that does not merge image features into it.
         """
@@ -259,7 +269,8 @@ class Passes(Decoder):
         checks = _Checks([row.check for row in rows])
         longest = max(len(row.tokens) for row in rows)
         filled = [token for row in rows for token in (*row.tokens, *row.tokens[-1:] * (longest - len(row.tokens)))]
-        rest = Suffix(self.embed(filled).view(len(rows), longest, -1), tuple(filled[:longest]))
+        written = tuple(tuple(filled[at : at + longest]) for at in range(0, len(filled), longest))
+        rest = Suffix(self.embed(filled).view(len(rows), longest, -1), written[0])
         places = sorted({len(row.tokens) - 1 for row in rows})
         more = [self._positions(row.image, 0, longest, 1) for row in rows]
         columns = rows[0].image.columns if rows[0].attend else None
@@ -269,7 +280,7 @@ class Passes(Decoder):
                 stacked = (
                     torch.cat([each for each in more if each is not None], dim=-2) if more[0] is not None else None
                 )
-                output = self._pass(rest, places, cache, stacked, **tap.asked)
+                output = self._pass(rest, places, cache, stacked, written, **tap.asked)
         except BaseException:
             if checks.over:
                 return list(map(checks.failed.__getitem__, range(len(rows))))
@@ -365,13 +376,22 @@ class Passes(Decoder):
         return self._pass(suffix, keep, cache, self._positions(prefix, start, suffix.length, batch), **given)
 
     def _pass(
-        self, suffix: Suffix, keep: Sequence[int], cache: DynamicCache, positions: Tensor | None, **given: Any
+        self,
+        suffix: Suffix,
+        keep: Sequence[int],
+        cache: DynamicCache,
+        positions: Tensor | None,
+        written: Sequence[Sequence[int]] = (),
+        **given: Any,
     ) -> Any:
-        """The model's own output for what follows a cache, which it changes."""
+        """The model's own output for what follows a cache, which it changes.
+
+        ``written``: the tokens of every row, where they differ.
+        """
         with self.forward_pass():
             if getattr(self.model.config.get_text_config(), "hidden_size_per_layer_input", None):
                 # Gemma 4 feeds a second embedding of the token ids to every layer.
-                ids = torch.tensor([suffix.tokens], device=self.device)
+                ids = torch.tensor(written or [suffix.tokens], device=self.device)
                 layers = self.model.get_decoder().get_per_layer_inputs(ids)
                 given["per_layer_inputs"] = layers.expand(len(suffix.embeddings), *layers.shape[1:])
             return self.model(

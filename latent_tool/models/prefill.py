@@ -178,10 +178,12 @@ class Prefilling(Passes):
         found: dict[int, Ran | Exception] = {}
         for places in _of_one_shape(rows):
             some = [rows[place] for place in places]
-            kind = some[0].kind
-            if len(some) > 1 and kind not in self._joins:
-                found.update(zip(places, self._join_first(some[:2], run), strict=False))
-                places, some = places[2:], some[2:]
+            kind = _kind(some)
+            if kind not in self._joins and (other := _another(some)):
+                ran = self._join_first(kind, [some[0], some[other]], run)
+                found[places[0]], found[places[other]] = ran
+                some = [row for at, row in enumerate(some) if at not in (0, other)]
+                places = [place for at, place in enumerate(places) if at not in (0, other)]
             for part in [some] if self._joins.get(kind) else [[row] for row in some]:
                 ran = list(run(part)) if part else []
                 if len(part) > 1:
@@ -192,20 +194,21 @@ class Prefilling(Passes):
         return [found[place] for place in range(len(rows))]
 
     def _join_first(
-        self, rows: Sequence[R], run: Callable[[Sequence[R]], Sequence[Ran | Exception]]
+        self, kind: str, rows: Sequence[R], run: Callable[[Sequence[R]], Sequence[Ran | Exception]]
     ) -> list[Ran | Exception]:
-        """Run two rows alone and in one pass, and find out whether that is the same."""
+        """Run two rows that differ alone and in one pass, and find out whether that is the same."""
         alone = [run([row])[0] for row in rows]
-        kind = rows[0].kind
-        if any(isinstance(ran, Exception) for ran in alone):
+        if not all(map(_usable, alone)):
             return alone  # nothing was found out
         try:
-            together = run([replace(row, check=None) for row in rows])
+            together = run(rows)
         except _NOT_TAKEN as error:
             if out_of_memory(error):
                 raise
             self._joins[kind] = False
             return alone
+        if any(isinstance(ran, Exception) for ran in together):
+            return alone  # given up meanwhile: nothing was found out
         self._joins[kind] = all(self._same(one, other) for one, other in zip(alone, together, strict=True))
         return alone
 
@@ -223,6 +226,8 @@ class Prefilling(Passes):
         """The model's first question: run it whole and in two parts, and find out whether that is the same."""
         inputs, cut, request = parted.request.inputs, parted.cut, parted.request
         ran = self._run_prompt(self._given(inputs, request.check, request.attend))
+        if not _usable(ran):
+            return _not_finite()  # nothing was found out
         whole = ran.prefix
         self._splits = False
         if not layers_fit(whole.cache):
@@ -285,6 +290,8 @@ class Prefilling(Passes):
     def _go_on_first(self, parted: _Parted, further: _Further) -> Ran:
         """Run a prompt whole and from an earlier picture on, and find out whether that is the same."""
         whole = self._run_prompt(self._given(parted.shown, parted.request.check))
+        if not _usable(whole):
+            return whole  # nothing was found out
         self._goes_on = False
         try:
             ran = further.whole(self._run_prompt(further.given))
@@ -413,9 +420,13 @@ def _of_one_shape(rows: Sequence[R]) -> Iterator[list[int]]:
     for place, row in enumerate(rows):
         shapes.setdefault(row.shape, []).append(place)
     for places in shapes.values():
-        most = max(1, _MOST_TOKENS // max(rows[place].length for place in places))
-        for begin in range(0, len(places), most):
-            yield places[begin : begin + most]
+        part: list[int] = []
+        for place in sorted(places, key=lambda place: rows[place].length):  # the longest of a part decides its width
+            if (len(part) + 1) * rows[place].length > _MOST_TOKENS and part:
+                yield part
+                part = []
+            part.append(place)
+        yield part
 
 
 def _or_error(compute: Callable[P, T], *args: P.args, **given: P.kwargs) -> T | Exception:
@@ -449,6 +460,24 @@ def _prefix(inputs: Inputs, ran: Ran | Exception) -> Prefix | Exception:
 def _finite(ran: Ran | Exception) -> bool:
     """Whether a pass gave what can be used, or an error of its own."""
     return isinstance(ran, Exception) or bool(ran.logits.isfinite().all())
+
+
+def _usable(ran: Ran | Exception) -> bool:
+    """Whether a pass gave what can be used."""
+    return not isinstance(ran, Exception) and _finite(ran)
+
+
+def _kind(rows: Sequence[R]) -> str:
+    """What has to be the same in one pass as one by one: filling up shorter rows is another thing than joining them."""
+    several = len({row.length for row in rows}) > 1
+    return f"{rows[0].kind}, filled up" if several else rows[0].kind
+
+
+def _another(rows: Sequence[R]) -> int | None:
+    """The first row that differs from the first, in length if any does: equal ones prove nothing."""
+    first, several = rows[0], len({row.length for row in rows}) > 1
+    others = (at for at, row in enumerate(rows) if (row.length != first.length if several else not first.like(row)))
+    return next(others, None)
 
 
 def _not_finite() -> NumericalError:

@@ -37,7 +37,7 @@ __all__ = [
 
 
 def never() -> bool:
-    """Return the stop condition of a request that is never stopped."""
+    """Return ``False``: the stop condition of a request that is never stopped."""
     return False
 
 

@@ -84,6 +84,8 @@ def test_prompts_in_one_pass_equal_the_naive_forward_pass(fresh: VisionLanguageM
             found = fresh.prefill_many([Prefill(each, attend=attend) for each in inputs])
         for one, expected in zip(found, alone, strict=True):
             same(one, expected)
+        if number == 1 and fresh.model.config.model_type not in {*ALONE, *WHOLE}:
+            assert len(count) < 2 * len(inputs)  # one by one, every picture and every rest is a pass of its own
     kind = fresh.model.config.model_type
     if kind in ALONE:
         assert len(count) == len(inputs)
@@ -130,6 +132,25 @@ def test_one_that_is_given_up_disturbs_nobody(fresh: VisionLanguageModel) -> Non
         assert len(count) <= len(inputs)
     for one, other in zip(fresh.prefill_many([Prefill(each) for each in inputs]), expected, strict=True):
         same(one, other)
+
+
+def test_what_is_not_finite_decides_nothing_for_later_questions(fresh: VisionLanguageModel) -> None:
+    """Nor do questions that are equal: whether a pass keeps its rows apart, they cannot show."""
+    inputs = asked(fresh)
+    expected = [fresh.prefill(each, cached=False) for each in inputs]
+    fresh.prefix_cache.clear()
+    fresh._splits = fresh._goes_on = None
+    fresh._joins.clear()
+    pixels = inputs[0].tensors["pixel_values"]
+    broken = replace(inputs[0], tensors={**inputs[0].tensors, "pixel_values": torch.full_like(pixels, float("nan"))})
+    for one in fresh.prefill_many([Prefill(broken)] * 3):
+        assert isinstance(one, Exception) and "not finite" in str(one)
+    fresh.prefill_many([Prefill(inputs[0])] * 3)
+    assert fresh._joins == {}
+    for one, other in zip(fresh.prefill_many([Prefill(each) for each in inputs]), expected, strict=True):
+        same(one, other)
+    if fresh.model.config.model_type not in ALONE:
+        assert any(fresh._joins.values())
 
 
 def test_what_is_not_finite_is_the_error_of_its_own_question(fresh: VisionLanguageModel) -> None:
