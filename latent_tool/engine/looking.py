@@ -269,14 +269,19 @@ class _Looking:
         except _IMPOSSIBLE as error:
             self.warn(error)
             return []
-        clock.calls += max(len(one.tokens) for one in decoded)
         seen = []
         for (window, prefix), one in zip(prefixes, decoded, strict=True):
+            if isinstance(one, _IMPOSSIBLE):
+                self.warn(one)
+                continue
+            if isinstance(one, Exception):
+                raise one
             answer = self.question.extract(prefix, one)
             # One that was read in part cannot be compared with answers that were read to their end.
             probability = joint(one.log_probabilities, answer) if one.finish_reason == "stop" else 0.0
             reward = reward_of(answer.text, probability, job.cannot_tell)
             seen.append((window, Seen(prefix, one, answer.text, reward)))
+        clock.calls += max((len(one.tokens) for one in decoded if not isinstance(one, Exception)), default=0)
         return seen
 
     async def _choose(self, prefixes: Sequence[tuple[Window, Prefix]]) -> list[tuple[Window, Seen]]:

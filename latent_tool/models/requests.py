@@ -150,8 +150,8 @@ class Decode(Request[Decoded]):
 
 
 @dataclass(frozen=True)
-class DecodeEach(Request[list[Decoded]]):
-    """An answer of the plain model from each of several prefixes, in one batch: a list of ``Decoded``."""
+class DecodeEach(Request[list[Decoded | Exception]]):
+    """An answer of the plain model from each of several prefixes, in one batch: ``Decoded``, or what went wrong."""
 
     prefixes: Sequence[Prefix]
     max_new_tokens: int

@@ -50,15 +50,15 @@ def _prefill_each(vlm: VisionLanguageModel, requests: Sequence[PrefillEach]) -> 
     return [[next(found) for _ in request.each] for request in requests]
 
 
-def _decode_each(vlm: VisionLanguageModel, requests: Sequence[DecodeEach]) -> list[list[Decoded] | Exception]:
-    """All prefixes of all requests in one batch; a request with one that fails, fails."""
+def _decode_each(vlm: VisionLanguageModel, requests: Sequence[DecodeEach]) -> list[list[Decoded | Exception]]:
+    """All prefixes of all requests in one batch."""
     asked = [
         Decode(prefix, None, (), each.max_new_tokens, each.stop, each.generation)
         for each in requests
         for prefix in each.prefixes
     ]
     decoded = iter(vlm.decode_many(asked))
-    return [all_or_error([next(decoded) for _ in each.prefixes]) for each in requests]
+    return [[next(decoded) for _ in each.prefixes] for each in requests]
 
 
 _SERVED: dict[type[Request[Any]], Served] = {
