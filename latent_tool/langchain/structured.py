@@ -7,15 +7,16 @@ that, and what cannot be filled is refused when the schema is given. This module
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, get_type_hints, is_typeddict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Annotated, Any, NotRequired, Required, get_args, get_origin, get_type_hints, is_typeddict
 
 from langchain_core.messages import AIMessage
-from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, RootModel, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from latent_tool.errors import AnswerMismatchError, SettingsError
-from latent_tool.langchain.values import Answer, bare, resolved
+from latent_tool.langchain.values import JSON_NOTES, Answer, type_of_json, validator
 from latent_tool.schema import ConfidenceSource, Patch
 
 __all__ = ["StructuredAnswer", "StructuredOutput"]
@@ -58,7 +59,7 @@ class StructuredOutput:
             ``Enum`` or ``bool``.
 
     Raises:
-        SettingsError: the schema has not exactly one place for the answer.
+        SettingsError: the schema has not exactly one place for the answer, or asks for what is not checked here.
     """
 
     def __init__(self, schema: Any) -> None:
@@ -80,7 +81,12 @@ class StructuredOutput:
                 f"The schema {_name(schema)} needs exactly one field for the answer; it has: {named}.", _HINT
             )
         (self._place,) = needed
-        self._answer = Answer(own[self._place], f"The field {self._place} of the schema")
+        self._answer = Answer(own[self._place](), f"The field {self._place} of the schema")
+        # A pydantic class checks its fields itself.
+        self._carried: dict[str, TypeAdapter[Any]] = {}
+        if isinstance(schema, Mapping) or is_typeddict(schema):
+            for name in filter(_CARRIED.__contains__, self._fields):
+                self._carried[name] = validator(self._fields[name][0](), f"The field {name} of the schema")
 
     @property
     def options(self) -> list[str] | None:
@@ -113,19 +119,36 @@ class StructuredOutput:
         answer = self._answer.read(text)
         if self._place is None or self._fields is None:
             return answer
-        values = {key: carried[key] for key in self._fields if key in _CARRIED} | {self._place: answer}
         if isinstance(self.schema, Mapping) or is_typeddict(self.schema):
-            return values
+            return self._filled(carried) | {self._place: answer}
+        values = {key: carried[key] for key in self._fields if key in _CARRIED} | {self._place: answer}
         try:
             if issubclass(self.schema, RootModel):
                 return self.schema.model_validate(answer)
             return self.schema.model_validate(values, by_alias=True, by_name=True)
         except ValidationError as error:
             where = ", ".join(str(item["loc"][0]) for item in error.errors() if item["loc"]) or "the whole"
-            raise AnswerMismatchError(
-                f"The answer does not fit the schema {_name(self.schema)}: {where} is not valid.",
-                "Ask so that the answer is one of the schema's values.",
-            ) from error
+            raise self._mismatch(where) from error
+
+    def _filled(self, carried: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a dict that take what a reply carries."""
+        values = {}
+        for name, type_ in self._carried.items():
+            try:
+                value = type_.validate_python(carried[name])
+            except ValidationError as error:
+                needed = self._fields is None or self._fields[name][1]
+                if carried[name] is None and not needed and carried["accepted"] is not False:
+                    continue
+                raise self._mismatch(name) from error
+            values[name] = type_.dump_python(value, mode="json") if isinstance(self.schema, Mapping) else value
+        return values
+
+    def _mismatch(self, where: str) -> AnswerMismatchError:
+        return AnswerMismatchError(
+            f"The answer does not fit the schema {_name(self.schema)}: {where} is not valid.",
+            "Ask so that the answer is one of the schema's values; let a field be None that not every answer has.",
+        )
 
 
 def _name(schema: Any) -> str:
@@ -134,14 +157,17 @@ def _name(schema: Any) -> str:
     )
 
 
-# What would say more of an object than its properties do.
-_MORE_OF_AN_OBJECT = {
-    *("allOf", "anyOf", "oneOf", "not", "if", "then", "else", "minProperties"),
-    *("patternProperties", "propertyNames", "dependentRequired", "dependentSchemas"),
+# What may be said of an object here: its properties, and what demands nothing of them.
+_OF_AN_OBJECT = JSON_NOTES | {
+    *("type", "properties", "required", "additionalProperties"),
+    *("$defs", "definitions", "$schema", "$id", "name", "strict"),
 }
+_PATCH = Patch.model_json_schema()
+# A field: what gives its type, and whether it must be given.
+_Field = tuple[Callable[[], Any], bool]
 
 
-def _fields(schema: Any) -> dict[str, tuple[Any, bool]] | None:
+def _fields(schema: Any) -> dict[str, _Field] | None:
     """Type of every field of a schema and whether it must be given; ``None`` if it is no object."""
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         try:
@@ -150,27 +176,48 @@ def _fields(schema: Any) -> dict[str, tuple[Any, bool]] | None:
             complete = False
         if not complete:
             raise SettingsError(f"The schema {_name(schema)} names types that are not defined.", _HINT)
-        return {name: (info.annotation, info.is_required()) for name, info in schema.model_fields.items()}
+        return {name: (_always(info.annotation), info.is_required()) for name, info in schema.model_fields.items()}
     if is_typeddict(schema):
         try:
             hints = get_type_hints(schema, include_extras=True)
         except (NameError, TypeError):
             raise SettingsError(f"The schema {_name(schema)} names types that are not defined.", _HINT) from None
-        return {name: (bare(hint), name in schema.__required_keys__) for name, hint in hints.items()}
+        fields: dict[str, _Field] = {}
+        for name, hint in hints.items():
+            kind, required = _unmarked(hint)
+            # Where annotations are texts, the class itself does not see what marks a field.
+            fields[name] = (_always(kind), name in schema.__required_keys__ if required is None else required)
+        return fields
     return _json_fields(schema) if isinstance(schema, Mapping) else None
 
 
-def _json_fields(schema: Mapping[str, Any]) -> dict[str, tuple[Any, bool]]:
+def _always(kind: Any) -> Callable[[], Any]:
+    return lambda: kind
+
+
+def _unmarked(hint: Any) -> tuple[Any, bool | None]:
+    """The type of a ``TypedDict``'s field, its limits kept, and whether ``Required`` or ``NotRequired`` marks it."""
+    if (mark := get_origin(hint)) in (Required, NotRequired):
+        return get_args(hint)[0], mark is Required
+    if mark is Annotated:
+        kind, required = _unmarked(hint.__origin__)
+        return Annotated[(kind, *hint.__metadata__)], required
+    return hint, None
+
+
+def _json_fields(schema: Mapping[str, Any]) -> dict[str, _Field]:
     function = schema.get("function", schema)
     inner = function.get("parameters", function) if isinstance(function, Mapping) else {}
     inner = inner if isinstance(inner, Mapping) else {}
     properties, required = inner.get("properties"), inner.get("required")
     if not isinstance(properties, Mapping):
         raise SettingsError("The JSON schema has no properties.", _HINT)
-    if more := sorted(_MORE_OF_AN_OBJECT & set(inner)):
+    if inner.get("type", "object") != "object":
+        raise SettingsError("The JSON schema is of no object.", _HINT)
+    if more := sorted(map(str, inner.keys() - _OF_AN_OBJECT)):
         raise SettingsError(f"The JSON schema has {', '.join(more)}, which is not understood here.", _HINT)
-    if required is None:
-        required = list(properties)
+    if required is None:  # where nothing is said, an answer is wanted for each
+        required = [name for name in properties if name not in _CARRIED]
     if isinstance(required, str) or not isinstance(required, Sequence) or not set(map(str, required)) <= {*properties}:
         raise SettingsError("'required' of the JSON schema is no list of its properties.", _HINT)
     defined: dict[str, Any] = {}
@@ -178,16 +225,20 @@ def _json_fields(schema: Mapping[str, Any]) -> dict[str, tuple[Any, bool]]:
         known = inner.get(key, {})
         if not isinstance(known, Mapping):
             raise SettingsError(f"{key!r} of the JSON schema is no dict.", _HINT)
-        defined |= known
-    return {
-        name: ({} if name in _CARRIED else resolved(kind, defined, f"the field {name}"), name in required)
-        for name, kind in properties.items()
-    }
+        defined |= {f"#/{key}/{name}": Patch if kind == _PATCH else kind for name, kind in known.items()}
+    return {name: (partial(_json_type, name, kind, defined), name in required) for name, kind in properties.items()}
 
 
-def _is_chosen(kind: Any) -> bool:
+def _json_type(name: str, kind: Any, defined: Mapping[str, Any]) -> Any:
+    found = type_of_json(kind, defined, f"The field {name} of the schema")
+    if found is Any and name not in _CARRIED:
+        raise SettingsError(f"The field {name} of the schema says nothing of its values.", _HINT)
+    return found
+
+
+def _is_chosen(kind: Callable[[], Any]) -> bool:
     """Whether a type lists its values."""
     try:
-        return bool(Answer(kind, "a field").values)
+        return bool(Answer(kind(), "a field").values)
     except SettingsError:
         return False

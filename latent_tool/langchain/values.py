@@ -1,18 +1,19 @@
 """The values that a type allows, and which of them an answer in words spells.
 
-A type is Python's (a ``Literal``, an ``Enum``, ``bool``, text or a number, each with or without ``None``) or a JSON
-schema of the same. What such a type says and this module does not understand is refused, never skipped. This module
-knows nothing of models, of replies or of schemas with several fields.
+A type is Python's (a ``Literal``, an ``Enum``, ``bool``, text or a number, each with or without ``None``); a JSON
+schema of the same is turned into one. What such a type says and this module does not understand is refused, never
+skipped. This module knows nothing of models, of replies or of schemas with several fields.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NotRequired, Required, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
@@ -21,7 +22,7 @@ from pydantic_core import SchemaError
 from latent_tool.errors import AnswerMismatchError, SettingsError
 from latent_tool.request import checked_options
 
-__all__ = ["HINT", "Answer", "bare", "resolved"]
+__all__ = ["HINT", "JSON_NOTES", "Answer", "type_of_json", "validator"]
 
 HINT = (
     "An answer can be one of the values of a Literal, an Enum or a JSON enum (texts, numbers, true and false), bool, a "
@@ -29,24 +30,27 @@ HINT = (
 )
 
 _JSON_TYPES: dict[str, type] = {"string": str, "integer": int, "number": float, "boolean": bool}
-# What a JSON schema may demand of a text or a number, by pydantic's names.
-_JSON_LIMITS = {
+# What a JSON schema may demand of a number and of a text, by pydantic's names.
+_NUMBER_LIMITS = {
     "minimum": "ge",
     "maximum": "le",
     "exclusiveMinimum": "gt",
     "exclusiveMaximum": "lt",
     "multipleOf": "multiple_of",
-    "minLength": "min_length",
-    "maxLength": "max_length",
-    "pattern": "pattern",
 }
+_TEXT_LIMITS = {"minLength": "min_length", "maxLength": "max_length", "pattern": "pattern"}
 # What demands nothing of an answer.
-_JSON_NOTES = {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment"}
+JSON_NOTES = {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment"}
+# What holds the schema proper inside.
+_AROUND = ("$ref", "allOf", "anyOf", "oneOf")
+# Pydantic's errors that say that no text will do, beside those that end in "_type".
+_NO_TEXT = {"sequence_str", "none_required", "is_instance_of", "is_subclass_of"}
+_ARTICLES = frozenset({"the", "a", "an"})
 
 
 @dataclass(frozen=True)
 class _Value:
-    """One value: the text by which it is offered, and other ways to write it, folded."""
+    """One value: the text by which it is offered, and other ways to write it."""
 
     value: Any
     text: str
@@ -57,24 +61,31 @@ class Answer:
     """Reads answers in words as values of one type.
 
     Args:
-        kind: the type, or its JSON schema with references resolved.
+        kind: the type.
         name: of the schema or field, for errors.
 
     Raises ``SettingsError`` for a type that no answer can be a value of, or two of whose values are spelled alike.
     """
 
     def __init__(self, kind: Any, name: str) -> None:
+        listed = list(_values(kind, name))
+        self._type = validator(kind, name)
         self.values: list[_Value] = []
-        for each in _values(kind, name):
-            if not any(type(each.value) is type(other.value) and each.value == other.value for other in self.values):
+        for each in listed:
+            known = any(_same(each.value, other.value) for other in self.values)
+            if not known and _is_allowed(each.value, self._type):
                 self.values.append(each)
+        if listed and not self.values:
+            raise SettingsError(f"{name} allows none of its values.", HINT)
+        if not listed and not any(_is_read(text, self._type) for text in ("text", "1")):
+            raise SettingsError(f"{name} is of a type that no answer can be read as.", HINT)
         spelled: set[str] = set()
         for each in self.values:
             if not each.text or each.text in spelled:
                 what = "an empty value" if not each.text else f"two values that are spelled {each.text!r}"
                 raise SettingsError(f"{name} has {what}: an answer cannot tell.", "Give every value words of its own.")
             spelled.add(each.text)
-        self._open = None if self.values else _reader(kind, name)
+        self._articles = _articles(text for each in self.values for text in (each.text, *each.others))
 
     @property
     def options(self) -> list[str] | None:
@@ -86,9 +97,9 @@ class Answer:
 
     def read(self, text: str) -> Any:
         """Return the value that an answer spells. Raises ``AnswerMismatchError``."""
-        if self._open is not None:
+        if not self.values:
             try:
-                return self._open(text.strip())
+                return self._type.validate_python(text.strip())
             except ValidationError as error:
                 raise AnswerMismatchError(
                     f"The answer {text[:80]!r} is not of the type the schema wants.",
@@ -104,19 +115,22 @@ class Answer:
 
     def _matches(self, text: str) -> Iterator[list[_Value]]:
         """The values that are written so: as they are offered, in other letters, by another name."""
-        exact, answer = " ".join(text.split()), _folded(text)
+        exact, answer = " ".join(text.split()), self._core(text)
         yield [each for each in self.values if each.text == exact]
-        yield [each for each in self.values if _folded(each.text) == answer]
-        yield [each for each in self.values if answer in each.others]
+        yield [each for each in self.values if self._core(each.text) == answer]
+        yield [each for each in self.values if answer in map(self._core, each.others)]
         lead = re.match(r"(yes|no)\s*[,.;:]", answer)
         if lead and {each.text for each in self.values} == {"yes", "no"}:
             yield [each for each in self.values if each.text == lead[1]]
 
+    def _core(self, text: str) -> str:
+        return _without(_folded(text), self._articles)
 
-def bare(hint: Any) -> Any:
-    """Return a type without what is written around it: an alias, ``Annotated``, ``Required`` or ``NotRequired``."""
+
+def _bare(hint: Any) -> Any:
+    """Return a type without what is written around it: an alias or ``Annotated``."""
     while True:
-        if get_origin(hint) in (Required, NotRequired) or hasattr(hint, "__metadata__"):
+        if hasattr(hint, "__metadata__"):
             hint = get_args(hint)[0]
         elif hasattr(hint, "__value__"):  # a type alias
             hint = hint.__value__
@@ -126,42 +140,121 @@ def bare(hint: Any) -> Any:
             return hint
 
 
-def resolved(kind: Any, defined: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Return a property's JSON schema with its references followed, what stands beside them kept.
+def validator(kind: Any, name: str) -> TypeAdapter[Any]:
+    """Return what validates values of a type. Raises ``SettingsError`` for what is no type."""
+    try:
+        return TypeAdapter(kind)
+    except (PydanticUserError, SchemaError, NameError, TypeError) as error:
+        raise SettingsError(f"{name} is of a type that is not understood ({error!s:.200}).", HINT) from None
 
-    Raises ``SettingsError`` for a reference that leads nowhere, and what is no schema.
+
+def type_of_json(kind: Any, defined: Mapping[str, Any], name: str, depth: int = 16) -> Any:
+    """Return the Python type of a JSON schema, its references followed and what stands beside them kept.
+
+    Args:
+        kind: the schema.
+        defined: by their references (``#/$defs/Name``), schemas or Python types.
+        name: of the field, for errors.
+        depth: how many schemas may lie within one another.
+
+    Raises ``SettingsError`` for what it does not understand.
     """
-    kind = {} if kind is True else kind
-    for _ in range(16):
-        if not isinstance(kind, Mapping):
-            break
-        if isinstance(parts := kind.get("allOf"), Sequence) and len(parts) == 1 and isinstance(parts[0], Mapping):
-            kind = {**parts[0], **{key: value for key, value in kind.items() if key != "allOf"}}
-        reference = kind.get("$ref")
-        if reference is None:
-            followed: Mapping[str, Any] = kind
-            return followed
-        there = defined.get(reference.rpartition("/")[2]) if isinstance(reference, str) else None
-        if not isinstance(there, Mapping):
-            break
-        kind = {**there, **{key: value for key, value in kind.items() if key != "$ref"}}
-    raise SettingsError(f"The JSON schema of {name} cannot be followed.", HINT)
+    if kind is True:
+        return Any
+    if not isinstance(kind, Mapping) or not depth:
+        raise SettingsError(f"{name} has a JSON schema that cannot be followed.", HINT)
+    key = next((each for each in _AROUND if each in kind), None)
+    if key is None:
+        return _type_of_json(kind, defined, name, depth - 1)
+    beside = {other: value for other, value in kind.items() if other != key}
+    parts = [defined.get(kind[key]) if isinstance(kind[key], str) else None] if key == "$ref" else kind[key]
+    if isinstance(parts, str) or not isinstance(parts, Sequence):
+        raise SettingsError(f"{name} has an {key!r} that is no list.", HINT)
+    rest = [part for part in parts if key in ("$ref", "allOf") or part != {"type": "null"}]
+    if len(rest) != 1:
+        raise SettingsError(f"{name} may be of several kinds.", HINT)
+    if key == "$ref" and isinstance(rest[0], type):
+        _refuse_unknown(beside, (), name)
+        return rest[0]
+    found = type_of_json(_joined(rest[0], beside, name), defined, name, depth - 1)
+    # Limits say nothing of null; a type or values that stand beside it may forbid it.
+    may_be_null = len(rest) < len(parts) and beside.keys() <= JSON_NOTES | {*_NUMBER_LIMITS, *_TEXT_LIMITS}
+    return found | None if may_be_null else found
+
+
+def _joined(inner: Any, beside: Mapping[str, Any], name: str) -> Any:
+    """A schema with what stands beside the place that holds it."""
+    if not isinstance(inner, Mapping):
+        _refuse_unknown(beside, (), name)
+        return inner
+    for key in inner.keys() & beside.keys() - JSON_NOTES:
+        if repr(inner[key]) != repr(beside[key]):  # 1 is not true
+            raise SettingsError(f"{name} has two different {key!r}.", HINT)
+    return {**inner, **beside}
+
+
+def _type_of_json(kind: Mapping[str, Any], defined: Mapping[str, Any], name: str, depth: int) -> Any:
+    if "type" not in kind and not {"enum", "const"} & kind.keys():
+        _refuse_unknown(kind, (), name)
+        return Any
+    several = isinstance(kind.get("type"), Sequence) and not isinstance(kind["type"], str)
+    types = kind["type"] if several else [kind.get("type")]
+    rest = [each for each in types if not (several and each == "null")]
+    if len(rest) != 1:
+        raise SettingsError(f"{name} may be of several kinds.", HINT)
+    (type_,) = rest
+    may_be_null = "type" not in kind or len(rest) < len(types)
+    if "enum" in kind or "const" in kind:
+        _refuse_unknown(kind, {"enum", "const", "type"}, name)
+        return _literal(kind, type_, may_be_null, name)
+    if type_ == "array":
+        _refuse_unknown(kind, {"type", "items"}, name)
+        found: Any = list[type_of_json(kind.get("items", True), defined, name, depth)]  # type: ignore[misc]
+    elif type_ == "object":
+        _refuse_unknown(kind, {"type"}, name)
+        found = dict[str, Any]
+    elif not isinstance(type_, str) or type_ not in _JSON_TYPES:
+        raise SettingsError(f"{name} cannot be filled from an answer.", HINT)
+    else:
+        known = {"boolean": {}, "string": _TEXT_LIMITS}.get(type_, _NUMBER_LIMITS)
+        _refuse_unknown(kind, {"type", *known}, name)
+        limits: dict[str, Any] = {own: kind[key] for key, own in known.items() if key in kind}
+        if None in limits.values():
+            raise SettingsError(f"{name} has a limit that is null.", "Leave it out, or give it a value.")
+        if type_ == "number":
+            limits["allow_inf_nan"] = False
+        found = Annotated[_JSON_TYPES[type_], Field(**limits)] if limits else _JSON_TYPES[type_]
+    return found | None if may_be_null else found
+
+
+def _literal(kind: Mapping[str, Any], type_: Any, may_be_null: bool, name: str) -> Any:
+    """The values that ``enum`` and ``const`` of a JSON schema both allow."""
+    values = kind.get("enum", [kind.get("const")])
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise SettingsError(f"{name} has an enum that is no list.", HINT)
+    if "const" in kind:
+        values = [each for each in values if _same(each, kind["const"])]
+    if "type" in kind and not all(_is_of(type_, each) for each in values if each is not None):
+        raise SettingsError(f"{name} has a value that is not of its type.", HINT)
+    values = [each for each in values if each is not None or may_be_null]
+    if all(each is None for each in values):
+        raise SettingsError(f"{name} has no values.", HINT)
+    return Literal.__getitem__(tuple(values))
 
 
 def _values(kind: Any, name: str) -> Iterator[_Value]:
     """The values a type allows but ``None``; none if it is open. Raises ``SettingsError``."""
-    if isinstance(kind, Mapping):
-        yield from _values_of_json(kind, name)
-        return
-    kind = bare(kind)
+    kind = _bare(kind)
     origin = get_origin(kind)
     if origin in (Union, UnionType):
-        parts = [part for part in get_args(kind) if part is not NoneType]
+        parts = [part for part in get_args(kind) if part not in (NoneType, Literal[None])]
         inner = [list(_values(part, name)) for part in parts]
         if all(inner):  # otherwise it is open, whatever some parts list
             for each in inner:
                 yield from each
     elif origin is Literal:
+        if all(value is None for value in get_args(kind)):
+            raise SettingsError(f"{name} has no values.", HINT)
         for value in get_args(kind):
             if value is not None:
                 yield _value(value, name)
@@ -174,46 +267,12 @@ def _values(kind: Any, name: str) -> Iterator[_Value]:
             yield _value(member, name)
 
 
-def _values_of_json(kind: Mapping[str, Any], name: str) -> Iterator[_Value]:
-    kind = _without_null(kind, name)
-    if "enum" in kind or "const" in kind or kind.get("type") == "boolean":
-        _refuse_unknown(kind, {"enum", "const", "type"}, name)
-    if "enum" in kind or "const" in kind:
-        values = kind.get("enum", [kind.get("const")])
-        if isinstance(values, str) or not isinstance(values, Sequence):
-            raise SettingsError(f"The enum of {name} is no list.", HINT)
-        known = [_value(value, name) for value in values if value is not None]
-        if not known:
-            raise SettingsError(f"{name} has no values.", HINT)
-        if "type" in kind and not all(_is_of(kind["type"], each.value) for each in known):
-            raise SettingsError(f"{name} has a value that is not of its type.", HINT)
-        yield from known
-    elif kind.get("type") == "boolean":
-        yield from _values(bool, name)
-
-
-def _without_null(kind: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A JSON schema that also allows ``null``, as one that does not."""
-    for key in ("anyOf", "oneOf"):
-        if isinstance(parts := kind.get(key), Sequence):
-            rest = [part for part in parts if part != {"type": "null"}]
-            if len(rest) != 1 or not isinstance(rest[0], Mapping):
-                raise SettingsError(f"{name} may be of several kinds.", HINT)
-            kind = {**rest[0], **{other: value for other, value in kind.items() if other != key}}
-    if isinstance(types := kind.get("type"), Sequence) and not isinstance(types, str):
-        rest = [each for each in types if each != "null"]
-        if len(rest) != 1:
-            raise SettingsError(f"{name} may be of several kinds.", HINT)
-        kind = {**kind, "type": rest[0]}
-    return kind
-
-
 def _value(value: Any, name: str) -> _Value:
     if isinstance(value, Enum):
         words = isinstance(value.value, str) and any(sign.isalpha() for sign in value.value)
         own = value.name.replace("_", " ").lower()
         others = (own, str(value.value)) if isinstance(value.value, str | int | float) else (own,)
-        return _Value(value, " ".join(value.value.split()) if words else own, tuple(map(_folded, others)))
+        return _Value(value, " ".join(value.value.split()) if words else own, others)
     if isinstance(value, bool):
         return _Value(value, "yes" if value else "no", ("true",) if value else ("false",))
     if isinstance(value, str | int | float):
@@ -221,25 +280,27 @@ def _value(value: Any, name: str) -> _Value:
     raise SettingsError(f"{name} has a value that no answer spells: a {type(value).__name__}.", HINT)
 
 
-def _reader(kind: Any, name: str) -> Callable[[str], Any]:
-    """What validates a text as an open type. Raises ``SettingsError`` for one that no text can be."""
-    if isinstance(kind, Mapping):
-        kind = _type_of_json(_without_null(kind, name), name)
+def _same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and one == other
+
+
+def _is_allowed(value: Any, type_: TypeAdapter[Any]) -> bool:
+    """Whether a listed value is one within the limits, too."""
     try:
-        return TypeAdapter(kind).validate_python
-    except (PydanticUserError, SchemaError, NameError, TypeError) as error:
-        raise SettingsError(f"{name} is of a type that no answer can be read as ({error!s:.200}).", HINT) from None
+        return _same(type_.validate_python(value), value)
+    except Exception:  # a validator of the caller's may raise anything
+        return False
 
 
-def _type_of_json(kind: Mapping[str, Any], name: str) -> Any:
-    type_ = kind.get("type")
-    if not isinstance(type_, str) or type_ not in _JSON_TYPES:
-        raise SettingsError(f"{name} cannot be filled from an answer.", HINT)
-    _refuse_unknown(kind, {"type", *_JSON_LIMITS}, name)
-    limits: dict[str, Any] = {own: kind[key] for key, own in _JSON_LIMITS.items() if key in kind}
-    if type_ == "number":
-        limits["allow_inf_nan"] = False
-    return Annotated[_JSON_TYPES[type_], Field(**limits)]
+def _is_read(text: str, type_: TypeAdapter[Any]) -> bool:
+    """Whether a text is a value of a type, or is none for what it says only."""
+    try:
+        return not isinstance(type_.validate_python(text), Iterator)  # of its letters
+    except ValidationError as error:
+        kinds = [each["type"] for each in error.errors()]
+        return not all(kind.endswith("_type") or kind in _NO_TEXT for kind in kinds)
+    except Exception:  # a validator of the caller's may raise anything; it did look at the text
+        return True
 
 
 def _is_of(type_: Any, value: Any) -> bool:
@@ -253,13 +314,29 @@ def _is_of(type_: Any, value: Any) -> bool:
 
 
 def _refuse_unknown(kind: Mapping[str, Any], known: Collection[str], name: str) -> None:
-    unknown = [key for key in kind if key not in known and key not in _JSON_NOTES]
+    unknown = [key for key in kind if key not in known and key not in JSON_NOTES]
     if unknown:
-        raise SettingsError(f"{name} asks for what is not checked here: {', '.join(map(str, unknown))}.", HINT)
+        raise SettingsError(
+            f"{name} asks for what is not checked here: {', '.join(map(str, unknown))}.",
+            "Leave it out, or give the field a type that it belongs to.",
+        )
 
 
-def _folded(value: Any) -> str:
-    """Words in lower case, without articles and what stands around them; signs alone stay as they are."""
-    text = " ".join(re.findall(r"[^\W_]+(?:[.'-][^\W_]+)*|[^\w\s]", str(value).casefold()))
-    words = text.strip(" .,;:!?\"'`*()[]")
-    return re.sub(r"^(?:the|a|an)\s+", "", words) or text
+def _articles(texts: Iterable[str]) -> frozenset[str]:
+    """The articles that say nothing before these texts: none is one of them, or tells two of them apart."""
+    folded = {_folded(text) for text in texts}
+    alike = Counter(_without(text, _ARTICLES) for text in folded)
+    telling = [text for text in folded if text in _ARTICLES or alike[_without(text, _ARTICLES)] > 1]
+    return _ARTICLES - {text.partition(" ")[0] for text in telling}
+
+
+def _without(text: str, articles: Collection[str]) -> str:
+    """A folded text without an article before it."""
+    first, _, rest = text.partition(" ")
+    return rest if rest and first in articles else text
+
+
+def _folded(text: str) -> str:
+    """Words in lower case, without what stands around them; signs alone stay as they are."""
+    words = " ".join(re.findall(r"[^\W_]+(?:[.'-][^\W_]+)*|[^\w\s]", text.casefold()))
+    return words.strip(" .,;:!?\"'`*()[]") or " ".join(text.split())
