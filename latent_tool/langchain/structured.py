@@ -7,6 +7,7 @@ that, and what cannot be filled is refused when the schema is given. This module
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, NotRequired, Required, get_args, get_origin, get_type_hints, is_typeddict
@@ -134,14 +135,18 @@ class StructuredOutput:
         """The fields of a dict that take what a reply carries."""
         values = {}
         for name, type_ in self._carried.items():
+            value = carried[name]
             try:
-                value = type_.validate_python(carried[name])
+                if isinstance(self.schema, Mapping):  # JSON takes nothing for something else: 1 is not true
+                    type_.validate_json(json.dumps(value), strict=True)
+                else:
+                    value = type_.validate_python(value)
             except ValidationError as error:
                 needed = self._fields is None or self._fields[name][1]
-                if carried[name] is None and not needed and carried["accepted"] is not False:
+                if value is None and not needed and carried["accepted"] is not False:
                     continue
                 raise self._mismatch(name) from error
-            values[name] = type_.dump_python(value, mode="json") if isinstance(self.schema, Mapping) else value
+            values[name] = value
         return values
 
     def _mismatch(self, where: str) -> AnswerMismatchError:

@@ -476,6 +476,8 @@ def test_fields_that_take_what_a_reply_carries(schema: Any, expected: Any) -> No
         beside(confidence={"type": "number", "minimum": 0.9}),
         beside(confidence={"type": "number", "exclusiveMinimum": 0.1}),
         beside(confidence={"type": "integer"}),
+        beside(accepted={"type": "integer"}),
+        beside(min_confidence={"type": "boolean"}, confidence={}),
         beside(confidence={"enum": [0.9, None]}),
         beside(confidence={"type": "number"}, abstain_reason={"type": "string"}, warnings={"type": "object"}),
         beside(patches={"type": "array", "items": {"type": "string"}}, confidence={}),
@@ -486,7 +488,8 @@ def test_fields_that_take_what_a_reply_carries(schema: Any, expected: Any) -> No
     ids=str,
 )
 def test_a_gate_that_a_schema_sets_on_what_a_reply_carries_is_kept(schema: Any) -> None:
-    told = {"accepted": False, "confidence": 0.1, "abstain_reason": "low", "patches": [PATCH], "warnings": []}
+    told = {"accepted": False, "confidence": 0.1, "abstain_reason": "low", "patches": [PATCH]}
+    told |= {"warnings": [], "min_confidence": 1.0}
     with pytest.raises(AnswerMismatchError):
         StructuredOutput(schema)(reply("red", **told))
 
