@@ -65,7 +65,8 @@ class Reader:
         if not there:
             raise DatasetError(
                 f"There is no data set {str(path)[:200]!r}.",
-                "Give a .jsonl, .csv or .json file, a folder with a labels file, easy-vqa or scenes.",
+                "Give a .jsonl, .csv, .tsv, .json or .parquet file, a folder of images with labels, easy-vqa or "
+                "scenes.",
             )
         if folder:
             labels = next((path / name for name in _LABEL_FILES if (path / name).is_file()), None)
