@@ -31,8 +31,22 @@ _URL = re.compile(r"(https?)://(?:[^/?#\\]*@)?([^/?#\\@]*)", re.IGNORECASE | re.
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):", re.IGNORECASE | re.ASCII)
 _DATA_URI = re.compile(r"data:[^\s,]{0,200},[^\s\"'<>)]*", re.IGNORECASE | re.ASCII)
 _USER = re.compile(r"(?<=://)[^/\s?#\\@]*@", re.ASCII)
-_QUOTED_PATH = re.compile(r"(?P<quote>['\"])(?P<path>(?:~|/|[A-Za-z]:[\\/]|\\\\)[^'\"\n]*)(?P=quote)")
-_BARE_PATH = re.compile(r"(?<![\w:/.~'\"-])(?P<quote>)(?P<path>/[^\s'\",;:()<>]+/[^\s'\",;:()<>]*)")
+# A path's name ends at a space or a mark that a name hardly goes on after.
+_NAME = r"(?:[^\s/\\'\",;:()<>]|['\",;:()](?=\w))++"
+# A folder may have spaces in its name: up to two further words that a slash follows are part of it.
+_NAMES = rf"(?:{_NAME}(?:(?:[ ](?!~|\.{{1,2}}[/\\]){_NAME}){{1,2}}(?=[/\\]))?)"
+_PLACE = re.compile(
+    rf"""
+      (?P<url>(?<![a-z0-9+.-])(?!file:)[a-z][a-z0-9+.-]*://[^\s/'"<>][^\s'"<>]*)         # a host's, not this machine's
+    | '(?P<single>(?:~|/|[a-z]:[\\/]|\\\\)(?:[^'\n]|'(?=\w))*+)'
+    | "(?P<double>(?:~|/|[a-z]:[\\/]|\\\\)(?:[^"\n]|"(?=\w))*+)"
+    | (?<![a-z0-9+.-])(?:file:(?://[^\s/'"<>]*)?|[a-z][a-z0-9+.-]+://)(?P<file>(?:[/\\]+{_NAMES}?)+)
+    | (?<![\w/\\.~-])(?P<bare>(?:~[\w.-]*|[a-z]:|(?=\\\\\w))(?:[/\\]+{_NAMES}?)+|/+{_NAMES}(?:[/\\]+{_NAMES}?)+)
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+# What begins like a path and is one of a server's; none of them says anything of the machine.
+_ROUTE = re.compile(r"/(?:v1(?:/[a-z]+){0,2}|health|metrics|mcp|openapi\.json)?/?")
 _IMAGE_KEYS = ("image", "images", "url", "image_url", "source", "base64", "data", "bytes", "path", "value")
 
 
@@ -125,14 +139,18 @@ def number_text(value: float | None, digits: int = 3) -> str:
 
 
 def without_places(text: str) -> str:
-    """Return a text for people elsewhere: of a path of this machine, the last name alone is left."""
+    """Return a text for people elsewhere: of a path of a machine, there or not, the last name alone is left.
+
+    The servers' own routes, URLs with a host and paths that are relative stay.
+    """
 
     def last(found: re.Match[str]) -> str:
-        path, quote = found["path"], found["quote"]
+        kind = str(found.lastgroup)
+        path = found[kind]
         parts = [part for part in re.split(r"[/\\]", path) if part]
-        # What begins like a path of a URL, such as /v1/ask, is none of this machine.
-        if not parts or (path.startswith("/") and not os.path.lexists(f"/{parts[0]}")):
+        if kind == "url" or not parts or _ROUTE.fullmatch(path):
             return found[0]
+        quote = {"single": "'", "double": '"'}.get(kind, "")
         return f"{quote}{parts[-1]}{quote}"
 
-    return _BARE_PATH.sub(last, _QUOTED_PATH.sub(last, text))
+    return _PLACE.sub(last, text)

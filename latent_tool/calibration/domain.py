@@ -191,5 +191,5 @@ def round_off(value: float) -> float:
 
 
 def held_back_needed(level: float, parts: int) -> int:
-    """Return held-back questions without which ``parts`` parts could never refuse anything at ``level``."""
+    """Return how many held-back questions ``parts`` parts need at least, to be able to refuse anything at ``level``."""
     return math.ceil(parts / level * (1 - 1e-12)) - 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +26,9 @@ __all__ = ["calibrate", "calibration_of", "check_drift"]
 
 # What a run notes beside its model, and a calibration elsewhere.
 _NOT_THE_MODEL = ("name", "dtype", "quantization")
+# Options that say where a run's data set lies, in place of what the run says.
+_WHERE = ("data", "preset", "images")
+_LEFT_OUT = "Pictures are named for a domain check that is left out."
 # What only fills the screen.
 _NUMBERS = {"center": True, "scale": True, "usual": True, "damages": True, "held_back": True}
 _NOT_SHOWN: dict[str, Any] = {"reference": True, "configuration": True, "domain": _NUMBERS}
@@ -69,6 +72,8 @@ def calibrate(
         str | None,
         typer.Option(metavar="DATA", help="The data set of the run, with its pictures, where it lies elsewhere now."),
     ] = None,
+    preset: options.Preset = None,
+    images: options.Images = None,
     pictures: Annotated[
         str | None,
         typer.Option(
@@ -113,7 +118,7 @@ def calibrate(
             "--out FILE.json writes a calibration, --check-drift FILE.json uses one.",
         )
     if not domain:
-        require_used(context, "without --no-domain", "data", "pictures", "false_alarms")
+        require_used(context, "without --no-domain", *_WHERE, "pictures", "false_alarms")
     if drift_of is None:
         require_used(context, "with --check-drift", "level")
     else:
@@ -131,7 +136,11 @@ def calibrate(
     if drift_of is not None:
         from latent_tool.calibration.calibration import Calibration
 
-        drift = check_drift(Calibration.load(drift_of), load_run(run), method, level, domain=domain, data=data)
+        given = Calibration.load(drift_of)
+        if given.domain is None:
+            require_used(context, "with a calibration that has a domain check", *_WHERE)
+        where: dict[str, Any] = {"data": data, "preset": preset, "images": images}
+        drift = check_drift(given, load_run(run), method, level, domain=domain, **where)
         print(drift.model_dump_json(indent=2) if as_json else _drift_text(drift))
         if drift.drifted:
             raise typer.Exit(options.BELOW)
@@ -150,6 +159,8 @@ def calibrate(
         partial=partial,
         domain=domain,
         data=data,
+        preset=preset,
+        images=images,
         pictures=pictures,
         false_alarms=false_alarms,
     )
@@ -174,6 +185,8 @@ def calibration_of(
     partial: bool = False,
     domain: bool = True,
     data: str | None = None,
+    preset: str | None = None,
+    images: Path | None = None,
     pictures: str | None = None,
     false_alarms: float | None = None,
 ) -> Calibration:
@@ -187,8 +200,8 @@ def calibration_of(
             ``pooled_probability``.
         partial: also take a method that has not answered everything yet; what was answered first need not be like the
             rest.
-        domain, data, pictures, false_alarms: see the command; where nobody has said where the run's pictures lie and
-            they are not found, the calibration has no domain check and says so.
+        domain, data, preset, images, pictures, false_alarms: see the command; where nobody has said where
+            the run's pictures lie and they are not found, the calibration has no domain check and says so.
 
     Raises ``SettingsError`` for an unknown method, pictures that are not where they were, and pictures for a check that
     is left out, ``CalibrationError`` for a score the run does not have, or has for
@@ -219,10 +232,11 @@ def calibration_of(
         raise CalibrationError(
             f"The answers of {name} have no score {score!r}.", f"They have: {', '.join(known) or 'none'}."
         )
-    if not domain and (data is not None or pictures is not None or false_alarms is not None):
-        raise SettingsError("Pictures are named for a domain check that is left out.", "Give one of the two.")
+    where = {"data": data, "preset": preset, "images": images}
+    if not domain and any(given is not None for given in (*where.values(), pictures, false_alarms)):
+        raise SettingsError(_LEFT_OUT, "Give one of the two.")
     if domain:
-        checked = _checked(run, rows, data, pictures, false_alarms, seed)
+        checked = _checked(run, rows, where, pictures, false_alarms, seed)
     else:
         checked = Checked(NoDomainCheck(reason="It was left out (--no-domain)."))
     return fit(
@@ -253,7 +267,12 @@ def calibration_of(
 
 
 def _checked(
-    run: Run, rows: Sequence[Row], data: str | None, pictures: str | None, false_alarms: float | None, seed: int
+    run: Run,
+    rows: Sequence[Row],
+    where: Mapping[str, Any],
+    pictures: str | None,
+    false_alarms: float | None,
+    seed: int,
 ) -> Checked:
     """The domain check; why there is none, where nobody named the pictures and they are not found."""
     from latent_tool.calibration.domain import NoDomainCheck
@@ -261,9 +280,9 @@ def _checked(
     from latent_tool.evaluation.domain import Checked, check_of_run, items_of_run
 
     try:
-        items = items_of_run(run, data)
+        items = items_of_run(run, **where)
     except SettingsError as error:
-        if run.manifest.dataset.source is not None or data is not None or pictures is not None:
+        if _is_said(run, where) or pictures is not None:
             raise SettingsError(error.message, f"{error.hint} Or leave the domain check out (--no-domain).") from None
         return Checked(NoDomainCheck(reason=f"{error.message} {error.hint}"))
     further = [] if pictures is None else load_dataset(pictures, question="?", unlabelled=True, keep_going=True)
@@ -278,16 +297,29 @@ def check_drift(
     *,
     domain: bool = True,
     data: str | None = None,
+    preset: str | None = None,
+    images: Path | None = None,
 ) -> Drift:
     """Compare the scores of a run, labelled or not, with those of a calibration; its pictures, too, where it can.
 
-    ``domain`` and ``data``: see the command. Pictures are compared where the calibration has a domain check; those of a
-    run that does not say where they lie, and that are not found, are not. A picture counts once.
+    ``domain``, ``data``, ``preset`` and ``images``: see the command. Pictures are compared where the calibration has a
+    domain check; those of a run that does not say where they lie, and that are not found, are not. A picture counts
+    once.
 
-    Raises ``CalibrationMismatchError`` when the run was made with another configuration.
+    Raises ``CalibrationMismatchError`` when the run was made with another configuration, ``SettingsError`` for
+    pictures that are named and would not be compared, and for those that are not where they were.
     """
     from latent_tool.errors import CalibrationMismatchError
 
+    where = {"data": data, "preset": preset, "images": images}
+    if any(given is not None for given in where.values()):
+        if not domain:
+            raise SettingsError(_LEFT_OUT, "Give one of the two.")
+        if calibration.domain is None:
+            raise SettingsError(
+                "Pictures are named, and the calibration has no domain check to compare them by.",
+                "Leave them out, or fit a calibration that has one.",
+            )
     name = _method(run, method)
     if run.fingerprint(name, calibration.score) != calibration.fingerprint:
         raise CalibrationMismatchError(
@@ -295,18 +327,23 @@ def check_drift(
             "Compare runs of the same model, prompt, settings and budget.",
         )
     scores = [None if row.abstained else row.scores.get(calibration.score) for row in run.of(name)]
-    domains = _domains(calibration, run, data) if domain and calibration.domain is not None else None
+    domains = _domains(calibration, run, where) if domain and calibration.domain is not None else None
     return calibration.drift(scores, level, domains=domains)
 
 
-def _domains(calibration: Calibration, run: Run, data: str | None) -> list[Domain] | None:
+def _is_said(run: Run, where: Mapping[str, Any]) -> bool:
+    """Whether somebody has said where the run's data set lies."""
+    return run.manifest.dataset.source is not None or any(given is not None for given in where.values())
+
+
+def _domains(calibration: Calibration, run: Run, where: Mapping[str, Any]) -> list[Domain] | None:
     """What the calibration's domain check says of the run's pictures; ``None`` where they are not found."""
     from latent_tool.evaluation.domain import distinct, engine_of_run, items_of_run, look_at, one_each
 
     try:
-        items = items_of_run(run, data)
+        items = items_of_run(run, **where)
     except SettingsError as error:
-        if run.manifest.dataset.source is not None or data is not None:
+        if _is_said(run, where):
             raise SettingsError(error.message, f"{error.hint} Or leave them out (--no-domain).") from None
         return None
     check = calibration.domain

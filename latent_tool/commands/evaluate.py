@@ -34,18 +34,8 @@ def evaluate(
             "By default greedy, reasoning and search.",
         ),
     ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="The benchmark that the file holds, with its columns, rule and groups: mmstar, mmvp, pope, vstar, "
-            "hrbench, chartqa, textvqa or mathvista.",
-        ),
-    ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Folder of a benchmark's pictures; by default that of its file."),
-    ] = None,
+    preset: options.Preset = None,
+    images: options.Images = None,
     match: Annotated[
         str | None,
         typer.Option(

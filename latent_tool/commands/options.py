@@ -38,6 +38,7 @@ __all__ = [
     "Dtype",
     "Folder",
     "Grounding",
+    "Images",
     "Isolate",
     "KeepGoing",
     "Level",
@@ -47,6 +48,7 @@ __all__ = [
     "MaxMegabytes",
     "MinConfidence",
     "Model",
+    "Preset",
     "Quantize",
     "Question",
     "Quiet",
@@ -172,6 +174,18 @@ Data = Annotated[
         help="A .jsonl, .csv, .json, .tsv (VLMEvalKit) or .parquet file, a folder of images with a labels file, "
         "easy-vqa[:test|train], or scenes[:held_out|hard|train[:first-last]] (seeds, one question each)."
     ),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The benchmark that the file holds, with its columns, rule and groups: mmstar, mmvp, pope, vstar, "
+        "hrbench, chartqa, textvqa or mathvista.",
+    ),
+]
+Images = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder of a benchmark's pictures; by default that of its file."),
 ]
 Question = Annotated[str | None, typer.Option(help="Asked where a row has no question of its own.")]
 Limit = Annotated[

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,33 +46,50 @@ class Checked:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
-def items_of_run(run: Run, data: str | None = None) -> list[Item]:
-    """Return the run's questions with their pictures, from its data set or from ``data``.
+def items_of_run(
+    run: Run, data: str | None = None, *, images: str | Path | None = None, preset: str | None = None
+) -> list[Item]:
+    """Return the run's questions with their pictures, from where it says that its data set lies.
 
-    Raises ``SettingsError`` when there is no such data set, or when it is another one.
+    Args:
+        data, images, preset: as in ``load_dataset``, each instead of what the run says: what was moved alone is named.
+
+    Raises ``SettingsError`` when there is no such data set, or when it is another one: one with other questions, or
+    with other pictures under the same names.
     """
     source = run.manifest.dataset.source
     where: dict[str, Any] = {} if source is None else source.arguments(run.path)
-    name = data or where.get("spec") or run.manifest.dataset.name
+    moved = {"spec": data, "images": images, "preset": preset}
+    where |= {key: value for key, value in moved.items() if value is not None}
+    name = where.setdefault("spec", run.manifest.dataset.name)
+    hint = "Name the data set that the run was made of with --data, and a benchmark's pictures with --images."
     try:
-        found = load_dataset(**{**where, "spec": name}, question="?", unlabelled=True, keep_going=True)
+        found = load_dataset(**where, question="?", unlabelled=True, keep_going=True)
         known = {item.id: item for item in found}
     except LatentToolError as error:
-        raise SettingsError(
-            f"The pictures of the run are not found: {error.message}", "Name them with --data."
-        ) from None
+        raise SettingsError(f"The pictures of the run are not found: {error.message}", hint) from None
     asked = {row.id: row for row in run.rows}
     lost = [
         row.id
         for row in asked.values()
-        if row.id not in known or (row.images and known[row.id].images and row.images != known[row.id].images)
+        if row.id not in known or (row.content is None and _other_names(row, known[row.id]))
     ]
     if lost:
+        raise SettingsError(f"{len(lost)} questions of the run are not in {name!r}, such as {lost[0]!r}.", hint)
+    # Names tell little: what the files hold tells pictures of the same names apart.
+    other = [row.id for row in asked.values() if row.content not in (None, known[row.id].digest)]
+    if other:
+        why = known[other[0]].problem
         raise SettingsError(
-            f"{len(lost)} questions of the run are not in {name!r}, such as {lost[0]!r}.",
-            "Name the data set that the run was made of with --data.",
+            f"The pictures of {len(other)} questions of the run are not those in {name!r}, such as {other[0]!r}"
+            f"{'' if why is None else f' ({why})'}.",
+            f"{hint} For these pictures, run latent-tool eval again, in another folder.",
         )
     return [known[name] for name in asked]
+
+
+def _other_names(row: Row, item: Item) -> bool:
+    return bool(row.images and item.images and row.images != item.images)
 
 
 def engine_of_run(run: Run) -> Engine:

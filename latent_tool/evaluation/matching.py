@@ -114,7 +114,7 @@ class Match:
         return "vqa:averaged" if self.averaged else self.function or self.kind
 
     def problem(self, label: str) -> str | None:
-        """Tell why no answer could ever match a label, or one of the accepted answers, or ``None``."""
+        """Return why no answer could ever match a label, or one of the accepted answers, or ``None``."""
         return next((said for each in self.answers or (label,) if (said := self._problem(each))), None)
 
     def _problem(self, label: str) -> str | None:

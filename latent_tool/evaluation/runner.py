@@ -81,7 +81,8 @@ def evaluate(
         methods: names (``methods.parse_method``) or methods.
         out: folder of the run.
         name: the data set's name in the reports.
-        source: where the data set lies, for ``latent-tool calibrate``, which looks at its pictures.
+        source: where the data set lies, for ``latent-tool calibrate``, which looks at its pictures; ``None``: where the
+            folder says it does.
         batch: questions answered together.
         processes: processes of one thread each; more than one needs a reasoner.
         workers: who answers instead, such as ``latent_tool.integrations.ray_actors.actors(8)``; needs a reasoner.
@@ -251,8 +252,9 @@ def _begin(folder: Path, wanted: Manifest) -> Manifest:
             raise SettingsError(f"{str(folder)!r} holds answers of an unknown run.", "Give an empty folder.")
         write_whole(folder / MANIFEST, _json(wanted))
         return wanted
-    # A data set may have been moved since, or the run may be older than this note of where it lies.
-    there = there.model_copy(update={"dataset": there.dataset.model_copy(update={"source": wanted.dataset.source})})
+    # A data set may have been moved since; a caller who does not say where it lies takes nothing from what is known.
+    source = wanted.dataset.source or there.dataset.source
+    there, wanted = _with_source(there, source), _with_source(wanted, source)
     for field in ("dataset", "model", "seed", "system", "batch", "noise", "options", "latent_tool"):
         if getattr(there, field) != getattr(wanted, field):
             raise SettingsError(
@@ -263,6 +265,10 @@ def _begin(folder: Path, wanted: Manifest) -> Manifest:
     if both != _begun(folder):
         write_whole(folder / MANIFEST, _json(both))
     return both
+
+
+def _with_source(manifest: Manifest, source: Source | None) -> Manifest:
+    return manifest.model_copy(update={"dataset": manifest.dataset.model_copy(update={"source": source})})
 
 
 def _json(manifest: Manifest) -> bytes:

@@ -67,6 +67,7 @@ class Row(Part):
     type: str | None = None
     question: str
     images: tuple[str, ...] = Field((), description="What the pictures are called in the data.")
+    content: str | None = Field(None, description="SHA-256 that tells the pictures from others; None: not known.")
     label: str | None = None
     answer: str | None = None
     correct: bool | None = Field(None, description="None: no label, or no answer (one that cannot tell is none).")
@@ -130,15 +131,19 @@ class Source(Part):
 
 
 def _from(folder: Path, path: str | Path) -> str:
-    there = os.path.abspath(expanded(path))
+    """The path from the folder; links to folders are seen through, for ``..`` out of one leads elsewhere."""
+    given = expanded(path)
+    # A link to a file keeps its own name, whose ending says what is in it.
+    plain = given.name not in ("", "..")
+    there = os.path.join(os.path.realpath(given.parent), given.name) if plain else os.path.realpath(given)
     try:
-        return os.path.relpath(there, os.path.abspath(folder))
+        return os.path.relpath(there, os.path.realpath(folder))
     except ValueError:  # on another drive
         return there
 
 
 def _at(folder: Path, path: str) -> str:
-    return os.path.normpath(os.path.join(os.path.abspath(folder), path))
+    return os.path.normpath(os.path.join(os.path.realpath(folder), path))
 
 
 class DatasetFacts(Part):

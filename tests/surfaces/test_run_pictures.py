@@ -13,13 +13,15 @@ from typer.testing import CliRunner
 from latent_tool import LatentReasoner
 from latent_tool.calibration import Calibration
 from latent_tool.calibration.configuration import configuration, fingerprint
+from latent_tool.calibration.domain import NoDomainCheck
 from latent_tool.cli import app
 from latent_tool.commands.calibrate import _configuration, _domains, calibration_of, check_drift
-from latent_tool.errors import CalibrationError, LatentToolError, SettingsError
+from latent_tool.errors import CalibrationError, LatentToolError, SettingsError, TooFewItemsError
+from latent_tool.evaluation import evaluate
 from latent_tool.evaluation.columns import vlmevalkit_columns
 from latent_tool.evaluation.datasets import load_dataset
 from latent_tool.evaluation.domain import engine_of_run, items_of_run, one_each
-from latent_tool.evaluation.runs import load_run
+from latent_tool.evaluation.runs import Source, load_run
 from latent_tool.evaluation.synonyms import load_synonyms
 from latent_tool.files import make_folder, require_writable, write_whole
 from latent_tool.images.load import load_image
@@ -76,6 +78,104 @@ def test_a_run_finds_its_data_wherever_both_are_moved(tmp_path: Path, monkeypatc
     assert len(items_of_run(run, str(tmp_path / "data" / "q.jsonl"))) == len(run.rows)
 
 
+def test_who_does_not_say_where_the_data_lies_takes_nothing_away(tmp_path: Path) -> None:
+    data = str(write_data(tmp_path / "data", pictures=1, copies=1))
+    out = tmp_path / "run"
+    arguments: dict[str, Any] = {"name": "q.jsonl", "visual": False, "report": False}
+    done = invoke("eval", data, "--out", str(out), "--method", "greedy", "--no-visual", "--quiet")
+    assert done.exit_code == 0, done.exception
+    said = load_run(out).manifest.dataset.source
+    assert said is not None
+    reasoner = LatentReasoner(budget="standard")
+    run = evaluate(reasoner, load_dataset(data), ["greedy", "reasoning"], out, **arguments)
+    assert run.manifest.dataset.source == said and len(run.methods) == 2
+    moved = said.model_copy(update={"data": "elsewhere/q.jsonl"})
+    run = evaluate(reasoner, load_dataset(data), ["greedy"], out, source=moved, **arguments)
+    assert run.manifest.dataset.source == moved
+    # Other pictures of the same names are not those of the run, nor are those that are gone.
+    evaluate(reasoner, load_dataset(data), ["greedy"], out, source=said, **arguments)
+    run = load_run(out)
+    assert len(items_of_run(run)) == 2
+    picture = tmp_path / "data" / "0-0.png"
+    former = picture.read_bytes()
+    generate(5_620_000, "held_out").image.save(picture)
+    for use in (items_of_run, lambda run: calibration_of(run, method="greedy")):
+        with pytest.raises(SettingsError, match="pictures of 2 questions") as caught:
+            use(run)
+        assert "--data" in caught.value.hint and "again" in caught.value.hint
+    picture.unlink()
+    with pytest.raises(SettingsError, match="there is no image"):
+        items_of_run(run)
+    picture.write_bytes(former)
+    assert len(items_of_run(run)) == 2
+
+
+def test_a_run_in_a_folder_that_is_a_link_finds_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, far = tmp_path / "home", tmp_path / "disk" / "far" / "runs"
+    data = write_data(home / "data", pictures=1, copies=1)
+    far.mkdir(parents=True)
+    (home / "runs").symlink_to(far)
+    (home / "link").symlink_to(home / "data")
+    (home / "named.jsonl").symlink_to(data)
+    monkeypatch.chdir(home)
+    for given in ("data/q.jsonl", "link/q.jsonl", str(data), "link/../data/q.jsonl", "named.jsonl", "data", "."):
+        source = Source.of(Path("runs/first"), given)
+        for folder in (Path("runs/first"), home / "runs" / "first", far / "first"):
+            found = source.arguments(folder)["spec"]
+            assert Path(found).samefile(given) and Path(found).name == Path(home / given).name
+
+
+def test_pictures_and_questions_that_were_moved_apart(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", pictures=2, copies=1)
+    table, pictures = tmp_path / "old" / "q.tsv", tmp_path / "old-pictures"
+    table.parent.mkdir()
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    cells = [f"{place}\t{row['image']}\t{row['question']}\tyes\ta" for place, row in enumerate(rows)]
+    table.write_text("\n".join(["index\timage_path\tquestion\tanswer\tcategory", *cells]))
+    shutil.copytree(data.parent, pictures)
+    out = tmp_path / "run"
+    where = ("--preset", "pope", "--images", str(pictures))
+    done = invoke("eval", str(table), *where, "--out", str(out), "--method", "greedy", "--no-visual", "--quiet")
+    assert done.exit_code == 0, done.exception
+    run = load_run(out)
+    assert len(items_of_run(run)) == 4
+    assert [row.images for row in run.rows] == [("0-0.png",), ("0-0.png",), ("1-0.png",), ("1-0.png",)]
+    for file in run.path.rglob("*"):  # no path of this machine
+        assert not file.is_file() or str(tmp_path).encode() not in file.read_bytes(), file
+    shutil.move(table.parent, tmp_path / "new")
+    shutil.move(pictures, tmp_path / "new-pictures")
+    with pytest.raises(SettingsError) as caught:
+        items_of_run(run, str(tmp_path / "new" / "q.tsv"))
+    assert "--images" in caught.value.hint
+    new = {"data": str(tmp_path / "new" / "q.tsv"), "images": tmp_path / "new-pictures"}
+    assert len(items_of_run(run, **new)) == 4
+    assert all(item.problem is None for item in items_of_run(run, **new))
+    # The command takes them, too: what is wrong is that they are few.
+    named = ("--data", str(new["data"]), "--images", str(new["images"]), "--preset", "pope")
+    refused = invoke("calibrate", str(out), "--out", str(tmp_path / "mine.json"), *named).exception
+    assert isinstance(refused, TooFewItemsError)
+
+
+@pytest.mark.parametrize("flag", ["--data", "--images", "--preset"])
+def test_pictures_that_nothing_would_look_at_are_refused(flag: str, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", pictures=1, copies=1)
+    folder = made_run(tmp_path / "run", data)
+    run = load_run(folder)
+    shipped = Calibration.load("embedded")
+    given = fitting(shipped, run.fingerprint("greedy", "pooled_probability"))
+    without = {"domain": None, "no_domain": NoDomainCheck(reason="It was left out.")}
+    bare = given.model_copy(update=without)
+    file = tmp_path / "bare.json"
+    shipped.model_copy(update=without).save(file)
+    refused = invoke("calibrate", str(folder), "--check-drift", str(file), flag, "pope").exception
+    assert isinstance(refused, SettingsError) and flag in refused.message and refused.hint
+    name: Any = flag.removeprefix("--")
+    with pytest.raises(SettingsError, match="no domain check"):
+        check_drift(bare, run, **{name: "pope"})
+    with pytest.raises(SettingsError, match="left out"):
+        check_drift(given, run, domain=False, **{name: "pope"})
+
+
 def fitting(calibration: Calibration, print_: str | None) -> Calibration:
     return calibration.model_copy(update={"fingerprint": print_, "score": "pooled_probability"})
 
@@ -111,7 +211,7 @@ def test_a_picture_counts_once_whatever_its_file(tmp_path: Path) -> None:
     assert len(items) == 12 and len(one_each(items)) == 6  # six files
     assert one_each(items, but=items[:2]) == [items[2], items[4], items[6], items[8], items[10]]
     run = load_run(made_run(tmp_path / "run", data))
-    domains = _domains(Calibration.load("embedded"), run, None)
+    domains = _domains(Calibration.load("embedded"), run, {})
     assert domains is not None and len(domains) == 2  # two pictures
 
 
@@ -139,6 +239,8 @@ def test_quantized_weights_are_part_of_a_run(tmp_path: Path) -> None:
     [
         ("--out", "a.json", "--no-domain", "--pictures", "scenes:hard"),
         ("--out", "a.json", "--no-domain", "--data", "scenes:hard"),
+        ("--out", "a.json", "--no-domain", "--images", "pictures"),
+        ("--out", "a.json", "--no-domain", "--preset", "mmstar"),
         ("--out", "a.json", "--no-domain", "--false-alarms", "0.05"),
         ("--out", "a.json", "--level", "0.05"),
         ("--check-drift", "a.json", "--pictures", "scenes:hard"),

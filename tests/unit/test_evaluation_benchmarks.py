@@ -342,6 +342,21 @@ def test_parquet_shards(tmp_path: Path) -> None:
         load_dataset(tmp_path, preset="pope")
 
 
+def test_a_folder_of_shards_may_have_a_dot_in_its_name(tmp_path: Path) -> None:
+    folder, pictures = tmp_path / "MMBench_v1.1", tmp_path / "pictures"
+    for each in (folder, pictures):
+        each.mkdir()
+    (pictures / "0.png").write_bytes(png("#000000"))
+    row = {"index": "0", "image_path": "0.png", "question": "?", "answer": "yes", "category": "a"}
+    write_parquet(folder / "test.parquet", [row])
+    (item,) = load_dataset(folder, images=pictures)
+    assert colour(item) == (0, 0, 0)
+    (tmp_path / "a.jsonl").write_text("{}")
+    for spec in (tmp_path / "a.jsonl", "scenes", "a\0b.json", "x" * 5_000 + ".csv"):
+        with pytest.raises(SettingsError):
+            load_dataset(spec, images=pictures)
+
+
 def test_parquet_of_other_kinds(tmp_path: Path) -> None:
     (tmp_path / "p.png").write_bytes(png("red"))
     rows = [

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from latent_tool.about import model_name, what_it_is
@@ -42,7 +45,41 @@ def test_a_model_is_called_by_its_name(model: str, name: str) -> None:
         ("https://example.org/usr/lib and http://127.0.0.1:8000/tmp/x", None),
         ("Qwen/Qwen3 and 1/2 and ./a/b", None),
         ("'/v1/ask' is known", None),
+        ("see '/mcp', /health or /v1/ask/stream", None),
+        ("There is no model directory /data9/ann/secret/model.", "There is no model directory model."),
+        ("no '/data9/ann/secret/model'", "no 'model'"),  # wherever it is a folder
+        ("/v1/ask/of/ann/x", "x"),
+        ("file:///home/ann/x/y and FILE://localhost/home/ann/z", "y and z"),
+        ("'file:///home/ann/x/y', file:/home/ann/z", "'y', z"),
+        ("sqlite:////home/ann/x.db, s3://bucket/a/b", "x.db, s3://bucket/a/b"),
+        ("http://[::1]:80/tmp/x /home/ann/y", "http://[::1]:80/tmp/x y"),
+        (r"at C:\Users\ann\m, C:/Users/ann/n, \\server\ann\o", "at m, n, o"),
+        ("in ~/ann/x or ~ann/x/y", "in x or y"),
+        ("cannot read /home/ann smith/x/y.json: gone", "cannot read y.json: gone"),
+        (r"C:\Users\ann smith\m.json", "m.json"),
+        ("/home/ann maria smith/x and POST /v1/ask", "x and POST /v1/ask"),
+        ("\"/home/ann o'brien/x/y\" or /home/ann o'brien/x/z", '"y" or z'),
+        ("it's '/home/o'brien/x' and it's", "it's 'x' and it's"),
+        ("path=/home/ann/x, Error:/home/ann/y, (/home/ann/z)", "path=x, Error:y, (z)"),
+        ("text/plain, and/or/else, a / b / c, </p></div>", None),
     ],
 )
 def test_paths_of_this_machine_are_left_out(text: str, left: str | None) -> None:
     assert without_places(text) == (text if left is None else left)
+
+
+def test_the_servers_routes_are_no_places() -> None:
+    pattern = re.compile(r"""(?:@app\.\w+\(|Route\(|PATH =|open_paths=\(|Error\()\s*"(/[^"]*)\"""")
+    integrations = Path(__file__).parents[2] / "integrations"
+    routes = {route for file in integrations.glob("*.py") for route in pattern.findall(file.read_text("utf-8"))}
+    assert {"/v1/ask", "/v1/ask/form", "/v1/ask/stream", "/health", "/metrics", "/mcp"} <= routes
+    for route in routes:
+        for text in (f"Ask {route} instead", f"'{route}' is known"):
+            assert without_places(text) == text
+
+
+@pytest.mark.parametrize("part", ["/", "~", "/a", "a ", "/a a", "'/", "a:", "/a ", "file:", "a://", "\\", "/a'", "/a,"])
+def test_any_text_is_read_once(part: str) -> None:
+    """Text that is read again from every place would take hours."""
+    without_places(part * 200_000)
+    without_places("/" + "a" * 200_000 + part)

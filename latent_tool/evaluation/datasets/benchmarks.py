@@ -212,6 +212,14 @@ class Translator:
             raise RowProblem(f"the image {named[:200]} lies outside the folder of the images")
         raise RowProblem(f"there is no image {named[:200]}")
 
+    def name_of(self, picture: str) -> str:
+        """Return what a picture's file is called in its folder: a run is read where the folder is another one."""
+        for folder in self.folders:
+            for top in (os.path.abspath(folder), os.path.realpath(folder)):
+                if Path(picture).is_relative_to(top):
+                    return Path(picture).relative_to(top).as_posix()
+        return picture
+
     # ------------------------------------------------------------------ groups
 
     def grouped(self, items: list[Item]) -> list[Item]:

@@ -74,6 +74,11 @@ class Item:
         except ValueError:  # one option alone, or two that read the same
             return None
 
+    @property
+    def digest(self) -> str | None:
+        """What tells the item's images from others, as a SHA-256; ``None`` where their content is not known."""
+        return hashlib.sha256(self.content.encode()).hexdigest() if self.content else None
+
     def load(self) -> tuple[Image, ...]:
         """Return the images, upright RGB."""
         return self.loader()

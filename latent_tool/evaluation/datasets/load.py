@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,8 +65,7 @@ def load_dataset(
     name, _, rest = text.partition(":")
     default = None if match is None else Match.parse(match)
     known = None if preset is None else preset_named(preset)
-    table = Path(text).suffix.lower() in (".tsv", ".parquet", "") and not is_built_in(text)
-    if images is not None and known is None and not table:
+    if images is not None and known is None and (is_built_in(text) or not _may_be_table(text)):
         raise SettingsError(
             f"A folder of pictures changes nothing for {text[:200]!r}.",
             "Leave it out; paths in the file start at the file's own folder.",
@@ -94,6 +94,12 @@ def load_dataset(
             problems,
         )
     return items if limit is None else sample(items, limit, seed)
+
+
+def _may_be_table(spec: str) -> bool:
+    """Whether it is a benchmark's file or a folder of shards, whose name may have a dot in it."""
+    path = expanded(spec)
+    return path.suffix.lower() in (".tsv", ".parquet", "") or os.path.isdir(path)
 
 
 def _with_synonyms(item: Item, synonyms: Synonyms) -> Item:

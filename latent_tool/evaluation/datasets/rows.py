@@ -210,7 +210,9 @@ class Reader:
                 line=line,
                 content="|".join(_content(reference) for reference in references),
                 images=tuple(
-                    shown_image(reference) if isinstance(reference, str) else f"<image of line {line}>"
+                    shown_image(reference if translator is None else translator.name_of(reference))
+                    if isinstance(reference, str)
+                    else f"<image of line {line}>"
                     for reference in _named_images(fields)
                 ),
                 group=_scalar(fields, "group"),
@@ -388,7 +390,7 @@ def _boxes(value: Any) -> tuple[Box, ...] | None:
 
 
 @lru_cache(maxsize=100_000)
-def _file_hash(path: Path) -> str:
+def _file_hash(path: Path, changed: int, size: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -400,6 +402,7 @@ def _content(reference: str | StoredImage) -> str:
     if reference.startswith(_ELSEWHERE):
         return hashlib.sha256(reference.encode()).hexdigest()
     try:
-        return _file_hash(Path(reference))
+        facts = os.stat(reference)  # a file that was written over is another one
+        return _file_hash(Path(reference), facts.st_mtime_ns, facts.st_size)
     except OSError as error:
         raise _RowError(f"the image cannot be read ({error.strerror})") from None
