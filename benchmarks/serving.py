@@ -61,10 +61,11 @@ def measure(reasoner: RemoteReasoner, scenes: list[Scene], clients: int, pid: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--questions", type=int, default=48, help="for each row")
+    parser.add_argument("--model", default="embedded", help="checkpoint directory or hub id")
     parser.add_argument("--threads", type=int, default=1, help="of the server's torch")
     arguments = parser.parse_args()
     server = subprocess.Popen(
-        [sys.executable, "-m", "latent_tool.cli", "serve", "--port", "0"],
+        [sys.executable, "-m", "latent_tool.cli", "serve", "--port", "0", "--model", arguments.model],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "LATENT_TOOL_TOKEN": ""},
