@@ -167,6 +167,7 @@ _OF_AN_OBJECT = JSON_NOTES | {
     *("type", "properties", "required", "additionalProperties"),
     *("$defs", "definitions", "$schema", "$id", "name", "strict"),
 }
+_OF_A_FUNCTION = {"name", "title", "description", "parameters", "strict"}
 _PATCH = Patch.model_json_schema()
 # A field: what gives its type, and whether it must be given.
 _Field = tuple[Callable[[], Any], bool]
@@ -212,8 +213,12 @@ def _unmarked(hint: Any) -> tuple[Any, bool | None]:
 
 def _json_fields(schema: Mapping[str, Any]) -> dict[str, _Field]:
     function = schema.get("function", schema)
-    inner = function.get("parameters", function) if isinstance(function, Mapping) else {}
+    function = function if isinstance(function, Mapping) else {}
+    inner = function.get("parameters", function)
     inner = inner if isinstance(inner, Mapping) else {}
+    for outside, within, known in ((schema, function, {"type", "function"}), (function, inner, _OF_A_FUNCTION)):
+        if outside is not within and (more := sorted(map(str, outside.keys() - known))):
+            raise SettingsError(f"The function has {', '.join(more)}, which is not understood here.", _HINT)
     properties, required = inner.get("properties"), inner.get("required")
     if not isinstance(properties, Mapping):
         raise SettingsError("The JSON schema has no properties.", _HINT)

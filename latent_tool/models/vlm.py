@@ -245,18 +245,11 @@ class VisionLanguageModel(Continuing):
         """Draw answers of the plain model; the ``k``-th answer to a question depends on its seed and ``k`` alone."""
         return generating.sample_many(self, requests)
 
-    def reason(self, prefix: Prefix, max_tokens: int, stop: Callable[[], bool] = never) -> tuple[tuple[int, ...], int]:
-        """Return the model's own greedy thinking text after the opening marker, and the forward passes it took.
-
-        At most ``max_tokens`` ids; none without thinking markers.
-        """
-        (found,) = self.reason_many([Reason(prefix, max_tokens, stop)])
-        if isinstance(found, Exception):
-            raise found
-        return found
-
     def reason_many(self, requests: Sequence[Reason]) -> list[tuple[tuple[int, ...], int] | Exception]:
-        """``reason`` for several questions."""
+        """Return the model's own greedy thinking texts after the opening marker, and the forward passes each took.
+
+        At most ``max_tokens`` ids each; none without thinking markers.
+        """
         return generating.reason_many(self, requests)
 
     # ------------------------------------------------------------------ teacher forcing

@@ -374,6 +374,9 @@ class Within(RootModel[Look]):
         ),
         {"function": 5},
         {"parameters": {"properties": 5}},
+        {"name": "look", "parameters": JSON, "required": ["colour"]},
+        {"name": "look", "parameters": JSON, "properties": {}},
+        {"type": "function", "function": {"name": "look", "parameters": JSON}, "parameters": JSON},
         *(
             of(kind)
             for kind in (

@@ -14,6 +14,7 @@ from tiny_checkpoints import picture
 
 from latent_tool.models.families import family
 from latent_tool.models.prefix import Inputs
+from latent_tool.models.requests import Reason
 from latent_tool.models.vlm import VisionLanguageModel
 
 LENGTH = 6
@@ -127,7 +128,7 @@ def test_decoding_stops_when_asked(vlm):
 def test_reasoning_is_the_text_after_the_opening_marker(vlm):
     inputs = vlm.prepare([picture()], QUESTION, thinking_markers=MARKERS)
     prefix = vlm.prefill(inputs)
-    tokens, calls = vlm.reason(prefix, 5)
+    ((tokens, calls),) = vlm.reason_many([Reason(prefix, 5)])
     opening = list(inputs.markers.opening)
     naive = naive_model.run(vlm, inputs, None, (), [*opening, *tokens])
     rows = naive.at_answer[len(opening) :].clone()
@@ -135,7 +136,8 @@ def test_reasoning_is_the_text_after_the_opening_marker(vlm):
     expected = rows.argmax(-1)[: len(tokens)]
     assert list(tokens) == expected.tolist()
     assert calls == 5
-    assert vlm.reason(vlm.prefill(vlm.prepare([picture()], QUESTION, thinking_markers=None)), 5) == ((), 0)
+    unmarked = vlm.prefill(vlm.prepare([picture()], QUESTION, thinking_markers=None))
+    assert vlm.reason_many([Reason(unmarked, 5)]) == [((), 0)]
 
 
 def test_reasoning_where_the_prompt_itself_ends_with_the_opening_marker(vlm):
@@ -145,7 +147,7 @@ def test_reasoning_where_the_prompt_itself_ends_with_the_opening_marker(vlm):
     assert inputs.markers.opening == ()
     assert inputs.markers.closing != ()
     prefix = vlm.prefill(inputs)
-    tokens, calls = vlm.reason(prefix, 4)
+    ((tokens, calls),) = vlm.reason_many([Reason(prefix, 4)])
     assert tokens == vlm.decode(prefix, None, (), 4).tokens
     assert calls == 3
     latents = draw_latents(vlm, 1)
