@@ -45,6 +45,7 @@ from latent_tool.models.cache import fork_cache
 from latent_tool.models.decoding import extract_answer, generation_rules
 from latent_tool.models.loading import ModelSpec, load
 from latent_tool.models.prefix import Prefix, Stems
+from latent_tool.models.prefix_attention import PrefixAttention
 from latent_tool.models.prefix_cache import PrefixCache
 from latent_tool.models.shared_prefix import SharedRows
 from latent_tool.models.vlm import VisionLanguageModel
@@ -256,7 +257,9 @@ def without(piece: str) -> Iterator[None]:
         "nothing": nullcontext,
         "shared prefix": lambda: patch.object(VisionLanguageModel, "shares_prefixes", lambda _self, _prefix: False),
         "known cells": lambda: patch.object(Stems, "find", lambda _self, _cells: None),
-        "attention kernel": lambda: patch.object(shared_prefix, "_FLASH", None),
+        "attention kernel": lambda: patch.object(
+            shared_prefix, "attention_for", lambda *_: PrefixAttention("written out", "asked for")
+        ),
         "attention in the pass that scores": lambda: patch.object(
             VisionLanguageModel, "score_behind", asking(attention=False)
         ),

@@ -31,6 +31,7 @@ from transformers.masking_utils import sdpa_mask
 from latent_tool.models.attention import mean_over_layers, pick_columns
 from latent_tool.models.decoder import Decoder
 from latent_tool.models.prefix import Computed, Prefix, Stem, Suffix
+from latent_tool.models.prefix_attention import PrefixAttention, attention_for
 from latent_tool.models.rows import Rows
 from latent_tool.models.suffix_cache import SuffixLayer, beginning, with_room
 
@@ -40,13 +41,11 @@ __all__ = [
     "install",
     "installed",
     "layers_fit",
+    "over_prefix",
 ]
 
 _NAME = "latent_tool_shared_prefix"
 _active = threading.local()
-
-# Attention scores of the prefix part that are held at once, as float32 numbers, where no fused kernel is used.
-_CHUNK = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,8 @@ class SharedRows(Rows):
             SuffixLayer(longest, None if before is None else before[index], keep)
             for index in range(len(prefixes[0].cache.layers))
         ]
+        # By layer: they may be on different devices. Chosen here, because a choice may try a kernel.
+        self._over_prefix = [over_prefix(layer) for layer in prefixes[0].cache.layers]
         # Per row, how many tokens after the prefix it has, and per column which one stands there; -1: padding. The
         # same numbers are on the device, where every pass reads them.
         device = decoder.device
@@ -248,13 +249,14 @@ class SharedRows(Rows):
         shared, total = key.shape[1], key.shape[2]
         # Heads that share a key head are queries of it like any other.
         grouped = query.reshape(rows, shared, heads // shared * length, width)
+        over_prefix = self._over_prefix[layer]
         outs, lses, hidden = [], [], []
         for block in self.blocks:
             stored = block.prefix.cache.layers[layer]
             part = grouped[block.start : block.stop]
             folded = part.transpose(0, 1).reshape(shared, -1, width)
             masked = self._out_of_window(block, stored.keys.shape[2], length, window, folded.shape[1], query.device)
-            out, lse = _over_prefix(folded, stored.keys[0], stored.values[0], scaling, softcap, masked)
+            out, lse = over_prefix(folded, stored.keys[0], stored.values[0], scaling, softcap, masked)
             outs.append(out.view(shared, len(part), -1, out.shape[-1]).transpose(0, 1))
             lses.append(lse.view(shared, len(part), -1, 1).transpose(0, 1))
             hidden.append(masked)
@@ -262,7 +264,7 @@ class SharedRows(Rows):
         there_lse = lses[0] if len(lses) == 1 else torch.cat(lses)
 
         mask = self._suffix_mask(length, window, shared, grouped.shape[2], query.device)
-        own = _scores(grouped, key, scaling, softcap, mask)
+        own = over_prefix.scores(grouped, key, scaling, softcap, mask)
         scores = torch.cat([own, there_lse], dim=-1)
         weights = scores.softmax(-1)
         merged = torch.matmul(weights[..., :total], value.float())
@@ -279,7 +281,7 @@ class SharedRows(Rows):
                     row - block.start, :, place
                 ]
                 masked = masked.flatten(0, 1)
-            there = _scores(read.flatten(1, 2), stored.keys[0], scaling, softcap, hidden=masked)
+            there = over_prefix.scores(read.flatten(1, 2), stored.keys[0], scaling, softcap, hidden=masked)
             probabilities = (there - lse.flatten(1)[..., None]).exp()
             self._tap(row, probabilities.view(heads, -1, probabilities.shape[-1]))
         return merged.view(rows, heads, length, -1).transpose(1, 2).contiguous()
@@ -317,61 +319,6 @@ class SharedRows(Rows):
         place = prefix + self._places[block.start : block.stop, -length:].to(device).clamp_min(0)  # (rows, length)
         hidden = place[..., None] - torch.arange(prefix, device=place.device) >= window
         return hidden[:, None].expand(-1, queries // place.numel(), -1, -1).reshape(queries, prefix)
-
-
-# The fused kernel that also returns log-sum-exps; other devices have others, with limits of their own.
-_FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-
-
-def _over_prefix(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float, softcap: float | None, hidden: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Output ``(Hkv, M, D)`` and log-sum-exp ``(Hkv, M)`` of queries ``(Hkv, M, D)`` over keys ``(Hkv, P, D)``."""
-    if _FLASH is not None and query.device.type == "cpu" and softcap is None and key.shape[-1] == value.shape[-1]:
-        mask = None
-        if hidden is not None:
-            floor = max(_FLOOR, torch.finfo(query.dtype).min)
-            mask = torch.zeros(hidden.shape, dtype=query.dtype).masked_fill_(hidden, floor)[None, None]
-        out, lse = _FLASH(query[None], key[None], value[None], 0.0, False, attn_mask=mask, scale=scaling)
-        return out[0], lse[0].float()
-    step = max(1, _CHUNK // (key.shape[0] * key.shape[1]))
-    key, value = key.float(), value.float()
-    outs, lses = [], []
-    for start in range(0, query.shape[1], step):
-        part = None if hidden is None else hidden[start : start + step]
-        scores = _scores(query[:, start : start + step], key, scaling, softcap, hidden=part)
-        lse = scores.logsumexp(-1)
-        outs.append(torch.matmul(scores.sub_(lse[..., None]).exp_(), value))
-        lses.append(lse)
-    return torch.cat(outs, 1), torch.cat(lses, 1)
-
-
-# A finite floor: a row whose window has left the prefix gets no weight from there, and no NaN.
-_FLOOR = -1e30
-
-
-def _scores(
-    query: Tensor,
-    key: Tensor,
-    scaling: float,
-    softcap: float | None,
-    mask: Tensor | None = None,
-    hidden: Tensor | None = None,
-) -> Tensor:
-    """Attention scores in float32; ``mask`` ``(batch, M, T)`` is added, ``hidden`` ones become as good as never.
-
-    Products of peaked queries and keys do not fit into half precision before they are scaled.
-    """
-    query, key = query.float(), key.float()
-    if mask is not None and softcap is None:
-        scores = torch.baddbmm(mask, query.flatten(0, 1), key.flatten(0, 1).transpose(-1, -2), alpha=scaling)
-        return scores.view(*query.shape[:-1], -1)
-    scores = torch.matmul(query, key.transpose(-1, -2)).mul_(scaling)
-    if softcap is not None:
-        scores = scores.div_(softcap).tanh_().mul_(softcap)
-    if mask is not None:
-        scores += mask.view(scores.shape)
-    return scores if hidden is None else scores.masked_fill_(hidden, _FLOOR)
 
 
 def _attention(
@@ -432,8 +379,9 @@ def hides_exactly(cache: DynamicCache) -> bool:
     half, scaling = key.shape[1] // 2, key.shape[-1] ** -0.5
     hidden = torch.ones(2, key.shape[1], dtype=torch.bool, device=key.device)
     hidden[0, half:] = False
-    out, lse = _over_prefix(key[:, :2], key, value, scaling, None, hidden)
-    expected, expected_lse = _over_prefix(key[:, :1], key[:, half:], value[:, half:], scaling, None, None)
+    attention = over_prefix(cache.layers[0])
+    out, lse = attention(key[:, :2], key, value, scaling, hidden=hidden)
+    expected, expected_lse = attention(key[:, :1], key[:, half:], value[:, half:], scaling)
     close = 1e-3 if value.dtype == torch.float32 else 5e-2
     return bool(
         torch.allclose(out[:, :1].float(), expected.float(), atol=close, rtol=close)
@@ -441,6 +389,12 @@ def hides_exactly(cache: DynamicCache) -> bool:
         and (lse[:, 1] < -1e4).all()
         and out.isfinite().all()
     )
+
+
+def over_prefix(layer: Any) -> PrefixAttention:
+    """Return how attention over what a layer of a prefix's cache holds is computed."""
+    keys, values = layer.keys, layer.values
+    return attention_for(keys.device, keys.dtype, keys.shape[-1], values.shape[-1])
 
 
 def layers_fit(cache: DynamicCache) -> bool:

@@ -22,12 +22,13 @@ from latent_tool.engine.job import Job, Outcome
 from latent_tool.errors import CancelledError, QuestionError
 from latent_tool.method.policy import policy_gradient
 from latent_tool.method.reward import Logits, entropy, read_reward
-from latent_tool.models import generating, shared_prefix
+from latent_tool.models import generating, prefix_attention, shared_prefix
 from latent_tool.models.attention import AttentionTap, tap_attention
 from latent_tool.models.choosing import Chooser, choose, draw, seeded
 from latent_tool.models.decoding import Decoded, GenerationRules
 from latent_tool.models.loading import ModelSpec, load
 from latent_tool.models.prefix import Prefix, Suffix
+from latent_tool.models.prefix_attention import PrefixAttention
 from latent_tool.models.prompts import Markers
 from latent_tool.models.requests import Attend, Decode, Score
 from latent_tool.models.rows import Beginning
@@ -35,6 +36,7 @@ from latent_tool.models.shared_prefix import SharedRows
 from latent_tool.settings import Budget, GenerationSettings, NoiseSettings, SamplingSettings, SearchSettings
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
+WRITTEN_OUT = PrefixAttention("written out", "asked for")
 QUESTIONS = ["what color is the circle?", "how many shapes are there?", "what is right of the red circle in the image?"]
 
 
@@ -288,12 +290,11 @@ def test_the_part_over_the_prefix_is_exact_in_half_precision(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, step: float, spread: float, windowed: bool
 ) -> None:
     """Without a fused kernel, peaked attention too: what is lost is the rounding of inputs, not of scores."""
-    monkeypatch.setattr(shared_prefix, "_FLASH", None)
-    monkeypatch.setattr(shared_prefix, "_CHUNK", 500)  # several chunks
+    monkeypatch.setattr(prefix_attention, "_CHUNK", 500)  # several chunks
     query, key = (drawn(2, n, 64, spread=spread, seed=n).to(dtype) for n in (9, 50))
     value = drawn(2, 50, 64, spread=1.0, seed=3).to(dtype)
     hidden = torch.arange(50) < 5 * torch.arange(9)[:, None] if windowed else None
-    out, lse = shared_prefix._over_prefix(query, key, value, 64**-0.5, None, hidden)
+    out, lse = WRITTEN_OUT(query, key, value, 64**-0.5, hidden=hidden)
     expected, expected_lse = exact_attention(query, key, value, hidden)
     assert (out - expected).abs().max() < step
     torch.testing.assert_close(lse.double(), expected_lse, atol=1e-4, rtol=1e-5)
@@ -306,7 +307,7 @@ def test_prefix_and_suffix_are_one_softmax_in_half_precision(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, step: float, spread: float, fused: bool
 ) -> None:
     if not fused:
-        monkeypatch.setattr(shared_prefix, "_FLASH", None)
+        monkeypatch.setattr(shared_prefix, "attention_for", lambda *_: WRITTEN_OUT)
     rows, heads, shared, length, width, before = 3, 4, 2, 2, 32, 40
     query = drawn(rows, heads, length, width, spread=spread, seed=1).to(dtype)
     keys = drawn(1, shared, before, width, spread=spread, seed=2).to(dtype)
@@ -351,11 +352,10 @@ class _Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_scores_over_a_long_prefix_are_held_in_chunks(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    monkeypatch.setattr(shared_prefix, "_FLASH", None)
-    monkeypatch.setattr(shared_prefix, "_CHUNK", 20_000)
+    monkeypatch.setattr(prefix_attention, "_CHUNK", 20_000)
     query, key, value = (drawn(2, n, 8, spread=1.0, seed=n).to(dtype) for n in (200, 1000, 1000))
     with _Largest() as largest:
-        shared_prefix._over_prefix(query, key, value, 0.3, None, None)
+        WRITTEN_OUT(query, key, value, 0.3)
     assert largest.numbers <= 20_000 < 2 * 200 * 1000
 
 
@@ -370,16 +370,16 @@ def test_sliding_windows_are_hidden_in_half_precision(dtype: torch.dtype) -> Non
 
 def test_a_kernel_that_cannot_hide_is_found_out_before_a_prompt_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A window longer than the prompt hides nothing of it, so the first question must try on purpose."""
-    kernel = shared_prefix._FLASH
 
-    def unmasked(*args: Any, attn_mask: Tensor | None = None, **options: Any) -> Any:
-        if attn_mask is not None:
+    def unmasked(query: Tensor, key: Tensor, value: Tensor, scaling: float, hidden: Tensor | None) -> Any:
+        if hidden is not None:
             raise RuntimeError("this kernel takes no mask")
-        return kernel(*args, attn_mask=attn_mask, **options)
+        return WRITTEN_OUT(query, key, value, scaling)
 
     vlm = load(ModelSpec())
     prefix = vlm.prefill(vlm.prepare([draw_shapes()], QUESTIONS[0]))
-    monkeypatch.setattr(shared_prefix, "_FLASH", unmasked)
+    claimed = PrefixAttention("fused", "it says that it hides", unmasked, hides=True)
+    monkeypatch.setattr(shared_prefix, "attention_for", lambda *_: claimed)
     monkeypatch.setattr(vlm.model.config.get_text_config(), "sliding_window", 4096, raising=False)
     assert not vlm.shares_prefixes(prefix)
 
