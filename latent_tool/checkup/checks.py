@@ -24,7 +24,9 @@ from latent_tool.engine.engine import Engine
 from latent_tool.engine.job import Job
 from latent_tool.errors import LatentToolError
 from latent_tool.models.prefix import Inputs, Prefix
+from latent_tool.models.prefix_attention import PrefixAttention
 from latent_tool.models.quantization import stored_bytes
+from latent_tool.models.shared_prefix import over_prefix
 from latent_tool.models.vlm import VisionLanguageModel
 from latent_tool.settings import Budget
 
@@ -174,6 +176,49 @@ def check_sharing(patient: Patient) -> Found:
     if not most <= patient.tolerance(alone):
         return Found("failed", said, "Report the model: its answers would depend on the batch.")
     return Found("ok", said, figures={"difference": most})
+
+
+def check_prefix_attention(patient: Patient) -> Found:
+    """Tell how attention over the shared prefix is computed, and compare it with the formula written out."""
+    says = "attention over the shared prefix: "
+    if not patient.vlm.shares_prefixes(patient.prefix):
+        return Found("off", f"{says}none is shared, every candidate uses the model's own", "Nothing to do.")
+    layer = patient.prefix.cache.layers[0]
+    attention, keys = over_prefix(layer), layer.keys[0]
+    config = patient.vlm.model.config.get_text_config()
+    if attention.kernel is not None and getattr(config, "attn_logit_softcapping", None) is not None:
+        return Found("off", f"{says}written out (the model caps its scores softly)", "Nothing to do.")
+    said = f"{says}{attention.way} in {str(keys.dtype).removeprefix('torch.')} ({attention.reason})"
+    if attention.kernel is None:
+        return Found("off", said, "On a GPU, --dtype bfloat16 may have a faster one; a newer torch, too.")
+    queries = _STATES * _LATENTS * max(1, config.num_attention_heads // keys.shape[0])
+    difference, ratio = _against_written_out(patient, attention, keys, layer.values[0], queries)
+    figures = {"difference": difference, "ratio": ratio, "queries": queries, "prefix_tokens": keys.shape[1]}
+    if not difference <= (1e-4 if keys.dtype == torch.float32 else 2e-2):
+        return Found("failed", f"{said}, but off by {difference:.1e}", "Use another --dtype, or report it.", figures)
+    if not attention.hides and getattr(config, "sliding_window", None) is not None:
+        said += ", written out in layers with a window"
+    return Found("ok", f"{said}; here {ratio:.2g} times as fast as written out", figures=figures)
+
+
+@torch.inference_mode()
+def _against_written_out(
+    patient: Patient, attention: PrefixAttention, keys: Tensor, values: Tensor, queries: int
+) -> tuple[float, float]:
+    """How far a kernel is off, as a share of the largest number, and how many times as fast it is.
+
+    Keys play the queries: they are as wide, and of the model.
+    """
+    query = keys.repeat(1, -(-queries // keys.shape[1]), 1)[:, :queries]
+    given = query, keys, values, keys.shape[-1] ** -0.5
+    pairs = zip(attention(*given), attention.written_out(*given), strict=True)
+    sizes = values.abs().max(), 1.0
+    difference = max(
+        float((one.float() - other.float()).abs().max()) / max(float(size), float(other.abs().max()))
+        for (one, other), size in zip(pairs, sizes, strict=True)
+    )
+    fused = patient.milliseconds(lambda: attention(*given), 5)
+    return difference, patient.milliseconds(lambda: attention.written_out(*given), 5) / fused
 
 
 def check_decoding(patient: Patient) -> Found:
@@ -342,6 +387,7 @@ CHECKS: dict[str, Callable[[Patient], Found]] = {
     "picture": check_template,
     "prefix cache": check_prefix,
     "shared prefix": check_sharing,
+    "prefix attention": check_prefix_attention,
     "decoding": check_decoding,
     "boxes": check_boxes,
     "latents": check_latents,

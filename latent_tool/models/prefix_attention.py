@@ -165,16 +165,17 @@ def _agrees(
 ) -> bool:
     """Tell whether a kernel runs here and gives what is written out in float32, on a few numbers."""
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(2, count, width, generator=generator).to(device, dtype) for count in (5, 33, 33))
-    hidden = None
-    if hide:
-        hidden = torch.arange(33, device=device) < 7 * torch.arange(5, device=device)[:, None]
+    drawn = [torch.randn(2, count, width, generator=generator) for count in (5, 33, 33)]
     scaling = width**-0.5
-    expected = PrefixAttention("written out", "").written_out(
-        query.float(), key.float(), value.float(), scaling, hidden=hidden
-    )
     try:
+        query, key, value = (each.to(device, dtype) for each in drawn)
+        hidden = None
+        if hide:
+            hidden = torch.arange(33, device=device) < 7 * torch.arange(5, device=device)[:, None]
         found = attention(query, key, value, scaling, hidden=hidden)
+        expected = PrefixAttention("written out", "").written_out(
+            query.float(), key.float(), value.float(), scaling, hidden=hidden
+        )
         # Half precision: outputs of up to 3 are rounded.
         close = 1e-4 if dtype == torch.float32 else 3e-2
         return all(

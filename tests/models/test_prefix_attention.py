@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures import draw_shapes
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from latent_tool.models import prefix_attention
+from latent_tool.models import prefix_attention, shared_prefix
+from latent_tool.models.loading import ModelSpec, load
+from latent_tool.models.prefix import Stems
 from latent_tool.models.prefix_attention import PrefixAttention, attention_for
 
 CPU = torch.device("cpu")
@@ -195,3 +200,156 @@ def test_memory_that_runs_out_is_no_verdict_on_a_kernel(monkeypatch: pytest.Monk
         with pytest.raises(torch.OutOfMemoryError):
             attention_for(CPU, torch.float32, 32, 32)
     assert attention_for(CPU, torch.float32, 32, 32).kernel is not None
+
+
+# ---------------------------------------------------------------------- the ways of GPUs, run here
+
+
+@pytest.fixture
+def gpu_operators() -> Iterator[list[str]]:
+    """The operators that only GPUs have, computed here by the formula, for torch's own functions around them.
+
+    Yields the names of those that were asked.
+    """
+    asked: list[str] = []
+
+    def flash(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        query_ends: Tensor,
+        key_ends: Tensor,
+        longest_query: int,
+        longest_key: int,
+        dropout: float,
+        causal: bool,
+        _debug: bool,
+        *,
+        scale: float,
+        window_size_left: int = -1,
+        window_size_right: int = -1,
+        **_: Any,
+    ) -> Any:
+        asked.append("flash")
+        assert query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] % 8 == 0
+        assert all(each.stride(-1) == 1 for each in (query, key, value))
+        assert query_ends.tolist() == [0, longest_query] == [0, len(query)] and query_ends.dtype == torch.int32
+        assert key_ends.tolist() == [0, longest_key] == [0, len(key)] and key_ends.dtype == torch.int32
+        assert (dropout, causal, window_size_left, window_size_right) == (0.0, False, -1, -1)
+        out, lse = exact(query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1), scale, None)
+        state = torch.empty(2, dtype=torch.uint64)
+        return torch.empty_like(query).copy_(out.transpose(0, 1)), lse.float(), state, state.clone(), query.new_empty(0)
+
+    def widened(one: Tensor, other: Tensor, out_dtype: torch.dtype) -> Tensor:
+        asked.append("bmm")
+        assert one.dtype == other.dtype and out_dtype == torch.float32
+        return (one.double() @ other.double()).float()
+
+    library = torch.library.Library("aten", "IMPL", "CPU")
+    library.impl("_flash_attention_forward", flash)
+    library.impl("bmm.dtype", widened)
+    try:
+        yield asked
+    finally:
+        library._destroy()
+
+
+variable_length = PrefixAttention("variable-length kernel", "asked for", prefix_attention._variable_length, widens=True)
+
+
+@pytest.mark.parametrize("dtype", TYPES[1:])
+@pytest.mark.parametrize(("queries", "keys", "heads"), [(1, 40, 2), (2, 1, 2), (2, 300, 2), (56, 128, 4), (7, 33, 1)])
+def test_the_variable_length_kernel_is_the_formula(
+    dtype: torch.dtype, queries: int, keys: int, heads: int, gpu_operators: list[str]
+) -> None:
+    """As many queries as heads among them, where a log-sum-exp that is turned round would not be seen by its shape."""
+    query, key = (drawn(heads, n, 64, seed=n, spread=3.0).to(dtype) for n in (queries, keys))
+    value = drawn(heads, keys, 64, seed=5).to(dtype)
+    assert_exact(variable_length, query, key, value, 0.125)
+    assert gpu_operators == ["flash"]
+    assert prefix_attention._agrees(variable_length, CPU, dtype, 64)
+
+
+@pytest.mark.parametrize("dtype", TYPES[1:])
+def test_what_that_kernel_cannot_is_written_out_without_a_copy_in_float32(
+    dtype: torch.dtype, gpu_operators: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefix_attention, "_CHUNK", 3 * 200)
+    query, key, value = (drawn(2, n, 64, seed=n).to(dtype) for n in (9, 100, 100))
+    with Widest(key.numel()) as widest:
+        assert_exact(variable_length, query, key, value, 0.125, torch.arange(100) < 9 * torch.arange(9)[:, None])
+        variable_length(query, key, value, 0.125, softcap=20.0)
+    assert set(gpu_operators) == {"bmm"}
+    assert not widest.copies
+    with Widest(key.numel()) as widest:
+        WRITTEN_OUT(query, key, value, 0.125, softcap=20.0)
+    assert widest.copies
+
+
+class Widest(TorchDispatchMode):
+    """Counts float32 copies of so many numbers or more; copies in float64 are the test's own."""
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        self.numbers, self.copies = numbers, 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        copied = function is torch.ops.aten._to_copy.default and found.dtype == torch.float32
+        self.copies += copied and args[0].dtype != torch.float64 and found.numel() >= self.numbers
+        return found
+
+
+@pytest.mark.parametrize("dtype", TYPES[1:])
+def test_the_variable_length_kernel_is_one_graph(dtype: torch.dtype, gpu_operators: list[str]) -> None:
+    query, key, value = (drawn(2, n, 64, seed=n).to(dtype) for n in (9, 100, 100))
+    graphs = 0
+
+    def count(graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> Any:
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    compiled = torch.compile(variable_length.__call__, fullgraph=True, backend=count)
+    try:
+        found = compiled(query, key, value, 0.125)
+    finally:
+        torch._dynamo.reset()
+    assert (graphs, gpu_operators) == (1, ["flash"])
+    for one, other in zip(found, variable_length(query, key, value, 0.125), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.usefixtures("anew")
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_gpu_gets_the_variable_length_kernel_in_half_precision(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = torch.device("cuda", 7)  # there is none: whatever is tried fails
+    assert attention_for(device, dtype, 64, 64).kernel is None
+    attention_for.cache_clear()
+    monkeypatch.setattr(prefix_attention, "_agrees", lambda *_, **__: True)
+    attention = attention_for(device, dtype, 64, 64)
+    half = dtype != torch.float32
+    assert attention.way == ("variable-length kernel" if half else "written out")
+    assert (attention.widens, attention.hides) == (half, False)
+
+
+@pytest.mark.usefixtures("gpu_operators")
+def test_a_model_in_half_precision_behind_the_variable_length_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores, attention and a decoding are those of the formula, to the rounding of bfloat16."""
+    vlm = load(ModelSpec(dtype="bfloat16"))
+    prefix = vlm.prefill(vlm.prepare([draw_shapes()], "what color is the circle?"))
+    latents = drawn(5, 3, prefix.features.shape[1], seed=3) * vlm.embedding_rms()
+    found = []
+    for attention in (variable_length, WRITTEN_OUT):
+        monkeypatch.setattr(shared_prefix, "attention_for", lambda *_, attention=attention: attention)
+        vlm._shares = None
+        assert vlm.shares_prefixes(prefix)
+        behind = replace(prefix, stems=Stems())
+        scored = vlm.score(behind, latents, [(), (3,), (5, 60, 5), (1, 2), (63,)])
+        found.append((scored.answer.float(), vlm.attend(behind, latents[1], (3,)), vlm.decode(behind, None, (), 8)))
+    (logits, read, decoded), (expected, expected_read, expected_decoded) = found
+    assert (logits - expected).abs().max() < 5e-2 * expected.abs().max()
+    torch.testing.assert_close(read, expected_read, atol=1e-2, rtol=0)
+    assert decoded.tokens == expected_decoded.tokens

@@ -12,8 +12,10 @@ from PIL import ImageOps
 from tiny_checkpoints import CHAT_TEMPLATE, checkpoint, loaded, picture
 
 from latent_tool.checkup import doctor
-from latent_tool.checkup.checks import CHECKS, Patient, check_boxes, check_prefix
+from latent_tool.checkup.checks import CHECKS, Patient, check_boxes, check_prefix, check_prefix_attention
 from latent_tool.checkup.run import examine
+from latent_tool.models import shared_prefix
+from latent_tool.models.prefix_attention import PrefixAttention
 from latent_tool.models.vlm import VisionLanguageModel
 
 
@@ -30,6 +32,13 @@ def test_every_family_is_sound(vlm: VisionLanguageModel) -> None:
         assert report.finding(check).status == "ok", report.finding(check)
     assert report.finding("boxes").figures["hits"] == report.finding("boxes").figures["cells"] >= 4
     assert report.finding("shared prefix").status == ("ok" if vlm._shares else "off")
+    attention = report.finding("prefix attention")
+    assert attention.said.startswith("attention over the shared prefix: ")
+    fused = vlm._shares and vlm.model.config.get_text_config().to_dict().get("attn_logit_softcapping") is None
+    assert attention.status == ("ok" if fused else "off"), attention
+    if fused:
+        assert "fused kernel in float32 (faster than written out" in attention.said
+        assert attention.figures["difference"] < 1e-5 and attention.figures["ratio"] > 0
     rest = sum(weight.numel() * 4 for weight in [*vlm.model.parameters(), *vlm.model.buffers()])
     assert report.finding("memory").figures["model_bytes"] == pytest.approx(rest, rel=0.01)
     assert all(report.finding("speed").figures[name] > 0 for name in ("step_ms", "token_ms", "view_ms"))
@@ -118,3 +127,22 @@ def test_what_a_check_raises_is_its_finding(monkeypatch: pytest.MonkeyPatch) -> 
     assert failed(report) == set(CHECKS)
     assert "ZeroDivisionError: on purpose" in report.finding("boxes").said
     assert "quantize" in report.finding("memory").remedy
+
+
+@pytest.mark.parametrize(
+    ("attention", "status", "said"),
+    [
+        (PrefixAttention("written out", "torch has none"), "off", "written out in float32 (torch has none)"),
+        (PrefixAttention("fused kernel", "it claims", lambda q, k, v, s, _: (q, q[..., 0])), "failed", "but off by"),
+    ],
+)
+def test_how_the_prefix_is_attended_to(
+    attention: PrefixAttention, status: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine without a kernel says so and is sound; a kernel whose numbers are wrong is found out."""
+    patient = Patient(loaded("qwen2_5_vl"))
+    assert patient.vlm.shares_prefixes(patient.prefix)
+    monkeypatch.setattr(shared_prefix, "attention_for", lambda *_: attention)
+    found = check_prefix_attention(patient)
+    assert found.status == status and said in found.said
+    assert found.remedy
