@@ -211,11 +211,10 @@ def _against_written_out(
     """
     query = keys.repeat(1, -(-queries // keys.shape[1]), 1)[:, :queries]
     given = query, keys, values, keys.shape[-1] ** -0.5
-    pairs = zip(attention(*given), attention.written_out(*given), strict=True)
-    sizes = values.abs().max(), 1.0
+    (out, lse), (expected, expected_lse) = attention(*given), attention.written_out(*given)
     difference = max(
-        float((one.float() - other.float()).abs().max()) / max(float(size), float(other.abs().max()))
-        for (one, other), size in zip(pairs, sizes, strict=True)
+        float((out.float() - expected).abs().max() / values.abs().max().float()),
+        float((lse - expected_lse).abs().max() / expected_lse.abs().max().clamp_min(1.0)),
     )
     fused = patient.milliseconds(lambda: attention(*given), 5)
     return difference, patient.milliseconds(lambda: attention.written_out(*given), 5) / fused

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from latent_tool.models.memory import out_of_memory
 
-__all__ = ["PrefixAttention", "attention_for"]
+__all__ = ["PrefixAttention", "attention_for", "beyond"]
 
-# Query, key, value, scaling, and what is hidden: output and log-sum-exp.
-Kernel = Callable[[Tensor, Tensor, Tensor, float, Tensor | None], tuple[Tensor, Tensor]]
+# Query, key, value, scaling, what is hidden, and how many columns count: output and log-sum-exp.
+Kernel = Callable[[Tensor, Tensor, Tensor, float, Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
 
 _HALVES = (torch.bfloat16, torch.float16)
 
@@ -43,6 +43,7 @@ class PrefixAttention:
         reason: why it is used there, for people.
         kernel: the fused kernel; ``None``: written out.
         hides: the kernel can hide columns from single queries.
+        stops: the kernel can stop at a column whose number stands in a tensor.
         widens: products of half-precision tensors come in float32 without a float32 copy of the tensors.
     """
 
@@ -50,6 +51,7 @@ class PrefixAttention:
     reason: str
     kernel: Kernel | None = None
     hides: bool = False
+    stops: bool = False
     widens: bool = False
 
     def __call__(
@@ -60,6 +62,7 @@ class PrefixAttention:
         scaling: float,
         softcap: float | None = None,
         hidden: Tensor | None = None,
+        count: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the output ``(Hkv, M, D)`` and the log-sum-exp ``(Hkv, M)``, float32, of queries ``(Hkv, M, D)``.
 
@@ -69,10 +72,15 @@ class PrefixAttention:
             scaling: factor of the scores.
             softcap: what scores are capped at, softly; no kernel here does that.
             hidden: ``(M, P)``, what a query must not see. If that is all, its log-sum-exp is as good as minus infinity.
+            count: ``()``, an integer: columns from there on are padding, which no query sees.
         """
+        if count is not None and (hidden is not None or not self.stops):
+            hidden, count = beyond(count, key.shape[1], hidden).expand(query.shape[1], -1), None
         if self.kernel is None or softcap is not None or (hidden is not None and not self.hides):
+            if count is not None:
+                hidden = beyond(count, key.shape[1]).expand(query.shape[1], -1)
             return self.written_out(query, key, value, scaling, softcap, hidden)
-        return self.kernel(query, key, value, scaling, hidden)
+        return self.kernel(query, key, value, scaling, hidden, count)
 
     def written_out(
         self,
@@ -128,6 +136,12 @@ class PrefixAttention:
         return torch.matmul(one.float(), other.float())
 
 
+def beyond(count: Tensor, columns: int, hidden: Tensor | None = None) -> Tensor:
+    """Return which columns ``(1 or M, P)`` are hidden if those from a count ``()`` on are, too."""
+    padding = (torch.arange(columns, device=count.device) >= count)[None]
+    return padding if hidden is None else hidden | padding
+
+
 @lru_cache(maxsize=64)
 def attention_for(device: torch.device, dtype: torch.dtype, key_width: int, value_width: int) -> PrefixAttention:
     """Choose how attention over shared prefixes is computed for keys and values on a device, in a type.
@@ -155,13 +169,20 @@ def attention_for(device: torch.device, dtype: torch.dtype, key_width: int, valu
     if device.type == "cuda" and dtype in _HALVES:
         fused = replace(written, way="variable-length kernel", kernel=_variable_length)
         if _agrees(fused, device, dtype, key_width):
-            return replace(fused, reason="it reads the prefix once and holds no scores")
+            fused = replace(fused, reason="it reads the prefix once and holds no scores")
+            stopping = replace(fused, stops=True)
+            return stopping if _agrees(stopping, device, dtype, key_width, stop=True) else fused
         return replace(written, reason="this torch or GPU has no variable-length attention for heads of this width")
     return replace(written, reason=f"torch has no kernel that gives log-sum-exps in {_name(dtype)} on {device.type}")
 
 
 def _agrees(
-    attention: PrefixAttention, device: torch.device, dtype: torch.dtype, width: int, hide: bool = False
+    attention: PrefixAttention,
+    device: torch.device,
+    dtype: torch.dtype,
+    width: int,
+    hide: bool = False,
+    stop: bool = False,
 ) -> bool:
     """Tell whether a kernel runs here and gives what is written out in float32, on a few numbers."""
     generator = torch.Generator().manual_seed(0)
@@ -169,12 +190,13 @@ def _agrees(
     scaling = width**-0.5
     try:
         query, key, value = (each.to(device, dtype) for each in drawn)
+        count = torch.full((), 20, device=device) if stop else None
         hidden = None
         if hide:
             hidden = torch.arange(33, device=device) < 7 * torch.arange(5, device=device)[:, None]
-        found = attention(query, key, value, scaling, hidden=hidden)
-        expected = PrefixAttention("written out", "").written_out(
-            query.float(), key.float(), value.float(), scaling, hidden=hidden
+        found = attention(query, key, value, scaling, hidden=hidden, count=count)
+        expected = PrefixAttention("written out", "")(
+            query.float(), key.float(), value.float(), scaling, hidden=hidden, count=count
         )
         # Half precision: outputs of up to 3 are rounded.
         close = 1e-4 if dtype == torch.float32 else 3e-2
@@ -189,11 +211,16 @@ def _agrees(
 
 
 def _cpu(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float, hidden: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
+    hidden: Tensor | None = None,
+    count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the kernel that torch's attention uses on CPUs; its public function keeps the log-sum-exps to itself."""
-    count = query.shape[1]
-    if count == 1 and query.dtype != torch.float32:  # a single query takes twice as long as two
+    queries = query.shape[1]
+    if queries == 1 and query.dtype != torch.float32:  # a single query takes twice as long as two
         query = query.expand(-1, 2, -1)
     mask = None
     if hidden is not None:
@@ -203,17 +230,27 @@ def _cpu(
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query[None], key[None], value[None], 0.0, False, attn_mask=mask, scale=scaling
     )
-    return out[0, :, :count], lse[0, :, :count].float()
+    return out[0, :, :queries], lse[0, :, :queries].float()
 
 
 def _cpu_in_float32(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float, hidden: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
+    hidden: Tensor | None = None,
+    count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     return _cpu(query.float(), key.float(), value.float(), scaling, hidden)
 
 
 def _variable_length(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float, hidden: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
+    hidden: Tensor | None = None,
+    count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run torch's variable-length attention over one sequence, whose queries are those of all rows."""
     from torch.nn.attention.varlen import AuxRequest, varlen_attn
@@ -221,8 +258,10 @@ def _variable_length(
     # Where the sequence begins and ends; made on the device, because a copy from the host would wait for it.
     queries, keys = query.shape[1], key.shape[1]
     query_ends, key_ends = (
-        torch.arange(0, count + 1, count, dtype=torch.int32, device=query.device) for count in (queries, keys)
+        torch.arange(0, length + 1, length, dtype=torch.int32, device=query.device) for length in (queries, keys)
     )
+    if count is not None:
+        key_ends = torch.minimum(key_ends, count.to(torch.int32))
     out, lse = varlen_attn(
         query.transpose(0, 1),
         key.transpose(0, 1),

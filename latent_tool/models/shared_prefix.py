@@ -31,7 +31,7 @@ from transformers.masking_utils import sdpa_mask
 from latent_tool.models.attention import mean_over_layers, pick_columns
 from latent_tool.models.decoder import Decoder
 from latent_tool.models.prefix import Computed, Prefix, Stem, Suffix
-from latent_tool.models.prefix_attention import PrefixAttention, attention_for
+from latent_tool.models.prefix_attention import PrefixAttention, attention_for, beyond
 from latent_tool.models.rows import Rows
 from latent_tool.models.suffix_cache import SuffixLayer, beginning, with_room
 
@@ -256,7 +256,8 @@ class SharedRows(Rows):
             part = grouped[block.start : block.stop]
             folded = part.transpose(0, 1).reshape(shared, -1, width)
             masked = self._out_of_window(block, stored.keys.shape[2], length, window, folded.shape[1], query.device)
-            out, lse = over_prefix(folded, stored.keys[0], stored.values[0], scaling, softcap, masked)
+            count = self._columns_in_use(block)
+            out, lse = over_prefix(folded, stored.keys[0], stored.values[0], scaling, softcap, masked, count)
             outs.append(out.view(shared, len(part), -1, out.shape[-1]).transpose(0, 1))
             lses.append(lse.view(shared, len(part), -1, 1).transpose(0, 1))
             hidden.append(masked)
@@ -281,6 +282,9 @@ class SharedRows(Rows):
                     row - block.start, :, place
                 ]
                 masked = masked.flatten(0, 1)
+            count = self._columns_in_use(block)
+            if count is not None:
+                masked = beyond(count, stored.keys.shape[2], masked)
             there = over_prefix.scores(read.flatten(1, 2), stored.keys[0], scaling, softcap, hidden=masked)
             probabilities = (there - lse.flatten(1)[..., None]).exp()
             self._tap(row, probabilities.view(heads, -1, probabilities.shape[-1]))
@@ -309,6 +313,10 @@ class SharedRows(Rows):
             bias = bias[:, None, None].expand(-1, shared, queries // length, -1, -1)
             found = self._masks[key] = bias.reshape(-1, queries, seen.shape[-1])
         return found
+
+    def _columns_in_use(self, block: _Block) -> Tensor | None:
+        """How many columns of a block's prefix are no padding, ``()`` on their device; ``None``: all of them."""
+        return None
 
     def _out_of_window(
         self, block: _Block, prefix: int, length: int, window: int | None, queries: int, device: torch.device

@@ -85,6 +85,26 @@ def test_what_is_chosen_on_cpus_is_the_formula(
 
 
 @pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("count", [1, 13, 20])
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.usefixtures("gpu_operators")
+def test_padding_of_a_prefix_counts_for_nothing(dtype: torch.dtype, count: int, queries: int) -> None:
+    """A buffer is longer than the prefix in it: what stands behind it is never seen, with and without a window."""
+    query, key, value = (drawn(2, n, 32, seed=n, spread=2.0).to(dtype) for n in (queries, 20, 20))
+    used = torch.tensor(count)
+    hidden = torch.zeros(queries, 20, dtype=torch.bool)
+    hidden[-1, : count // 2] = True
+    ways = [attention_for(CPU, dtype, 32, 32), WRITTEN_OUT, *([variable_length] if dtype != torch.float32 else [])]
+    for attention in ways:
+        for window, softcap in ((None, None), (hidden, None), (None, 3.0)):
+            found = attention(query, key, value, 0.2, softcap, window, used)
+            seen = None if window is None else window[:, :count]
+            expected = WRITTEN_OUT(query, key[:, :count], value[:, :count], 0.2, softcap, seen)
+            assert (found[0].float() - expected[0]).abs().max() <= 4 * STEP[dtype]
+            torch.testing.assert_close(found[1], expected[1], atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
 def test_a_query_that_sees_nothing_counts_for_nothing(dtype: torch.dtype) -> None:
     query, key, value = (drawn(2, n, 32, seed=n).to(dtype) for n in (3, 20, 20))
     hidden = torch.zeros(3, 20, dtype=torch.bool)
@@ -149,13 +169,13 @@ def refusing(*_: Any) -> Any:
     raise NotImplementedError("not on this machine")
 
 
-def wrong(query: Tensor, key: Tensor, value: Tensor, scaling: float, hidden: Tensor | None = None) -> Any:
+def wrong(query: Tensor, key: Tensor, value: Tensor, scaling: float, hidden: Tensor | None = None, *_: Any) -> Any:
     """Log-sum-exps to the base of 2."""
     out, lse = WRITTEN_OUT(query, key, value, scaling, hidden=hidden)
     return out, lse / math.log(2)
 
 
-def turned(query: Tensor, key: Tensor, value: Tensor, scaling: float, hidden: Tensor | None = None) -> Any:
+def turned(query: Tensor, key: Tensor, value: Tensor, scaling: float, hidden: Tensor | None = None, *_: Any) -> Any:
     out, lse = WRITTEN_OUT(query, key, value, scaling, hidden=hidden)
     return out, lse.transpose(0, 1)
 
@@ -177,7 +197,9 @@ def test_a_kernel_that_fails_or_is_off_is_not_used(
 def test_a_kernel_that_cannot_hide_is_used_where_nothing_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = prefix_attention._cpu
 
-    def unmasked(query: Tensor, key: Tensor, value: Tensor, scaling: float, hidden: Tensor | None = None) -> Any:
+    def unmasked(
+        query: Tensor, key: Tensor, value: Tensor, scaling: float, hidden: Tensor | None = None, *_: Any
+    ) -> Any:
         if hidden is not None:
             raise RuntimeError("this kernel takes no mask")
         return kernel(query, key, value, scaling)
@@ -234,7 +256,9 @@ def gpu_operators() -> Iterator[list[str]]:
         assert query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] % 8 == 0
         assert all(each.stride(-1) == 1 for each in (query, key, value))
         assert query_ends.tolist() == [0, longest_query] == [0, len(query)] and query_ends.dtype == torch.int32
-        assert key_ends.tolist() == [0, longest_key] == [0, len(key)] and key_ends.dtype == torch.int32
+        beginning, end = key_ends.tolist()
+        assert beginning == 0 < end <= longest_key == len(key) and key_ends.dtype == torch.int32
+        key, value = key[:end], value[:end]
         assert (dropout, causal, window_size_left, window_size_right) == (0.0, False, -1, -1)
         out, lse = exact(query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1), scale, None)
         state = torch.empty(2, dtype=torch.uint64)
@@ -254,7 +278,9 @@ def gpu_operators() -> Iterator[list[str]]:
         library._destroy()
 
 
-variable_length = PrefixAttention("variable-length kernel", "asked for", prefix_attention._variable_length, widens=True)
+variable_length = PrefixAttention(
+    "variable-length kernel", "asked for", prefix_attention._variable_length, stops=True, widens=True
+)
 
 
 @pytest.mark.parametrize("dtype", TYPES[1:])
@@ -268,6 +294,7 @@ def test_the_variable_length_kernel_is_the_formula(
     assert_exact(variable_length, query, key, value, 0.125)
     assert gpu_operators == ["flash"]
     assert prefix_attention._agrees(variable_length, CPU, dtype, 64)
+    assert prefix_attention._agrees(variable_length, CPU, dtype, 64, stop=True)
 
 
 @pytest.mark.parametrize("dtype", TYPES[1:])

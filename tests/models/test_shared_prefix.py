@@ -371,7 +371,7 @@ def test_sliding_windows_are_hidden_in_half_precision(dtype: torch.dtype) -> Non
 def test_a_kernel_that_cannot_hide_is_found_out_before_a_prompt_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A window longer than the prompt hides nothing of it, so the first question must try on purpose."""
 
-    def unmasked(query: Tensor, key: Tensor, value: Tensor, scaling: float, hidden: Tensor | None) -> Any:
+    def unmasked(query: Tensor, key: Tensor, value: Tensor, scaling: float, hidden: Tensor | None, *_: Any) -> Any:
         if hidden is not None:
             raise RuntimeError("this kernel takes no mask")
         return WRITTEN_OUT(query, key, value, scaling)
