@@ -164,7 +164,7 @@ def attention_for(device: torch.device, dtype: torch.dtype, key_width: int, valu
             hiding if _agrees(hiding, device, dtype, key_width, hide=True) else fused,
             reason="faster than the kernel of float16 on CPUs"
             if in_float32
-            else "faster than written out for any number of rows and any prefix",
+            else "faster than written out on CPUs, for few and many rows and short and long prefixes",
         )
     if device.type == "cuda" and dtype in _HALVES:
         fused = replace(written, way="variable-length kernel", kernel=_variable_length)
