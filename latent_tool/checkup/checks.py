@@ -220,6 +220,25 @@ def _against_written_out(
     return difference, patient.milliseconds(lambda: attention.written_out(*given), 5) / fused
 
 
+def check_compiled(patient: Patient) -> Found:
+    """Check whether passes run compiled, where that was asked for, and equal those that are not."""
+    vlm = patient.vlm
+    if vlm.static is None:
+        why = "not compiled (compile is off, or auto and not on CUDA)"
+        return Found("off", why, "Nothing is wrong; --compile on where many questions are asked of one model.")
+    if not vlm.shares_prefixes(patient.prefix):
+        return Found("off", "not compiled: every candidate has a copy of the prefix", "Nothing is wrong.")
+    began = time.perf_counter()
+    vlm.score(patient.prefix, patient.latents, [(), patient.cells])
+    taken = time.perf_counter() - began
+    if vlm.static.failure is not None:
+        return Found("off", f"not compiled: {vlm.static.failure}", "Use --compile off, or install what is missing.")
+    # Each is compared with the plain pass when it first runs.
+    shapes = len(vlm.static.passes)
+    said = f"compiled, {shapes} of at most {vlm.static.most} shapes; the first step took {taken:.1f} s"
+    return Found("ok", said, figures={"shapes": shapes, "seconds": taken})
+
+
 def check_decoding(patient: Patient) -> Found:
     """Check whether greedy decoding gives what the model's own ``generate`` gives."""
     vlm, inputs = patient.vlm, patient.inputs
@@ -387,6 +406,7 @@ CHECKS: dict[str, Callable[[Patient], Found]] = {
     "prefix cache": check_prefix,
     "shared prefix": check_sharing,
     "prefix attention": check_prefix_attention,
+    "compiled passes": check_compiled,
     "decoding": check_decoding,
     "boxes": check_boxes,
     "latents": check_latents,

@@ -59,6 +59,7 @@ def doctor(
     device: str | None = "auto",
     dtype: str = "auto",
     quantize: Literal["8bit", "4bit"] | None = None,
+    compile: Literal["auto", "on", "off"] | bool = "auto",
     tell: Tell | None = None,
     **loading: Any,
 ) -> Report:
@@ -66,7 +67,7 @@ def doctor(
 
     Args:
         model: checkpoint directory, hub id, or ``"embedded"``.
-        device, dtype, quantize: how it is loaded, as by the command line.
+        device, dtype, quantize, compile: how it is loaded, as by the command line.
         tell: called with every finding as it is made.
         loading: further fields of ``latent_tool.models.loading.ModelSpec``.
 
@@ -75,10 +76,19 @@ def doctor(
     """
     from latent_tool.errors import InputError, MissingExtraError
     from latent_tool.models.loading import ModelSpec, load
+    from latent_tool.models.static_pass import as_compile
 
     began = time.perf_counter()
     try:
-        vlm = load(ModelSpec(model=model, device=device, dtype=dtype, quantization_config=quantize, **loading))
+        spec = ModelSpec(
+            model=model,
+            device=device,
+            dtype=dtype,
+            quantization_config=quantize,
+            compile=as_compile(compile),
+            **loading,
+        )
+        vlm = load(spec)
     except (InputError, MissingExtraError):
         raise
     except LatentToolError as error:

@@ -135,6 +135,7 @@ def ask(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     quantize: options.Quantize = None,
+    compile: options.Compile = "auto",
 ) -> None:
     """Ask one question about an image.
 
@@ -187,6 +188,7 @@ def ask(
         device=device,
         dtype=dtype,
         quantize=quantize,
+        compile=compile,
         budget=chosen,
         settings=settings,
         seed=seed,

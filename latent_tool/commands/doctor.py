@@ -23,6 +23,7 @@ def doctor(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     quantize: options.Quantize = None,
+    compile: options.Compile = "auto",
     offline: Annotated[bool, typer.Option("--offline", help="Never ask the hub.")] = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -54,6 +55,7 @@ def doctor(
         device=device,
         dtype=dtype,
         quantize=quantize,
+        compile=compile,
         local_files_only=offline,
         tell=tell,
     )

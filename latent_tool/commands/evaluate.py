@@ -53,6 +53,7 @@ def evaluate(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     quantize: options.Quantize = None,
+    compile: options.Compile = "auto",
     system: options.System = None,
     budget: options.Budget = options.Level.standard,
     seed: Annotated[int, typer.Option(help="Seed of the search and of samples.")] = 0,
@@ -116,7 +117,7 @@ def evaluate(
         chosen = list(METHODS)
     options.tell_what_it_is(model)
     reasoner = options.make_reasoner(
-        model=model, device=device, dtype=dtype, quantize=quantize, budget=budget.value, seed=seed
+        model=model, device=device, dtype=dtype, quantize=quantize, compile=compile, budget=budget.value, seed=seed
     )
     with show_progress(quiet) as progress:
         run = run_evaluation(

@@ -31,6 +31,7 @@ __all__ = [
     "Calibration",
     "CheckDomain",
     "Command",
+    "Compile",
     "Controls",
     "Data",
     "Device",
@@ -94,6 +95,15 @@ class Level(StrEnum):
 Quantize = Annotated[
     Literal["8bit", "4bit"] | None,
     typer.Option(help="Quantize the weights as they are loaded; needs the extra quantize.", rich_help_panel=MODEL),
+]
+
+
+Compile = Annotated[
+    Literal["auto", "on", "off"],
+    typer.Option(
+        help="Compile the passes after image and question; the first questions take longer. auto: on CUDA.",
+        rich_help_panel=MODEL,
+    ),
 ]
 
 
@@ -274,6 +284,7 @@ def make_reasoner(
     device: str,
     dtype: str,
     quantize: str | None,
+    compile: str = "auto",
     budget: Budget_ | str,
     min_confidence: float | Literal["calibrated"] | None = None,
     calibration: str | None = None,
@@ -288,6 +299,7 @@ def make_reasoner(
         device=device,
         dtype=dtype,
         quantization_config=quantize,
+        compile={"on": True, "off": False}.get(compile, compile),
         budget=budget,
         min_confidence=min_confidence,
         calibration=calibration,

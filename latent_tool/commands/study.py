@@ -19,6 +19,7 @@ def study(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     quantize: options.Quantize = None,
+    compile: options.Compile = "auto",
     question: options.Question = None,
     system: options.System = None,
     budget: options.Budget = options.Level.standard,
@@ -52,7 +53,7 @@ def study(
     items = load_dataset(data, match=match, question=question, keep_going=keep_going, limit=limit)
     options.tell_what_it_is(model)
     reasoner = options.make_reasoner(
-        model=model, device=device, dtype=dtype, quantize=quantize, budget=budget.value, seed=seed
+        model=model, device=device, dtype=dtype, quantize=quantize, compile=compile, budget=budget.value, seed=seed
     )
     with show_progress(quiet) as tell:
         found = run_study(

@@ -136,6 +136,11 @@ class LatentReasoner(RequestRunnable):
         ge=0,
         description="Memory for prefixes of images that may be asked about again; 0: none is kept.",
     )
+    compile: Literal["auto"] | bool = Field(
+        "auto",
+        description="Run the passes after image and question in fixed shapes, compiled by torch: the first questions "
+        "take longer. 'auto': on CUDA.",
+    )
     budget: Budget = Field(Budget(), description="How much work per question: a Budget, its fields, or a level's name.")
     settings: SearchSettings = Field(SearchSettings(), description="How the search works.")
     generation: GenerationSettings = Field(
@@ -300,6 +305,7 @@ class LatentReasoner(RequestRunnable):
                 allow_pickle=self.allow_pickle,
                 trust_remote_code=self.trust_remote_code,
                 prefix_cache_bytes=self.prefix_cache_bytes,
+                compile=self.compile,
             )
         )
 

@@ -22,6 +22,8 @@ from latent_tool.models.prefix import Prefix, Stem, Stems, Suffix, common_length
 from latent_tool.models.requests import Attend, Score
 from latent_tool.models.rows import Beginning, Rows
 from latent_tool.models.shared_prefix import SharedRows, hides_exactly, install, installed, layers_fit
+from latent_tool.models.static_pass import Compile, StaticPasses
+from latent_tool.models.static_rows import StaticRows
 
 __all__ = ["Continuing", "RowsKind", "grouped"]
 
@@ -31,13 +33,14 @@ RowsKind = type[SharedRows] | type[OwnRows]
 class Continuing(Prefilling):
     """A model and its processor, and what comes after a prefix."""
 
-    def __init__(self, model: PreTrainedModel, processor: Any, prefix_cache_bytes: int) -> None:
+    def __init__(self, model: PreTrainedModel, processor: Any, prefix_cache_bytes: int, compile: Compile) -> None:
         super().__init__(model, prefix_cache_bytes)
         self.processor = processor
         self.tokenizer = processor.tokenizer
         # None: not known before the first question.
         per_layer = getattr(model.config.get_text_config(), "hidden_size_per_layer_input", None)
         self._shares: bool | None = None if not per_layer and install(model) else False
+        self.static = None if self._shares is False else StaticPasses.wanted(self, compile)
 
     # ------------------------------------------------------------------ rows
 
@@ -55,7 +58,9 @@ class Continuing(Prefilling):
 
     def kind_of_rows(self, prefix: Prefix) -> RowsKind:
         """Return the kind of rows that continue a prefix."""
-        return SharedRows if self.shares_prefixes(prefix) else OwnRows
+        if not self.shares_prefixes(prefix):
+            return OwnRows
+        return SharedRows if self.static is None else StaticRows
 
     def beginning(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ class Decoder:
         self._embedding = model.get_input_embeddings()
         self._embedding_rms: float | None = None
         self._small: bool | None = None
+        # Its passes in fixed shapes (static_pass.StaticPasses), where it is compiled.
+        self.static: Any = None
 
     @property
     def device(self) -> torch.device:

@@ -41,6 +41,7 @@ from latent_tool.models.families import family as family_of
 from latent_tool.models.hub import gated, hub_error
 from latent_tool.models.limits import require_sane_configuration, require_sane_pictures
 from latent_tool.models.quantization import named_quantization
+from latent_tool.models.static_pass import Compile, as_compile
 from latent_tool.models.vlm import VisionLanguageModel
 from latent_tool.settings import PREFIX_CACHE_BYTES
 
@@ -70,6 +71,7 @@ class ModelSpec:
         trust_remote_code: run code from the checkpoint's repository. Only for repositories you trust.
         prefix_cache_bytes: what the prefixes of images may take in memory, so that another question about the same
             image does not compute them again; 0: nothing is kept.
+        compile: ``True`` runs passes after a prefix in fixed shapes, compiled by torch; ``"auto"``: on CUDA.
     """
 
     model: str = EMBEDDED
@@ -84,8 +86,10 @@ class ModelSpec:
     allow_pickle: bool = False
     trust_remote_code: bool = False
     prefix_cache_bytes: int = PREFIX_CACHE_BYTES
+    compile: Compile = "auto"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "compile", as_compile(self.compile))
         if self.prefix_cache_bytes < 0:
             raise SettingsError(
                 f"prefix_cache_bytes is {self.prefix_cache_bytes}.", "Use a number of bytes, or 0 to keep nothing."
@@ -128,7 +132,7 @@ def load(spec: ModelSpec) -> VisionLanguageModel:
             "Fix the file or remove it: without it the model's defaults are used.",
         ) from error
     try:
-        return VisionLanguageModel(model, processor, spec.model, spec.prefix_cache_bytes)
+        return VisionLanguageModel(model, processor, spec.model, spec.prefix_cache_bytes, spec.compile)
     except LatentToolError:
         raise
     except Exception as error:  # a configuration may have any value anywhere

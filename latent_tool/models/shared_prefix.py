@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -36,7 +37,9 @@ from latent_tool.models.rows import Rows
 from latent_tool.models.suffix_cache import SuffixLayer, beginning, with_room
 
 __all__ = [
+    "Block",
     "SharedRows",
+    "attending",
     "hides_exactly",
     "install",
     "installed",
@@ -49,7 +52,7 @@ _active = threading.local()
 
 
 @dataclass(frozen=True)
-class _Block:
+class Block:
     """Adjacent rows ``[start, stop)`` that continue the same prefix."""
 
     start: int
@@ -106,11 +109,11 @@ class SharedRows(Rows):
 
     def _arrange(self) -> None:
         """Find the blocks of adjacent rows with the same prefix."""
-        self.blocks: list[_Block] = []
+        self.blocks: list[Block] = []
         start = 0
         for _, rows in groupby(self.prefixes, key=id):
             count = len(list(rows))
-            self.blocks.append(_Block(start, start + count, self.prefixes[start]))
+            self.blocks.append(Block(start, start + count, self.prefixes[start]))
             start += count
         self._masks: dict[tuple[int | None, int, int, torch.device], Tensor] = {}
 
@@ -144,18 +147,14 @@ class SharedRows(Rows):
         if shape is not None:
             positions = positions.expand(*shape.shape[:-2], *positions.shape)
         wanted = self.decoder.places([length + place for place in keep])
-        with self.decoder.forward_pass():
-            _active.batch = self
-            try:
-                output = self.decoder.model(
-                    inputs_embeds=embeddings,
-                    **{self.decoder.cache_name: self.cache},
-                    position_ids=positions,
-                    use_cache=True,
-                    logits_to_keep=wanted,
-                )
-            finally:
-                _active.batch = None
+        with self.decoder.forward_pass(), attending(self):
+            output = self.decoder.model(
+                inputs_embeds=embeddings,
+                **{self.decoder.cache_name: self.cache},
+                position_ids=positions,
+                use_cache=True,
+                logits_to_keep=wanted,
+            )
         logits: Tensor = output.logits
         if logits.shape[:2] != (len(embeddings), len(keep)):
             raise RuntimeError("the model computes its logits somewhere else")
@@ -319,7 +318,7 @@ class SharedRows(Rows):
         return None
 
     def _out_of_window(
-        self, block: _Block, prefix: int, length: int, window: int | None, queries: int, device: torch.device
+        self, block: Block, prefix: int, length: int, window: int | None, queries: int, device: torch.device
     ) -> Tensor | None:
         """Which prefix columns the folded queries of a block may not see, ``(queries, P)``; ``None``: they see all."""
         if window is None or window >= prefix + max(self.lengths[block.start : block.stop]):
@@ -327,6 +326,16 @@ class SharedRows(Rows):
         place = prefix + self._places[block.start : block.stop, -length:].to(device).clamp_min(0)  # (rows, length)
         hidden = place[..., None] - torch.arange(prefix, device=place.device) >= window
         return hidden[:, None].expand(-1, queries // place.numel(), -1, -1).reshape(queries, prefix)
+
+
+@contextmanager
+def attending(rows: SharedRows) -> Iterator[None]:
+    """Let the decoder's attention in this thread be that of rows."""
+    _active.batch = rows
+    try:
+        yield
+    finally:
+        _active.batch = None
 
 
 def _attention(

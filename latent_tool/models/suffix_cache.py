@@ -76,6 +76,17 @@ class SuffixLayer(DynamicLayer):  # type: ignore[misc]
                 buffer[: len(at), :, :used] = states[at]
         self.keys, self.values = (buffer[: len(at), :, :used] for buffer in self._buffers)
 
+    def hold(self, keys: Tensor, values: Tensor) -> None:
+        """Go on from keys and values ``(R, Hkv, T, D)``."""
+        self.keys, self.values, self._buffers = keys, values, None
+        self.is_initialized = True
+
+    def release(self) -> None:
+        """Let keys and values go, which stand elsewhere now."""
+        self.keys = self.values = None  # type: ignore[assignment]
+        self._buffers = None
+        self.is_initialized = False
+
     def get_seq_length(self) -> int:
         return self.prefix_length + int(super().get_seq_length())
 

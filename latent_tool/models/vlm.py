@@ -35,6 +35,7 @@ from latent_tool.models.requests import (
     TokenLogProbabilities,
     never,
 )
+from latent_tool.models.static_pass import Compile
 from latent_tool.models.windows import Window, beside, cut_out, moved
 from latent_tool.settings import PREFIX_CACHE_BYTES, GenerationSettings
 
@@ -50,12 +51,18 @@ class VisionLanguageModel(Continuing):
     Args:
         prefix_cache_bytes: what the prefixes of images may take together, so that another question about the same
             image does not compute them again; 0: nothing is kept.
+        compile: whether passes after a prefix run in fixed shapes, compiled; ``"auto"``: on CUDA.
     """
 
     def __init__(
-        self, model: PreTrainedModel, processor: Any, name: str, prefix_cache_bytes: int = PREFIX_CACHE_BYTES
+        self,
+        model: PreTrainedModel,
+        processor: Any,
+        name: str,
+        prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
+        compile: Compile = "auto",
     ) -> None:
-        super().__init__(model, processor, prefix_cache_bytes)
+        super().__init__(model, processor, prefix_cache_bytes, compile)
         self.name = name
         self.processor_lock = threading.Lock()
 

@@ -18,7 +18,7 @@ ASKING = {
     "mcp": (),
     "play": ("--no-open", "--port", "0"),
 }
-BLOCK = ("model", "device", "dtype", "quantize", "budget", "min_confidence", "calibration", "check_domain")
+BLOCK = ("model", "device", "dtype", "quantize", "compile", "budget", "min_confidence", "calibration", "check_domain")
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
@@ -39,7 +39,7 @@ def test_every_command_that_asks_has_the_block(command: str) -> None:
 @pytest.mark.parametrize("command", ["eval", "study", "doctor"])
 def test_every_command_that_loads_a_model_says_which_alike(command: str) -> None:
     own, first = params(command), params("ask")
-    for name in ("model", "device", "dtype", "quantize"):
+    for name in ("model", "device", "dtype", "quantize", "compile"):
         assert own[name].opts == first[name].opts and own[name].help == first[name].help
 
 

@@ -1,4 +1,4 @@
-"""The pass over rows behind a shared prefix under ``torch.compile``: one graph without breaks, and the same numbers.
+"""Passes in fixed shapes, in every family, and under ``torch.compile``: one graph a shape, and the same numbers.
 
 The backend is ``eager``: the graph is captured whole (``fullgraph=True``) and run by torch's own kernels. That needs no
 C++ compiler, and is what every backend begins with.
@@ -6,8 +6,10 @@ C++ compiler, and is what every backend begins with.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,26 +18,57 @@ from tiny_checkpoints import loaded, picture
 from torch import Tensor
 
 from latent_tool.models.prefix import Prefix, Stems
-from latent_tool.models.requests import Score
-from latent_tool.models.shared_prefix import SharedRows
+from latent_tool.models.requests import Decode, Score
+from latent_tool.models.static_pass import Pass, StaticPasses
 from latent_tool.models.vlm import VisionLanguageModel
 
 
-def passes(vlm: VisionLanguageModel, prefix: Prefix) -> list[Tensor]:
-    """States of different lengths with their attention, and a token of each of two rows."""
-    prefix = replace(prefix, stems=Stems())
-    (scored,) = vlm.score_many([Score(prefix, draw_latents(vlm, 3), [(), (1, 2), (3,)], attention=True)])
-    assert scored.attention is not None
-    rows = SharedRows(vlm, [prefix] * 2)
-    return [scored.answer, scored.latents, scored.attention, rows.write([[5], [6]], [-1])]
+class Uncompiled(StaticPasses):
+    """The passes in fixed shapes, with nothing compiled."""
+
+    def _compiled(self, function: Callable[[Pass], Any]) -> Callable[[Pass], Any]:
+        return function
+
+
+@contextmanager
+def with_passes(vlm: VisionLanguageModel, passes: StaticPasses) -> Iterator[StaticPasses]:
+    vlm.static = passes
+    try:
+        yield passes
+    finally:
+        vlm.static = None
+
+
+def answers(vlm: VisionLanguageModel, prefix: Prefix, untapped: bool = True) -> list[Tensor]:
+    """States of different lengths, also without their attention, and the tokens of two answers that begin alike."""
+    found = []
+    latents = draw_latents(vlm, 4)
+    for count, cells in ((3, [(), (1, 2), (3,)]), (2, [(1,), (3, 3, 1)]), (4, [()] * 4)):
+        for read in (True, False)[: 1 + untapped]:
+            (scored,) = vlm.score_many([Score(replace(prefix, stems=Stems()), latents[:count], cells, attention=read)])
+            found += [scored.answer, scored.latents, *([] if scored.attention is None else [scored.attention])]
+    for decoded in vlm.decode_many([Decode(prefix, latents[0], (), 8), Decode(prefix, latents[1], (1,), 6)]):
+        assert not isinstance(decoded, Exception)
+        found += [torch.tensor(decoded.tokens), decoded.log_probabilities]
+    return found
+
+
+def test_passes_in_fixed_shapes_equal_the_plain_ones(vlm: VisionLanguageModel) -> None:
+    prefix = vlm.prefill(vlm.prepare([picture()], QUESTION))
+    expected = answers(vlm, prefix)
+    with with_passes(vlm, Uncompiled(vlm)) as passes:
+        found = answers(vlm, prefix)
+    assert passes.failure is None
+    assert bool(passes.passes) == vlm.shares_prefixes(prefix)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava", "smolvlm"])
-def test_the_pass_behind_a_shared_prefix_is_one_graph(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_many_graphs_are_compiled_as_there_are_shapes(family: str) -> None:
+    """Each is captured whole, once, whatever the rows, lengths and tokens; the same numbers as without."""
     vlm = loaded(family)
     prefix = vlm.prefill(vlm.prepare([picture()], QUESTION))
-    assert vlm.shares_prefixes(prefix)
-    expected = passes(vlm, prefix)
     graphs = 0
 
     def count(graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> Callable[..., object]:
@@ -43,13 +76,15 @@ def test_the_pass_behind_a_shared_prefix_is_one_graph(family: str, monkeypatch: 
         graphs += 1
         return graph.forward
 
-    compiled = torch.compile(vlm.model.forward, fullgraph=True, backend=count)
+    expected = answers(vlm, prefix, False)
     try:
-        with monkeypatch.context() as patch:
-            patch.setattr(vlm.model, "forward", compiled)
-            found = passes(vlm, prefix)
+        with with_passes(vlm, StaticPasses(vlm, backend=count)) as passes:
+            found = answers(vlm, prefix, False)
+            compiled = graphs
+            again = answers(vlm, vlm.prefill(vlm.prepare([picture()], QUESTION + " and what is blue?")), False)
     finally:
         torch._dynamo.reset()
-    assert 1 <= graphs <= 2  # one a pass at most
+    assert passes.failure is None and again
+    assert compiled == graphs == len(passes.passes) <= 4
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, **CLOSE)
