@@ -19,6 +19,7 @@ import torch
 from pictures import draw_shapes
 from torch import Tensor
 
+from latent_tool.checkup.checks import CHECKS, Patient
 from latent_tool.engine.engine import Engine
 from latent_tool.errors import SettingsError
 from latent_tool.langchain.reasoner import LatentReasoner
@@ -314,3 +315,14 @@ def test_auto_compiles_on_one_gpu_alone() -> None:
         assert StaticPasses.wanted(other, "auto") is None
     assert StaticPasses.wanted(decoder("cuda"), False) is None
     assert StaticPasses.wanted(decoder("cuda", a="cuda:0", b="cpu"), True) is None
+
+
+def test_the_doctor_says_what_is_compiled(vlm: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    patient = Patient(vlm)
+    found = CHECKS["compiled passes"](patient)
+    assert found.status == "ok" and found.figures["shapes"] == 1 and "1 of at most 32" in found.said
+    vlm.static.give_up("no compiler")
+    found = CHECKS["compiled passes"](patient)
+    assert found.status == "off" and "no compiler" in found.said and "--compile off" in found.remedy
+    monkeypatch.setattr(vlm, "static", None)
+    assert CHECKS["compiled passes"](patient).status == "off"
