@@ -313,7 +313,7 @@ class SharedRows(Rows):
             found = self._masks[key] = bias.reshape(-1, queries, seen.shape[-1])
         return found
 
-    def _columns_in_use(self, block: _Block) -> Tensor | None:
+    def _columns_in_use(self, block: Block) -> Tensor | None:
         """How many columns of a block's prefix are no padding, ``()`` on their device; ``None``: all of them."""
         return None
 

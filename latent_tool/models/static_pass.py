@@ -124,7 +124,7 @@ class _Stored:
 
     def __init__(self, room: int, like: DynamicCache) -> None:
         self.layers = [_Layer(1, room, layer) for layer in like.layers]
-        self.count = _buffer((), like.layers[0].keys, torch.long)
+        self.count = _buffer((), like.layers[0].keys, torch.long).fill_(room)
         self._held: weakref.ref[DynamicCache] | None = None
 
     @property
@@ -281,20 +281,19 @@ class Pass(SharedRows):
         self, block: Block, prefix: int, length: int, window: int | None, queries: int, device: torch.device
     ) -> Tensor | None:
         window = self._within(window)
-        key = (block.start, window)
-        found = self._masks.get(key)
+        if window is None:
+            return None
+        found = self._masks.get((block.start, window))
         if found is None:
-            count = self.stored[block.start // self.shape.rows].count
-            column = torch.arange(prefix, device=count.device)
-            if window is None:
-                found = (column >= count).expand(queries, prefix)
-            else:
-                place = count + self.running[block.start : block.stop].clamp_min(0)
-                hidden = (column >= count) | (place[..., None] - column >= window)
-                groups = queries // (place.shape[0] * place.shape[1])
-                found = hidden[:, None].expand(-1, groups, -1, -1).reshape(queries, prefix)
-            self._masks[key] = found
+            place = self._columns_in_use(block) + self.running[block.start : block.stop].clamp_min(0)
+            hidden = place[..., None] - torch.arange(prefix, device=place.device) >= window
+            groups = queries // (place.shape[0] * place.shape[1])
+            found = hidden[:, None].expand(-1, groups, -1, -1).reshape(queries, prefix)
+            self._masks[block.start, window] = found
         return found
+
+    def _columns_in_use(self, block: Block) -> Tensor:
+        return self.stored[block.start // self.shape.rows].count
 
     def _within(self, window: int | None) -> int | None:
         """A sliding window, if anything can stand outside it."""
