@@ -96,7 +96,7 @@ def ladder(count: int, first_seed: int, budget_s: float) -> list[str]:
         ranked = roc_auc_score(right[name], sure[name]) if len(set(right[name])) == 2 else float("nan")
         mean = statistics.mean(taken[name])
         lines.append(
-            f"| {name} | {statistics.mean(right[name]):.4f} | {fixed} / {broken} | {p:.2f} | {ranked:.4f} "
+            f"| {name} | {statistics.mean(right[name]):.4f} | {fixed} / {broken} | {p:.2g} | {ranked:.4f} "
             f"| {mean / base:.2f} | {1e3 * mean:.1f} |"
         )
     return [*lines, ""]
