@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import command
 import pytest
 from pictures import draw_shapes
 
@@ -651,21 +652,11 @@ def test_noise_at_the_start_moves_the_latents_once(engine: Engine) -> None:
 
 
 def test_the_command(tmp_path: Path) -> None:
-    arguments = ["eval", "scenes:held_out:5850000-5850003", "--out", "run", "--method", "greedy", "--json"]
-
-    def command(*further: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "latent_tool.cli", *arguments, *further],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
-
-    done = command()
+    asked = ("eval", "scenes:held_out:5850000-5850003", "--out", "run", "--method", "greedy", "--json")
+    done = command.run(*asked, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "note: " + what_it_is("embedded") + "\n"
     assert json.loads(done.stdout)["methods"]["greedy"]["labelled"] == 4
     assert (tmp_path / "run" / "report.html").exists()
-    refused = command("--seed", "4")
+    refused = command.run(*asked, "--seed", "4", folder=tmp_path)
     assert refused.returncode == 2 and "another seed" in refused.stderr and refused.stdout == ""
