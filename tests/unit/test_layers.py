@@ -6,6 +6,8 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Collection
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -81,7 +83,8 @@ def room_of(module: str) -> str:
     raise AssertionError(f"{module} has no place among the layers")
 
 
-def imported(path: Path, *, when_run: bool = False) -> set[str]:
+@cache
+def imported(path: Path, *, when_run: bool = False) -> frozenset[str]:
     """Dotted names of everything a file imports, at whatever depth, by statement or by the name in a string.
 
     With ``when_run``, only what is imported when the module itself is: not inside functions or for type checkers.
@@ -111,10 +114,10 @@ def imported(path: Path, *, when_run: bool = False) -> set[str]:
             visit(child)
 
     visit(ast.parse(text))
-    return names
+    return frozenset(names)
 
 
-def own(names: set[str]) -> set[str]:
+def own(names: Collection[str]) -> set[str]:
     """Those of some imported names that are modules checked here."""
     return {name for name in names if name in MODULES}
 
