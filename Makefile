@@ -5,9 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INTEGRATIONS := .venv-integrations
 
-# Files of tests are shared out to so many processes; WORKERS=0: one after another, in this process.
+# Files of tests are shared out to so many processes, in the order of tests/conftest.py; WORKERS=0: one after another.
 WORKERS ?= 2
-IN_PARALLEL := -n $(WORKERS) --dist loadfile
+IN_PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Threads that wait without spinning: on a busy machine, spinning makes small models twenty times slower.
 export OMP_WAIT_POLICY := PASSIVE

@@ -13,6 +13,12 @@ from latent_tool.engine.engine import Engine, get_engine
 from latent_tool.models.loading import ModelSpec
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with slow tests first: processes that share files out end together where the last ones are short."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def engine() -> Engine:
     """The embedded model's engine."""

@@ -760,6 +760,7 @@ def started(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_command_serves_this_machine_until_it_is_interrupted() -> None:
     process = started("--port", "0", "--budget", "quick", "--min-confidence", "0.7", "--attention")
     try:

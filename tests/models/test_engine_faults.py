@@ -140,6 +140,7 @@ FAULTS: dict[str, tuple[Callable[[], BaseException], tuple[type[BaseException], 
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_fault_at_any_forward_pass_of_a_question(victim: Engine, kind: str) -> None:
     make, errors = FAULTS[kind]
@@ -160,6 +161,7 @@ def test_a_fault_at_any_forward_pass_of_a_question(victim: Engine, kind: str) ->
     assert essence(victim.answer(JOBS[1])) == clean
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["defect", "no memory"])
 def test_a_fault_at_any_forward_pass_of_several_questions(victim: Engine, kind: str) -> None:
     """At most one of them fails, with an error of its own; the others' answers do not change."""
@@ -191,6 +193,7 @@ def test_a_panic_in_a_forward_pass_is_the_error_of_one_question(engine: Engine) 
     assert world(engine) == before
 
 
+@pytest.mark.slow
 def test_cancelling_at_any_forward_pass(victim: Engine) -> None:
     clean, before = [essence(each) for each in victim.answer_many(JOBS)], world(victim)
     total = passes(victim, lambda: victim.answer_many(JOBS))
@@ -209,6 +212,7 @@ def test_cancelling_at_any_forward_pass(victim: Engine) -> None:
     assert cancelled > total / 2
 
 
+@pytest.mark.slow
 def test_a_deadline_at_any_forward_pass(victim: Engine) -> None:
     """An error before anything was scored; later the best so far, with at most one pass more for every phase."""
     before = world(victim)
@@ -278,6 +282,7 @@ def not_a_number(engine: Engine, at: int) -> Iterator[list[int]]:
         handle.remove()
 
 
+@pytest.mark.slow
 def test_values_that_are_not_finite_at_any_forward_pass(victim: Engine) -> None:
     """A candidate is discarded and counted; without one there is a typed error, and never a NaN in a result."""
     clean, before = essence(victim.answer(JOBS[1])), world(victim)
@@ -322,6 +327,7 @@ def test_batches_are_made_small_enough(engine: Engine, monkeypatch: pytest.Monke
     assert max(sizes) == rows or rows == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["no memory", "no memory on the CPU"])
 def test_one_request_of_many_rows_is_made_small_enough(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, kind: str

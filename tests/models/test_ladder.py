@@ -184,6 +184,7 @@ class Ticking:
         return self.time
 
 
+@pytest.mark.slow
 def test_a_deadline_on_any_rung_leaves_an_answer(engine: Engine) -> None:
     timed = Engine(engine.vlm, clock := Ticking())
     reasons = set()

@@ -18,6 +18,8 @@ from latent_tool.scenes import generate
 from latent_tool.schema import ReasoningStep
 from latent_tool.settings import Budget, SearchSettings
 
+pytestmark = pytest.mark.slow
+
 BUDGET = Budget(iterations=1, max_patches=2)
 
 

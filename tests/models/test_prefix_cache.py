@@ -132,6 +132,7 @@ def test_nothing_is_kept_when_it_is_off() -> None:
         ModelSpec(prefix_cache_bytes=-1)
 
 
+@pytest.mark.slow
 def test_threads_with_mixed_images_and_questions_get_their_own_answers() -> None:
     """A cache too small for all images: entries come and go while questions are under way."""
     engine = Engine(load(ModelSpec()))

@@ -66,6 +66,7 @@ def test_every_answer_is_that_of_the_question_asked_alone(engine: Engine, schedu
     assert (scheduler.active, scheduler.waiting) == (0, 0)
 
 
+@pytest.mark.slow
 def test_questions_are_run_together_and_join_at_the_next_step(
     engine: Engine, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_ask_for_people(folder: Path) -> None:
     done = apart("ask", "shapes.png", QUESTION, "--iterations", "2", "--overlay", "seen.png", folder=folder)
     assert done.returncode == 0, done.stderr
@@ -158,6 +159,7 @@ def test_paper_without_latents_is_the_plain_model(folder: Path) -> None:
     assert ReasoningResult.model_validate_json(done.stdout).scores.reward is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
 def test_any_encoding_of_the_output_will_do(folder: Path, encoding: str) -> None:
     """The name of the overlay has characters that the first two lack. Python itself reads the variables once."""
@@ -182,6 +184,7 @@ def test_json_has_escapes_where_the_output_has_no_characters(monkeypatch: pytest
         assert ("☃" in text) is (encoding == "utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is always full")
 @pytest.mark.parametrize("options", [(), ("--json",)], ids=["people", "json"])
 def test_an_output_that_cannot_be_written_is_an_error(folder: Path, options: tuple[str, ...]) -> None:

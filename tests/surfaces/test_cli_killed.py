@@ -40,6 +40,7 @@ def ask(folder: Path, killed_at: int) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 def test_a_killed_command_leaves_no_half_file(tmp_path: Path) -> None:
     draw_shapes().save(tmp_path / "shapes.png")

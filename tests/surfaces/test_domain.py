@@ -25,7 +25,7 @@ from latent_tool.scenes import generate
 from latent_tool.schema import ReasoningRequest, ReasoningResult
 from latent_tool.settings import SearchSettings
 
-pytestmark = pytest.mark.disable_socket
+pytestmark = [pytest.mark.disable_socket, pytest.mark.slow]
 
 SEEDS = "5200000-5200129"
 FURTHER = "scenes:held_out:5201000-5201219"

@@ -25,11 +25,13 @@ def printed(code: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
 def test_python_runs(code: str) -> None:
     printed(code)
 
 
+@pytest.mark.slow
 def test_the_first_example_says_what_it_prints() -> None:
     promised = re.search(r'# "(.+?)"', BLOCKS[0])
     assert promised is not None

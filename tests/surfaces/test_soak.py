@@ -33,6 +33,7 @@ def soak(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_a_soak(soak: ModuleType) -> None:
     """Every request has one verdict, the right one; nothing is left behind."""
     found = soak.soak(requests=80, warm_up=20)

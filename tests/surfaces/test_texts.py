@@ -49,6 +49,7 @@ def test_the_command_says_flags() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("utf8", ["0", "1"])
 def test_a_question_is_read_in_any_locale(utf8: str, tmp_path: Path) -> None:
     picture = tmp_path / "Gr\u00f6\u00dfe.png"

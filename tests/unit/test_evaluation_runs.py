@@ -32,6 +32,8 @@ from latent_tool.schema import Grounding, TokenDependency
 from latent_tool.scores import score_of
 from latent_tool.settings import NoiseSettings, SamplingSettings, SearchSettings
 
+pytestmark = pytest.mark.slow
+
 SCENES = "scenes:held_out:5850000-5850006"
 METHODS = ["greedy", "search:iterations=1,max_patches=2", "random-latents", "self-consistency:samples=3"]
 SMALL = LatentReasoner(budget=Budget(iterations=1, max_patches=2, target_confidence=None))

@@ -124,6 +124,7 @@ for number in range(10**9):
         assert len(data) == 300_000 and len(set(data)) == 1
 
 
+@pytest.mark.slow
 def test_the_command_line_killed_while_it_writes_its_overlay(tmp_path: Path) -> None:
     image, target = tmp_path / "in.png", tmp_path / "seen.png"
     draw_shapes().save(image)

@@ -96,6 +96,7 @@ def shape_of(findings: list[dict[str, Any]], name: str, noise: float = 3.0) -> d
     }
 
 
+@pytest.mark.slow
 def test_what_is_there_holds_and_its_opposite_does_not() -> None:
     for sign, expected in ((1.0, HOLDS), (-1.0, FAILS)):
         verdicts = {each["key"]: each["verdict"] for each in analyse(questions(120, sign), draws=500)}
@@ -103,6 +104,7 @@ def test_what_is_there_holds_and_its_opposite_does_not() -> None:
         assert verdicts == dict.fromkeys(verdicts, expected)
 
 
+@pytest.mark.slow
 def test_where_there_is_nothing_one_cannot_tell() -> None:
     """At 95 % a few intervals of many miss the null by chance, so that many data sets are looked at together."""
     names = ("dependency-and-accuracy", "confidence-and-accuracy", "confidence-and-reasoning", "rounds-widen-the-gap")
@@ -198,6 +200,7 @@ class Page(HTMLParser):
         self.words += data
 
 
+@pytest.mark.slow
 def test_both_reports_say_the_same(tmp_path: Path) -> None:
     found = shape_of(analyse(questions(60, 1.0), draws=200), "<b>mine</b> | yours")
     write_study(tmp_path, found)
@@ -279,6 +282,7 @@ def test_the_dependency_of_drawn_tokens_is_that_of_the_engine() -> None:
     assert min(weights) >= 0 and 0 < sum(weights) <= 1.001 and nothing == []
 
 
+@pytest.mark.slow
 def test_a_killed_study_leaves_nothing_that_reads_as_whole(tmp_path: Path) -> None:
     """A process that writes the same reports again and again is killed: what is there is whole."""
     findings = tmp_path / "findings.json"

@@ -80,6 +80,7 @@ def test_passes_in_fixed_shapes_equal_the_plain_ones(vlm: VisionLanguageModel) -
         torch.testing.assert_close(one, other, **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava", "smolvlm"])
 def test_as_many_graphs_are_compiled_as_there_are_shapes(family: str) -> None:
     """Each is captured whole, once, whatever the rows, lengths and tokens; the same numbers as without."""
