@@ -29,6 +29,7 @@ from latent_tool.models.loading import ModelSpec, load
 from latent_tool.models.prefix import Prefix
 from latent_tool.models.prefix_cache import PrefixCache
 from latent_tool.models.requests import Score
+from latent_tool.models.static_pass import StaticPasses
 from latent_tool.models.vlm import VisionLanguageModel
 from latent_tool.settings import Budget, GenerationSettings, SamplingSettings, SearchSettings
 
@@ -133,7 +134,7 @@ def build(shape: Shape, device: str, dtype: torch.dtype) -> VisionLanguageModel:
     )
     processor.image_token, processor.image_token_id = SPECIAL[0], ids[0]  # not those of the embedded model
     processor.video_token, processor.video_token_id = SPECIAL[1], ids[1]
-    return VisionLanguageModel(model, processor, "random weights")
+    return VisionLanguageModel(model, processor, "random weights", compile=False)
 
 
 class Clock:
@@ -218,14 +219,24 @@ def measured(vlm: VisionLanguageModel, name: str, side: int, clock: Clock, limit
     def line(what: str, taken: float, against: str, count: int | None = None) -> None:
         lines.append(f"| {what} | {taken:.1f} | {against} | {'' if count is None else count} |")
 
-    for rows in (1, 8):
+    def steps(way: str) -> None:
+        for rows in (1, 8):
 
-        def step(rows: int = rows) -> object:
-            return vlm.score_many([Score(prefix, latents[:rows], [()] * rows, answer_only=True)])
+            def step(rows: int = rows) -> object:
+                return vlm.score_many([Score(prefix, latents[:rows], [()] * rows, answer_only=True)])
 
-        taken = clock.milliseconds(step)
-        line(f"a step of {rows}, eager", taken, f"{taken / limit_ms:.2f} x the limit", launches(step, device))
+            taken = clock.milliseconds(step)
+            line(f"a step of {rows}, {way}", taken, f"{taken / limit_ms:.2f} x the limit", launches(step, device))
+
+    steps("eager")
     eager = clock.milliseconds(lambda: vlm.score_many([Score(prefix, latents, [()] * 8, answer_only=True)]))
+    if clock.has(120 if device == "cuda" else 5, f"compiled steps ({name})"):
+        # On a CPU the trial compiles nothing: the passes are traced and run as they are.
+        vlm.static = StaticPasses(vlm, None if device == "cuda" else "eager")
+        steps("compiled")
+        if vlm.static.failure is not None:
+            lines.append(f"| not compiled: {vlm.static.failure} | | | |")
+        vlm.static = None
     if clock.has(20, f"the naive step ({name})"):
         taken = clock.milliseconds(lambda: naive_step(vlm, tensors, latents[0]), 2)
         line(
