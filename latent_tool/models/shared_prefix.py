@@ -254,9 +254,21 @@ class SharedRows(Rows):
             stored = block.prefix.cache.layers[layer]
             part = grouped[block.start : block.stop]
             folded = part.transpose(0, 1).reshape(shared, -1, width)
-            masked = self._out_of_window(block, stored.keys.shape[2], length, window, folded.shape[1], query.device)
-            count = self._columns_in_use(block)
-            out, lse = over_prefix(folded, stored.keys[0], stored.values[0], scaling, softcap, masked, count)
+            columns, count = stored.keys.shape[2], self._columns_in_use(block)
+            masked = self._out_of_window(block, columns, length, window, folded.shape[1], query.device)
+            seen = slice(0, None)
+            if masked is not None and window is not None and count is None:
+                # Queries stand behind the prefix, so that none sees what lies a window before its end.
+                seen = slice(min(max(0, columns - window + 1), columns - 1), None)
+            out, lse = over_prefix(
+                folded,
+                stored.keys[0][:, seen],
+                stored.values[0][:, seen],
+                scaling,
+                softcap,
+                None if masked is None else masked[:, seen],
+                count,
+            )
             outs.append(out.view(shared, len(part), -1, out.shape[-1]).transpose(0, 1))
             lses.append(lse.view(shared, len(part), -1, 1).transpose(0, 1))
             hidden.append(masked)

@@ -325,6 +325,42 @@ def test_prefix_and_suffix_are_one_softmax_in_half_precision(
         assert (merged[row].transpose(0, 1).double() - expected).abs().max() < 6 * step
 
 
+@pytest.mark.parametrize(("window", "read"), [(1, 1), (2, 1), (7, 6), (40, 39), (41, 40), (42, 40)])
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_what_no_window_reaches_is_not_read(
+    window: int, read: int, softcap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys of a long prefix that lie before every window are left out; the numbers are those of the whole softmax."""
+    widths: list[int] = []
+
+    class Noting(PrefixAttention):
+        def __call__(self, query: Tensor, key: Tensor, *given: Any, **named: Any) -> tuple[Tensor, Tensor]:
+            widths.append(key.shape[1])
+            return super().__call__(query, key, *given, **named)
+
+    kind = shared_prefix.attention_for(torch.device("cpu"), torch.float32, 16, 16)
+    noting = Noting(kind.way, kind.reason, kind.kernel, kind.hides)
+    monkeypatch.setattr(shared_prefix, "attention_for", lambda *_: noting)
+    rows, length, before = 3, 2, 40
+    query, own_keys, own_values = (drawn(rows, 2, length, 16, spread=2.0, seed=seed) for seed in (1, 2, 3))
+    keys, values = (drawn(1, 2, before, 16, spread=2.0, seed=seed) for seed in (4, 5))
+    batch = lonely_batch(rows, length, keys, values)
+    batch.taps[1] = slice(-2, None)
+    merged = batch.attend(0, query, own_keys, own_values, 0.25, softcap, window)
+    assert widths == [read]
+    place = before + torch.arange(length)[:, None]
+    column = torch.arange(before + length)
+    hidden = (column > place) | (place - column >= window)
+    for row in range(rows):
+        scores = query[row].double() @ torch.cat([keys[0], own_keys[row]], 1).double().transpose(-1, -2) * 0.25
+        scores = scores if softcap is None else (scores / softcap).tanh() * softcap
+        probabilities = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+        expected = probabilities @ torch.cat([values[0], own_values[row]], 1).double()
+        assert (merged[row].transpose(0, 1) - expected).abs().max() < 1e-5
+        if row == 1:
+            assert (batch.attention(1) - probabilities.mean(0)[:, :3]).abs().max() < 1e-6
+
+
 def lonely_batch(rows: int, length: int, keys: Tensor, values: Tensor, cells: int = 3) -> SharedRows:
     """A batch of rows that have run nothing but their next tokens, after one prefix of one layer."""
     layer = SimpleNamespace(keys=keys, values=values)
