@@ -15,7 +15,7 @@ from pictures import draw_shapes
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from latent_tool.models import prefix_attention, shared_prefix
+from latent_tool.models import prefix_attention, shared_prefix, static_pass
 from latent_tool.models.loading import ModelSpec, load
 from latent_tool.models.prefix import Stems
 from latent_tool.models.prefix_attention import PrefixAttention, attention_for
@@ -380,3 +380,25 @@ def test_a_model_in_half_precision_behind_the_variable_length_kernel(monkeypatch
     assert (logits - expected).abs().max() < 5e-2 * expected.abs().max()
     torch.testing.assert_close(read, expected_read, atol=1e-2, rtol=0)
     assert decoded.tokens == expected_decoded.tokens
+
+
+def test_compiled_passes_run_behind_the_variable_length_kernel(
+    gpu_operators: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their prefixes stand in longer buffers, which that kernel reads as far as they are in use."""
+    vlm = load(ModelSpec(dtype="bfloat16"))
+    prefix = vlm.prefill(vlm.prepare([draw_shapes()], "what color is the circle?"))
+    latents = drawn(3, 3, prefix.features.shape[1], seed=3) * vlm.embedding_rms()
+    monkeypatch.setattr(shared_prefix, "attention_for", lambda *_: variable_length)
+    assert vlm.shares_prefixes(prefix)
+    expected = vlm.score(replace(prefix, stems=Stems()), latents, [()] * 3).answer.float()
+    vlm.static = passes = static_pass.StaticPasses(vlm, backend="eager")
+    try:
+        gpu_operators.clear()
+        found = vlm.score(replace(prefix, stems=Stems()), latents, [()] * 3).answer.float()
+    finally:
+        torch._dynamo.reset()
+    (fixed,) = passes.passes
+    assert passes.failure is None and fixed.prefix > prefix.length
+    assert set(gpu_operators) == {"flash"}
+    assert (found - expected).abs().max() < 5e-2 * expected.abs().max()
