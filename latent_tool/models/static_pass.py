@@ -224,10 +224,11 @@ class Pass(SharedRows):
         # A code object of its own: what is compiled for another shape is not looked through, and not counted here.
         own = FunctionType(_forward.__code__.replace(), _forward.__globals__, _forward.__name__)
         self._function = compiled(own)
+        self._kept: tuple[int, ...] = ()
         self.ran = False
 
     def fill(
-        self, at: Tensor, embeddings: Tensor, positions: Tensor, kept: Tensor, standing: Tensor, length: int
+        self, at: Tensor, embeddings: Tensor, positions: Tensor, kept: Sequence[int], standing: Tensor, length: int
     ) -> None:
         """Write what is run into the inputs.
 
@@ -235,14 +236,16 @@ class Pass(SharedRows):
             at: ``(R,)``, where rows stand among the places of the pass.
             embeddings: ``(R, S, d)``, padded.
             positions: position ids ``(..., R, S)``.
-            kept: ``(K,)`` positions with logits.
+            kept: ``K`` positions with logits.
             standing: ``(R, T)``, which tokens stand in the columns in use, those of this pass last.
             length: columns that are new.
         """
         used = standing.shape[1]
         self.embeddings.zero_().index_copy_(0, at, embeddings.to(self.embeddings.dtype))
         self.positions.zero_().index_copy_(self.positions.dim() - 2, at, positions)
-        self.kept.copy_(kept)
+        if self._kept != tuple(kept):  # mostly the last one: nothing to bring to the device
+            self._kept = tuple(kept)
+            self.kept.copy_(torch.tensor(self._kept))
         torch.arange(used - length, used, out=self.columns)
         self.standing.fill_(-1)
         self.standing[:, :used].index_copy_(0, at, standing)

@@ -35,6 +35,7 @@ class StaticRows(SharedRows):
     _held: SuffixBuffers | None = None
     _grid: Grid | None = None
     _slots: Sequence[int] = ()
+    _at: Tensor | None = None  # the slots, on the device
 
     def _extend(self, suffixes: Sequence[Tensor], keep: Sequence[int]) -> Tensor:
         passes: StaticPasses | None = self.decoder.static
@@ -46,7 +47,7 @@ class StaticRows(SharedRows):
                     if logits is not None:
                         return logits
                 except Exception as error:  # a compiler raises what it likes
-                    for name in ("_held", "_grid", "_slots"):  # keys and values are where they are
+                    for name in ("_held", "_grid", "_slots", "_at"):  # keys and values are where they are
                         before.pop(name, None)
                     self.__dict__.update(before)
                     first = str(error).strip().partition("\n")[0][:200]
@@ -96,18 +97,19 @@ class StaticRows(SharedRows):
 
     def _run_fixed(self, passes: StaticPasses, fixed: Pass, suffixes: Sequence[Tensor], keep: Sequence[int]) -> Tensor:
         """Run embeddings in a pass whose buffers hold these rows."""
-        length, device = fixed.shape.length, self.decoder.device
+        length = fixed.shape.length
         pads = [length - part.shape[1] for part in suffixes for _ in range(len(part))]
         places = self._next_places(length, pads)
         parts = [torch.nn.functional.pad(part, (0, 0, length - part.shape[1], 0)) for part in suffixes]
         positions = self._starts[:, None] + places.clamp_min(0)
         wanted = [length + place for place in keep]
-        at = torch.tensor(self._slots, device=device)
+        at = self._at
+        assert at is not None
         fixed.fill(
             at,
             parts[0] if len(parts) == 1 else torch.cat(parts),
             positions.expand(*fixed.positions.shape[:-2], *positions.shape),
-            torch.tensor(wanted + wanted[-1:] * (fixed.shape.kept - len(wanted)), device=device),
+            wanted + wanted[-1:] * (fixed.shape.kept - len(wanted)),
             self._places,
             length,
         )
@@ -158,7 +160,7 @@ class StaticRows(SharedRows):
                 own.keys[:, :, :used].index_copy_(0, at, layer.keys)
                 own.values[:, :, :used].index_copy_(0, at, layer.values)
         buffers.give(self)
-        self._held, self._grid, self._slots = buffers, grid, slots
+        self._held, self._grid, self._slots, self._at = buffers, grid, slots, at
         for layer in self.cache.layers:
             if layer.keep:
                 layer.release()
@@ -170,7 +172,7 @@ class StaticRows(SharedRows):
             return
         held.give(None)
         used = self._places.shape[1]
-        at = torch.tensor(self._slots, device=self.decoder.device)
+        at = self._at
         with torch.inference_mode():
             for own, layer in zip(held.layers, self.cache.layers, strict=True):
                 layer.hold(own.keys[at, :, :used], own.values[at, :, :used])
@@ -184,7 +186,9 @@ class StaticRows(SharedRows):
 
     def select(self, rows: Sequence[int]) -> None:
         with self.decoder.forward_pass():
-            self._slots = [self._slots[row] for row in rows] if self._held is not None else ()
+            if self._held is not None:
+                self._slots = [self._slots[row] for row in rows]
+                self._at = torch.tensor(self._slots, device=self.decoder.device)
             super().select(rows)
 
     def remember(self, cells: Sequence[tuple[int, ...]]) -> None:
