@@ -266,6 +266,7 @@ def test_apart_and_together_agree(part: int) -> None:
             assert (type(one), str(one)) == (type(two), str(two))
 
 
+@pytest.mark.slow
 def test_one_helper_serves_all_and_keeps_nothing(helper: Callable[[str], None]) -> None:
     helper(
         "seen = []\n"

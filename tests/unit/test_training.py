@@ -166,6 +166,7 @@ def test_strangers_are_pictures_of_any_size() -> None:
     assert made[3].tobytes() == strangers.stranger(random.Random(3)).tobytes()
 
 
+@pytest.mark.slow
 def test_training_never_sees_what_is_measured() -> None:
     assert not set(world.TRAINING_PHOTOGRAPHS) & set(world.TEST_PHOTOGRAPHS)
     shown = {image.tobytes() for image, _ in world.easy_vqa("train")}
