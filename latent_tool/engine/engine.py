@@ -12,6 +12,8 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import torch
+
 from latent_tool.engine.choosing import best_option
 from latent_tool.engine.examine import attention_later, examine_later, examine_sampled
 from latent_tool.engine.in_step import InStep, Tell
@@ -185,6 +187,8 @@ _registry_lock = threading.Lock()
 
 def get_engine(spec: ModelSpec) -> Engine:
     """Return the process's engine for a model; loaded once, however many threads ask."""
+    if spec.compile == "auto" and not torch.cuda.is_available():  # the same model
+        spec = replace(spec, compile=False)
     with _registry_lock:
         lock = _loading.setdefault(spec, threading.Lock())
     with lock:

@@ -225,7 +225,7 @@ def _cpu(
     mask = None
     if hidden is not None:
         floor = max(_FLOOR, torch.finfo(query.dtype).min)
-        mask = torch.zeros(hidden.shape, dtype=query.dtype).masked_fill_(hidden, floor)
+        mask = torch.zeros(hidden.shape, dtype=query.dtype, device=hidden.device).masked_fill_(hidden, floor)
         mask = mask.expand(query.shape[1], -1)[None, None]
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query[None], key[None], value[None], 0.0, False, attn_mask=mask, scale=scaling

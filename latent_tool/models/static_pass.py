@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, Literal
@@ -34,10 +34,15 @@ MOST_SHAPES = 32
 PREFIXES = (1, 2, 4, 8)
 ROWS = (1, 4, 8, 16, 32, 64)  # of a prefix
 LENGTHS = (1, 16, 32, 64, 128, 256)  # tokens of one pass
-COLUMNS = tuple(256 << power for power in range(8))  # after the prefix
+COLUMNS = tuple(64 << power for power in range(10))  # after the prefix
 KEPT = (1, *LENGTHS[1:])  # positions whose logits are computed
 # Attention scores to the prefix that one layer of a pass holds at most: with more, launching is not what takes time.
 _MOST_SCORES = 2**26
+# What all buffers may take: so much, or on a GPU a share of its memory.
+_MOST_BYTES = 2**31
+_SHARE = 1 / 8
+# Runs of a shape that are compared with the plain pass: on a GPU the first two come before the graph is replayed.
+_COMPARED = {"cuda": 3}
 
 _log = logging.getLogger(__name__)
 
@@ -225,7 +230,7 @@ class Pass(SharedRows):
         own = FunctionType(_forward.__code__.replace(), _forward.__globals__, _forward.__name__)
         self._function = compiled(own)
         self._kept: tuple[int, ...] = ()
-        self.ran = False
+        self.unproven = _COMPARED.get(like.device.type, 1)  # runs that are still to be compared
 
     def fill(
         self, at: Tensor, embeddings: Tensor, positions: Tensor, kept: Sequence[int], standing: Tensor, length: int
@@ -255,7 +260,6 @@ class Pass(SharedRows):
         """Return logits ``(places, K, vocabulary)``, and the attention ``(places, L, P)`` if it is read."""
         with attending(self):
             logits, attention = self._function(self)
-        self.ran = True
         if logits.shape[:2] != (self.shape.places, self.shape.kept):
             raise RuntimeError("the model computes its logits somewhere else")
         return logits, attention
@@ -269,7 +273,8 @@ class Pass(SharedRows):
         self, length: int, window: int | None, shared: int, queries: int, device: torch.device
     ) -> Tensor | None:
         window = self._within(window)
-        found = self._masks.get(window)
+        key = window, shared, queries
+        found = self._masks.get(key)
         if found is None:
             column, row = self.standing[:, None, :], self.running[:, :, None]
             seen = (column <= row) & (column >= 0)
@@ -277,7 +282,7 @@ class Pass(SharedRows):
                 seen = seen & (row - column < window)
             bias = torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, float("-inf"))
             bias = bias[:, None, None].expand(-1, shared, queries // length, -1, -1)
-            found = self._masks[window] = bias.reshape(-1, queries, seen.shape[-1])
+            found = self._masks[key] = bias.reshape(-1, queries, seen.shape[-1])
         return found
 
     def _out_of_window(
@@ -286,13 +291,14 @@ class Pass(SharedRows):
         window = self._within(window)
         if window is None:
             return None
-        found = self._masks.get((block.start, window))
+        key = block.start, window, queries
+        found = self._masks.get(key)
         if found is None:
             place = self._columns_in_use(block) + self.running[block.start : block.stop].clamp_min(0)
             hidden = place[..., None] - torch.arange(prefix, device=place.device) >= window
             groups = queries // (place.shape[0] * place.shape[1])
             found = hidden[:, None].expand(-1, groups, -1, -1).reshape(queries, prefix)
-            self._masks[block.start, window] = found
+            self._masks[key] = found
         return found
 
     def _columns_in_use(self, block: Block) -> Tensor:
@@ -337,7 +343,11 @@ class StaticPasses:
         self._stored: dict[int, list[_Stored]] = {}
         self._suffixes: dict[tuple[int, int], SuffixBuffers] = {}
         self._full = False
-        self._heads = int(decoder.model.config.get_text_config().num_attention_heads)
+        heads = getattr(decoder.model.config.get_text_config(), "num_attention_heads", None)
+        self._heads = max(heads) if isinstance(heads, list | tuple) else heads or 1
+        device = decoder.device
+        on_gpu = device.type == "cuda" and torch.cuda.is_available()
+        self._room = int(torch.cuda.mem_get_info(device)[1] * _SHARE) if on_gpu else _MOST_BYTES
         # CUDA graphs are kept by thread, so all of them run in one.
         self._thread: ThreadPoolExecutor | None = None
 
@@ -358,6 +368,8 @@ class StaticPasses:
             return False
         if shape in self.passes:
             return True
+        if self._bytes_with(shape, cache) > self._room:
+            return False
         if len(self.passes) >= self.most:
             if not self._full:
                 self._full = True
@@ -366,6 +378,16 @@ class StaticPasses:
                 )
             return False
         return True
+
+    def _bytes_with(self, shape: Shape, cache: DynamicCache) -> int:
+        """What all buffers take once there are those of a shape, too."""
+        tensors = [each for layer in cache.layers for each in (layer.keys, layer.values)]
+        column = sum(each.shape[1] * each.shape[3] * each.element_size() for each in tensors)
+        suffixes = {(places, columns) for places, columns in self._suffixes} | {(shape.places, shape.suffix)}
+        stored = {prefix: len(each) for prefix, each in self._stored.items()}
+        stored[shape.prefix] = max(stored.get(shape.prefix, 0), shape.prefixes)
+        columns = sum(places * each for places, each in suffixes) + sum(room * each for room, each in stored.items())
+        return column * columns
 
     def at(self, shape: Shape, grid: Grid, axes: Sequence[int]) -> Pass:
         """Return the pass of a shape, with the prefixes of a grid in its buffers.
@@ -426,7 +448,12 @@ class StaticPasses:
 
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "latent-tool-compiled")
-        return self._thread.submit(run_there).result()
+        running = self._thread.submit(run_there)
+        try:
+            return running.result()
+        except BaseException:
+            wait([running])  # whoever interrupts must not find the buffers in use
+            raise
 
     def give_up(self, why: str) -> None:
         """Compile nothing from now on, let the buffers go, and say so once."""
@@ -437,6 +464,16 @@ class StaticPasses:
                 "compile=False leaves the attempt out.",
                 why,
             )
+        self._let_go()
+
+    def make_room(self, why: str) -> None:
+        """Let the buffers go after memory ran out, and take half as much from now on; give up where that is little."""
+        self._room //= 2
+        if self._room < _MOST_BYTES * _SHARE:
+            self.give_up(why)
+        self._let_go()
+
+    def _let_go(self) -> None:
         self.passes.clear()
         self._stored.clear()
         self._suffixes.clear()

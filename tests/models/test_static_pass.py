@@ -326,3 +326,130 @@ def test_the_doctor_says_what_is_compiled(vlm: VisionLanguageModel, monkeypatch:
     assert found.status == "off" and "no compiler" in found.said and "--compile off" in found.remedy
     monkeypatch.setattr(vlm, "static", None)
     assert CHECKS["compiled passes"](patient).status == "off"
+
+
+def grown(vlm: VisionLanguageModel, prefix: Prefix, interrupt: Callable[[int], None]) -> list[Tensor]:
+    """What rows say token by token, with attention read; ``interrupt`` may do something to others in between."""
+    batch = vlm.kind_of_rows(prefix)(vlm, [prefix] * 2)
+    found = [batch.extend([vlm.written([7, 8]), vlm.written([9])], [-1])]
+    for step in range(6):
+        interrupt(step)
+        found.append(batch.write([[20 + step], [30 + step]], [-1]))
+    return found
+
+
+def test_rows_whose_eviction_fails_lose_nothing(
+    vlm: VisionLanguageModel, prefixes: list[Prefix], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory runs out while keys and values are copied out for other rows: these fail, and the first ones go on."""
+    expected = plainly(vlm, lambda: grown(vlm, prefixes[0], lambda _: None))
+    copies = 0
+
+    class Scarce:
+        """A layer of buffers that cannot be copied."""
+
+        def __init__(self, layer: Any) -> None:
+            self.layer = layer
+
+        @property
+        def keys(self) -> Tensor:
+            return self.layer.keys
+
+        @property
+        def values(self) -> Tensor:
+            nonlocal copies
+            copies += 1
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    def interrupt(step: int) -> None:
+        if step != 3:
+            return
+        (buffers,) = {id(fixed.suffix): fixed.suffix for fixed in vlm.static.passes.values()}.values()
+        whole = buffers.layers
+        buffers.layers = [*whole[:-1], Scarce(whole[-1])]
+        StaticRows(vlm, [prefixes[1]] * 2).write([[5], [6]], [-1])
+        buffers.layers = whole
+
+    found = grown(vlm, prefixes[0], interrupt)
+    assert copies
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
+
+
+def test_want_of_memory_gives_the_buffers_back_and_does_not_end_it(
+    vlm: VisionLanguageModel, prefixes: list[Prefix], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = plainly(vlm, lambda: grown(vlm, prefixes[0], lambda _: None))
+    run, failing = Pass.run, [1, 4]
+    calls = 0
+
+    def scarce(self: Pass) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls in failing:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return run(self)
+
+    monkeypatch.setattr(Pass, "run", scarce)
+    room = vlm.static._room
+    for one, other in zip(grown(vlm, prefixes[0], lambda _: None), expected, strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
+    assert vlm.static.failure is None and vlm.static.passes and vlm.static._room == room // 4
+    failing += range(calls, calls + 50)
+    for one, other in zip(grown(vlm, prefixes[0], lambda _: None), expected, strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
+    assert vlm.static.failure is not None and not vlm.static.passes
+
+
+def test_buffers_take_no_more_than_their_room(vlm: VisionLanguageModel, prefixes: list[Prefix]) -> None:
+    def bytes_of(passes: StaticPasses) -> int:
+        layers = [layer for each in passes._suffixes.values() for layer in each.layers]
+        layers += [layer for each in passes._stored.values() for stored in each for layer in stored.layers]
+        return sum(states.nbytes for layer in layers for states in (layer.keys, layer.values))
+
+    noise = torch.randn(40, 3, vlm.width, generator=torch.Generator().manual_seed(2))
+
+    def work() -> list[Tensor]:
+        prefix = replace(prefixes[0], stems=Stems())
+        return [vlm.score_many([Score(prefix, noise[:n], [()] * n)])[0].answer for n in (1, 40, 7, 9)]
+
+    work()
+    most = bytes_of(vlm.static)
+    vlm.static = Uncompiled(vlm)
+    vlm.static._room = most - 1
+    found = work()
+    assert 0 < bytes_of(vlm.static) < most and vlm.static.failure is None
+    for one, other in zip(found, plainly(vlm, work), strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
+
+
+def test_logits_that_are_not_finite_prove_nothing(vlm: VisionLanguageModel, prefixes: list[Prefix]) -> None:
+    nothing = torch.full((1, 3, vlm.width), torch.nan)
+    for latents, unproven in ((nothing, 1), (vlm.embed([5, 6, 7])[None], 0)):
+        vlm.score_many([Score(replace(prefixes[0], stems=Stems()), latents, [()])])
+        (fixed,) = vlm.static.passes.values()
+        assert vlm.static.failure is None and fixed.unproven == unproven
+
+
+def test_attention_of_a_pass_that_is_found_out_is_that_of_the_plain_one(
+    vlm: VisionLanguageModel, prefixes: list[Prefix], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = torch.randn(1, 3, vlm.width, generator=torch.Generator().manual_seed(2)) * vlm.embedding_rms()
+
+    def work() -> Tensor:
+        asked = Score(replace(prefixes[0], stems=Stems()), noise, [()], attention=True)
+        attention = vlm.score_many([asked])[0].attention
+        assert attention is not None
+        return attention
+
+    expected = plainly(vlm, work)
+    run = Pass.run
+
+    def otherwise(self: Pass) -> Any:
+        logits, attention = run(self)
+        return logits, None if attention is None else attention + 0.1
+
+    monkeypatch.setattr(Pass, "run", otherwise)
+    found = work()
+    assert "differs" in str(vlm.static.failure)
+    torch.testing.assert_close(found, expected, **CLOSE)
