@@ -38,7 +38,8 @@ class LatentTool(lmms):
         batch_size: requests answered together.
         confidences: file that gets a line for every answer.
         system_prompt: system text before every question.
-        device, dtype, quantize, calibration, seed: as ``LatentReasoner`` takes them (``quantize``: ``8bit``, ``4bit``).
+        device, dtype, quantize, compile, calibration, seed: as ``LatentReasoner`` takes them (``quantize``: ``8bit``,
+            ``4bit``; ``compile``: ``auto``, ``on``, ``off``).
 
     Errors of a question end the run: no error text is ever an answer.
     """
@@ -55,6 +56,7 @@ class LatentTool(lmms):
         device: str | None = None,
         dtype: str | None = None,
         quantize: str | None = None,
+        compile: bool | str | None = None,
         calibration: str | None = None,
         seed: int | None = None,
     ) -> None:
@@ -68,6 +70,7 @@ class LatentTool(lmms):
             device=device,
             dtype=dtype,
             quantization_config=quantize,
+            compile=compile,
             calibration=calibration,
             seed=None if seed is None else int(seed),
         )

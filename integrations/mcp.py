@@ -356,12 +356,12 @@ def _said(step: ReasoningStep) -> str:
 def _failure(error: LatentToolError) -> CallToolResult:
     """A result that says what went wrong: to the model in words, to code by type; without the machine's paths.
 
-    Of what the caller can put right, nothing is left out: folders that may be opened are told by their paths.
+    An ``InputError`` is no exception: what is wrong may be a file of the machine's. As over HTTP, the caller's own
+    words stay, but for what is before the last name of a path.
     """
-    shown = (lambda text: text) if isinstance(error, InputError) else without_places
-    kind = {"type": type(error).__name__, "message": shown(error.message), "hint": shown(error.hint)}
-    kind = {**kind, "retryable": error.retryable}
-    return CallToolResult(content=[TextContent(text=shown(str(error)))], is_error=True, _meta={ERROR_KEY: kind})
+    shown = LatentToolError(without_places(error.message), without_places(error.hint))
+    kind = {"type": type(error).__name__, "message": shown.message, "hint": shown.hint, "retryable": error.retryable}
+    return CallToolResult(content=[TextContent(text=str(shown))], is_error=True, _meta={ERROR_KEY: kind})
 
 
 class _Server(MCPServer[Any]):

@@ -18,7 +18,7 @@ import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from langchain_core.runnables import Runnable
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
@@ -210,6 +210,7 @@ class Arguments(BaseModel):
     model: str = Field("embedded", description="Checkpoint directory or hub id.")
     device: str = "auto"
     dtype: str = "auto"
+    compile: Literal["auto"] | bool = Field("auto", description="Compile the passes after image and question.")
     budget: str = Field("standard", description="quick, standard or thorough.")
     deadline_s: float | None = Field(None, description="Seconds per question at most.")
     min_confidence: float | None = None
@@ -231,6 +232,7 @@ def from_arguments(arguments: Arguments) -> Application:
         model=arguments.model,
         device=arguments.device,
         dtype=arguments.dtype,
+        compile=arguments.compile,
         budget=Budget.coerce(arguments.budget).but(deadline_s=arguments.deadline_s),  # type: ignore[arg-type]
         min_confidence=arguments.min_confidence,
     )

@@ -32,21 +32,52 @@ _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):", re.IGNORECASE | re.ASCII)
 _DATA_URI = re.compile(r"data:[^\s,]{0,200},[^\s\"'<>)]*", re.IGNORECASE | re.ASCII)
 _USER = re.compile(r"(?<=://)[^/\s?#\\@]*@", re.ASCII)
 # A path's name ends at a space or a mark that a name hardly goes on after.
-_NAME = r"(?:[^\s/\\'\",;:()<>]|['\",;:()](?=\w))++"
+_NAME = r"(?:[^\s/\\'\",;:()<>]|['\",;:()](?=\w)|\)(?=[/\\]))++"
+_ON = r"(?!~|\.{1,2}[/\\]|-[a-z][/\\])"  # no other path begins
 # A folder may have spaces in its name: up to two further words that a slash follows are part of it.
-_NAMES = rf"(?:{_NAME}(?:(?:[ ](?!~|\.{{1,2}}[/\\]){_NAME}){{1,2}}(?=[/\\]))?)"
+_NAMES = rf"(?:{_NAME}(?:(?:[ ]{_ON}{_NAME}){{1,2}}(?=[/\\]))?)"
+# Below a folder where people's files are known to lie, so are more blanks and a comma, unless a file's name ended
+# before; and more words, unless they are small.
+_BLANKS = rf"(?:,?[ ]{{1,3}}{_ON}"
+_LONG = rf"""(?:{_NAME}(?:
+      (?:[ ]{_ON}{_NAME}){{1,2}}(?=[/\\])
+    | (?<!\.\w\w)(?<!\.\w\w\w)(?<!\.\w\w\w\w){_BLANKS}{_NAME}){{1,2}}(?=[/\\])
+    | {_BLANKS}(?-i:(?![a-z])){_NAME}){{1,8}}(?=[/\\])
+    )?)"""
+_ROOTS = "(?:home|users|root|mnt|tmp|var|opt|srv|usr|etc|private|volumes)"
+# Where a path may begin behind a letter: after an escape that was written out, and an option of one letter.
+_BEHIND = r"(?<=\\[nrt])|(?<=\s-[a-z])|(?<=^-[a-z])"
+_OPENS = r"(?:(?<!\w)|(?<=\b[bfru]))"  # a quote that closes ends a word
+_QUOTED = r"(?:~[/\\a-z_]|/|[a-z]:[\\/]|\\\\)"
 _PLACE = re.compile(
     rf"""
       (?P<url>(?<![a-z0-9+.-])(?!file:)[a-z][a-z0-9+.-]*://[^\s/'"<>][^\s'"<>]*)         # a host's, not this machine's
-    | '(?P<single>(?:~|/|[a-z]:[\\/]|\\\\)(?:[^'\n]|'(?=\w))*+)'
-    | "(?P<double>(?:~|/|[a-z]:[\\/]|\\\\)(?:[^"\n]|"(?=\w))*+)"
-    | (?<![a-z0-9+.-])(?:file:(?://[^\s/'"<>]*)?|[a-z][a-z0-9+.-]+://)(?P<file>(?:[/\\]+{_NAMES}?)+)
-    | (?<![\w/\\.~-])(?P<bare>(?:~[\w.-]*|[a-z]:|(?=\\\\\w))(?:[/\\]+{_NAMES}?)+|/+{_NAMES}(?:[/\\]+{_NAMES}?)+)
+    | {_OPENS}'(?P<single>{_QUOTED}(?:[^'\n]|'(?=\w)){{0,1000}}+)'
+    | {_OPENS}"(?P<double>{_QUOTED}(?:[^"\n]|"(?=\w)){{0,1000}}+)"
+    | (?<![a-z0-9+.-])(?:file:(?://[^\s/'"<>]*)?|[a-z][a-z0-9+.-]+://)(?P<file>(?:[/\\]+{_LONG}?)+)
+    | (?P<known>(?:(?<![a-z0-9_/\\.~-])|{_BEHIND})[/\\]{_ROOTS}(?:[/\\]+{_LONG})+[/\\]*
+        | [/\\](?:home|users)(?:[/\\]+{_LONG}){{2,}}[/\\]*  # whatever it stands behind
+        | [a-z]:[/\\]+users(?:[/\\]+{_LONG})+[/\\]*)
+    | (?P<escaped>(?:[a-z]%3A)?%(?:2F|5C){_ROOTS}(?:%(?:2F|5C)(?:[\w.+~-]|%(?!2F|5C)[0-9a-f]{{2}})++)+)
+    | (?:(?<![\w/\\.~-])(?<!\w['"])|{_BEHIND})(?P<bare>
+          ~(?:[a-z_][\w.-]*+)?(?:[/\\]+{_LONG})+[/\\]*
+        | [a-z]:(?:[/\\]+{_NAMES}(?:[/\\]+{_NAMES})+|\\+{_NAMES})[/\\]*
+        | \\\\(?=\w){_NAMES}(?:[/\\]+{_NAMES})*[/\\]*
+        | /+{_NAMES}(?:[/\\]+(?![?!.]+(?:\s|$)){_NAMES})+[/\\]*)
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-# What begins like a path and is one of a server's; none of them says anything of the machine.
-_ROUTE = re.compile(r"/(?:v1(?:/[a-z]+){0,2}|health|metrics|mcp|openapi\.json)?/?")
+_SLASH = re.compile(r"[/\\]")
+_ESCAPED_SLASH = re.compile(r"%2F|%5C", re.IGNORECASE)
+_COLOUR = re.compile(r"(?:\x1b|\\x1b|\\u001b|\\033|\\e)\[[0-?]{0,64}[ -/]{0,8}[@-~]|\x9b[0-?]{0,64}[ -/]{0,8}[@-~]")
+_LONGEST_TEXT = 10_000  # characters of a text for people
+_LONGEST_PATH = 1_500
+# What begins like a path and is one of a server's, or stands for any; none of them says anything of the machine.
+_ROUTE = re.compile(
+    r"/+(?:v1(?:/[a-z]+){0,2}|v1/[a-z]+/[\w-]*\d[\w-]*(?:/[a-z]+)?|health|metrics|mcp|openapi\.json"
+    r"|folder(?:/name\.png)?)?/?[.!?]?",
+    re.ASCII,
+)
 _IMAGE_KEYS = ("image", "images", "url", "image_url", "source", "base64", "data", "bytes", "path", "value")
 
 
@@ -141,16 +172,27 @@ def number_text(value: float | None, digits: int = 3) -> str:
 def without_places(text: str) -> str:
     """Return a text for people elsewhere: of a path of a machine, there or not, the last name alone is left.
 
-    The servers' own routes, URLs with a host and paths that are relative stay.
+    The servers' own routes, URLs with a host and paths that are relative stay. Colours of a terminal are left out; what
+    is longer than 10,000 characters is cut, after a path that the cut would go through.
     """
+    cut = len(text) > _LONGEST_TEXT
+    text = _COLOUR.sub("", text[: _LONGEST_TEXT + _LONGEST_PATH])
+    kept, at = [], 0
+    for found in _PLACE.finditer(text):
+        if found.start() >= _LONGEST_TEXT:
+            break
+        whole = not cut or found.end() < len(text)
+        kept += [text[at : found.start()], _last_name(found) if whole else ""]
+        at = found.end()
+    kept.append(text[at : max(at, _LONGEST_TEXT)])
+    return "".join(kept) + (" […]" if cut else "")
 
-    def last(found: re.Match[str]) -> str:
-        kind = str(found.lastgroup)
-        path = found[kind]
-        parts = [part for part in re.split(r"[/\\]", path) if part]
-        if kind == "url" or not parts or _ROUTE.fullmatch(path):
-            return found[0]
-        quote = {"single": "'", "double": '"'}.get(kind, "")
-        return f"{quote}{parts[-1]}{quote}"
 
-    return _PLACE.sub(last, text)
+def _last_name(found: re.Match[str]) -> str:
+    kind = str(found.lastgroup)
+    path = found[kind]
+    parts = [part for part in (_ESCAPED_SLASH if kind == "escaped" else _SLASH).split(path) if part]
+    if kind == "url" or not parts or _ROUTE.fullmatch(path):
+        return found[0]
+    quote = {"single": "'", "double": '"'}.get(kind, "")
+    return f"{quote}{parts[-1]}{quote}"

@@ -150,7 +150,7 @@ def _setup(reasoner: LatentReasoner, policy: ImagePolicy, limits: ServiceLimits)
     """What the page needs to know of the reasoner: its name, the levels of budgets, ceilings, and its constructor."""
     levels = {name: Budget.level(name).model_dump(mode="json") for name in get_args(BudgetLevel)}
     own = reasoner.budget.model_dump(mode="json")
-    known = {"model": "embedded", "device": "auto", "dtype": "auto"} | dict.fromkeys(
+    known = {"model": "embedded", "device": "auto", "dtype": "auto", "compile": "auto"} | dict.fromkeys(
         ("attention", "grounding", "controls"), False
     )
     given = {name: getattr(reasoner, name) for name, default in known.items() if getattr(reasoner, name) != default}

@@ -89,7 +89,17 @@ def items_of_run(
 
 
 def _other_names(row: Row, item: Item) -> bool:
-    return bool(row.images and item.images and row.images != item.images)
+    if not row.images or not item.images:
+        return False
+    return len(row.images) != len(item.images) or not all(map(_same_name, row.images, item.images))
+
+
+def _same_name(old: str, new: str) -> bool:
+    """Whether a picture's name in a run is its name in the data: older runs have the whole path of a benchmark's."""
+    if old == new:
+        return True
+    old, new = (name.replace("\\", "/") for name in (old, new))
+    return bool(new) and (old.startswith("/") or old[1:3] == ":/") and old.endswith(f"/{new}")
 
 
 def engine_of_run(run: Run) -> Engine:

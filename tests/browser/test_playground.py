@@ -762,14 +762,14 @@ def started(*arguments: str) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_the_command_serves_this_machine_until_it_is_interrupted() -> None:
-    process = started("--port", "0", "--budget", "quick", "--min-confidence", "0.7", "--attention")
+    process = started("--port", "0", "--budget", "quick", "--min-confidence", "0.7", "--attention", "--compile", "off")
     try:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", url), process.communicate(timeout=60)
         setup = until(lambda: httpx.get(url + "play/setup", timeout=60).json(), "the page")
         assert (setup["level"], setup["min_confidence"], setup["model"]) == ("quick", 0.7, "embedded")
-        assert setup["arguments"] == {"attention": True}
+        assert setup["arguments"] == {"compile": False, "attention": True}
         taken = started("--port", url.rstrip("/").rpartition(":")[2])
         out, errors = taken.communicate(timeout=120)
         assert taken.returncode == 2 and out == "" and "--port" in errors and "Traceback" not in errors

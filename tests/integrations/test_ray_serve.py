@@ -145,3 +145,12 @@ def test_what_is_wrong_is_said_before_it_starts(wrong: dict[str, Any]) -> None:
 
     with pytest.raises(SettingsError):
         application(small_reasoner(), limits=LIMITS, **wrong)
+
+
+@pytest.mark.parametrize(("args", "means"), [({}, "auto"), ({"compile": False}, False), ({"compile": "off"}, False)])
+def test_a_config_says_whether_passes_are_compiled(args: dict[str, Any], means: Any) -> None:
+    from latent_tool.integrations.ray_serve import Arguments, from_arguments
+
+    deployment = from_arguments(Arguments.model_validate({"budget": "quick", **args}))._bound_deployment
+    service = deployment.init_args[0]
+    assert service["reasoner"].compile == means

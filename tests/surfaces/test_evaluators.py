@@ -130,6 +130,11 @@ def test_lmms_eval(plugin: Any, tmp_path: Path) -> None:
     assert len(out.read_text().splitlines()) == 2
 
 
+@pytest.mark.parametrize(("given", "means"), [(None, "auto"), ("auto", "auto"), ("off", False), (False, False)])
+def test_lmms_eval_says_whether_passes_are_compiled(plugin: Any, tmp_path: Path, given: Any, means: Any) -> None:
+    assert plugin.LatentTool(compile=given, confidences=str(tmp_path / "c.jsonl")).reasoner.compile == means
+
+
 def test_lmms_eval_finds_the_model(plugin: Any) -> None:
     from latent_tool.integrations.lmms_eval_entry import manifest
 

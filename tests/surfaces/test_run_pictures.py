@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,36 @@ def test_pictures_and_questions_that_were_moved_apart(tmp_path: Path) -> None:
     named = ("--data", str(new["data"]), "--images", str(new["images"]), "--preset", "pope")
     refused = invoke("calibrate", str(out), "--out", str(tmp_path / "mine.json"), *named).exception
     assert isinstance(refused, TooFewItemsError)
+
+
+@pytest.mark.parametrize(
+    ("above", "found"),
+    [
+        ("/home/ann/imgs/", True),
+        ("C:\\data\\imgs\\", True),
+        ("\\\\server\\imgs\\", True),
+        ("/home/ann/imgs/1", False),  # /home/ann/imgs/10-0.png
+        ("imgs/", False),
+    ],
+)
+def test_an_older_run_has_the_whole_paths_of_a_benchmarks_pictures(above: str, found: bool, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", pictures=1, copies=1)
+    table = tmp_path / "data" / "q.tsv"
+    questions = [json.loads(line)["question"] for line in data.read_text().splitlines()]
+    cells = [f"{place}\t0-0.png\t{question}\tyes\ta" for place, question in enumerate(questions)]
+    table.write_text("\n".join(["index\timage_path\tquestion\tanswer\tcategory", *cells]))
+    where = ("--preset", "pope", "--images", str(data.parent))
+    out = tmp_path / "run"
+    done = invoke("eval", str(table), *where, "--out", str(out), "--method", "greedy", "--no-visual", "--quiet")
+    assert done.exit_code == 0, done.exception
+    run = load_run(out)
+    rows = (row.model_copy(update={"content": None, "images": (f"{above}0-0.png",)}) for row in run.rows)
+    older = replace(run, rows=tuple(rows))
+    if found:
+        assert [item.id for item in items_of_run(older)] == [row.id for row in run.rows]
+    else:
+        with pytest.raises(SettingsError, match="2 questions of the run are not in"):
+            items_of_run(older)
 
 
 @pytest.mark.parametrize("flag", ["--data", "--images", "--preset"])

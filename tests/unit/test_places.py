@@ -62,6 +62,31 @@ def test_a_model_is_called_by_its_name(model: str, name: str) -> None:
         ("it's '/home/o'brien/x' and it's", "it's 'x' and it's"),
         ("path=/home/ann/x, Error:/home/ann/y, (/home/ann/z)", "path=x, Error:y, (z)"),
         ("text/plain, and/or/else, a / b / c, </p></div>", None),
+        # Behind a letter, colours, escapes that were written out.
+        ("-I/home/me/inc/x and -I/data9/me/x", "-Ix and -Ix"),
+        ("\x1b[31m/home/me/x\x1b[0m and \\x1b[1;31m/data9/me/x", "x and x"),
+        ("line1\\n/home/me/x line2\\r/data9/me/y", "line1\\ny"),
+        ("\N{LATIN SMALL LETTER E WITH ACUTE}/home/me", "\N{LATIN SMALL LETTER E WITH ACUTE}me"),
+        (r"\home\me\x", "x"),
+        (r"xC:\Users\me\a and 'C:\\Users\\me\\b'", "xa and 'b'"),
+        ("%2Fhome%2Fme and C%3A%5CUsers%5Cme%5Cx.png", "me and x.png"),
+        ("f'/data9/me/x', b\"/data9/me/y\"", "f'x', b\"y\""),
+        # Folders of many words.
+        ("/home/John Q Public Esq/x.png", "x.png"),
+        ("/home/me/Doe, John/x.png", "x.png"),
+        ("/home/me/my  folder/x.png", "x.png"),
+        (r"C:\Users\John Q Public Esq\x.png", "x.png"),
+        (r"C:\Program Files (x86)\ann\x", "x"),
+        ("/home/me/a.png, use png and/or jpg", "a.png, use png and/or jpg"),
+        ("no /home/me/model is there, use a/b", "no model is there, use a/b"),
+        # What is no path.
+        ("~1/2 cup, the image ~3/4 down", None),
+        ("A:/left B:/right", None),
+        ("Is it /red/? Is it /red/", None),
+        ("\"yes\"/\"no\" or 'yes'/'no'/'maybe'", None),
+        ("DELETE /v1/questions/123", None),
+        ("Send it to /v1/ask.", None),
+        ("Write file:///folder/name.png, file:///folder URLs.", None),
     ],
 )
 def test_paths_of_this_machine_are_left_out(text: str, left: str | None) -> None:
@@ -83,3 +108,40 @@ def test_any_text_is_read_once(part: str) -> None:
     """Text that is read again from every place would take hours."""
     without_places(part * 200_000)
     without_places("/" + "a" * 200_000 + part)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        *(
+            "'c:/ ",
+            "'c:/ \"",
+            "\"/a '",
+            "\"~/ '",
+            "/home/A B C, D ",
+            "/home/a, ",
+            "/a)",
+            "/a(",
+            " -I/a/b",
+            "\\n/a",
+            "/v1/",
+        ),
+        *("%2Fhome%2Fa", "\x1b[", "\x1b[1", "~a.", "c:\\", "\\\\a", "file:///a B ", "a+", "://"),
+    ],
+)
+def test_no_more_is_read_than_a_person_would(part: str) -> None:
+    """However often a path may begin in it, of a long text as much is read as of a short one."""
+    assert len(without_places(part * 100_000)) <= 12_000
+    assert without_places(part * 100_000) == without_places(part * 10_000)
+
+
+@pytest.mark.parametrize("path", ["/home/secret/x", "'/data9/secret name/x'", "~/secret/x", r"C:\Users\secret\x"])
+def test_a_cut_leaves_no_part_of_a_path(path: str) -> None:
+    for before in range(9_980, 10_010):
+        left = without_places(" " * before + path + " and more" * 1000)
+        assert "secret" not in left and left.endswith(" […]")
+    assert "secret" not in without_places(" " * 9_990 + "/home/" + "secret" * 1000 + "/x")
+
+
+def test_what_is_short_is_not_cut() -> None:
+    assert without_places("word " * 2_000) == "word " * 2_000
