@@ -28,11 +28,13 @@ from typer.testing import CliRunner
 
 from latent_tool import Budget, ImagePolicy, ReasoningResult
 from latent_tool.cli import app
-from latent_tool.errors import SettingsError
+from latent_tool.errors import CalibrationError, SettingsError
 from latent_tool.images import apart as image_process
+from latent_tool.integrations.http_gate import problem_of
 from latent_tool.integrations.mcp import ERROR_KEY, http_app, image_server
 from latent_tool.langchain.image_tool import NAME, ImageTool
 from latent_tool.langchain.messages import image_block
+from latent_tool.testing import Reply, ScriptedReasoner
 
 pytestmark = pytest.mark.filterwarnings(f"ignore::{MCPDeprecationWarning.__module__}.MCPDeprecationWarning")
 
@@ -181,6 +183,20 @@ async def test_a_model_that_does_not_load_is_a_typed_error() -> None:
     tool = ImageTool(reasoner=small_reasoner(model="/no/such/model"))
     async with Client(image_server(tool)) as client:
         assert error_of(await client.call_tool(NAME, ASKED)) == "ModelNotFoundError"
+
+
+async def test_errors_tell_as_little_of_the_machine_as_over_http() -> None:
+    """What the caller asked wrongly may come from a file of the machine's; the caller's own words stay."""
+    error = CalibrationError(
+        "/data9/ann/secret/c.json is of no use for 'Is it /red/, ~3/4?'.", "See ~ann/secret/README."
+    )
+    tool = ImageTool(reasoner=ScriptedReasoner(Reply(error=error)))
+    async with Client(image_server(tool)) as client:
+        reply = await client.call_tool(NAME, ASKED)
+    assert error_of(reply) == "CalibrationError" and reply.meta is not None
+    told, problem = reply.meta[ERROR_KEY], problem_of(error)
+    assert told["message"] == problem.message == "c.json is of no use for 'Is it /red/, ~3/4?'."
+    assert told["hint"] == problem.hint == "See README."
 
 
 async def test_only_the_newest_pictures_are_kept() -> None:
