@@ -71,6 +71,8 @@ def test_a_model_is_called_by_its_name(model: str, name: str) -> None:
         (r"xC:\Users\me\a and 'C:\\Users\\me\\b'", "xa and 'b'"),
         ("%2Fhome%2Fme and C%3A%5CUsers%5Cme%5Cx.png", "me and x.png"),
         ("f'/data9/me/x', b\"/data9/me/y\"", "f'x', b\"y\""),
+        ("f'/data9/me/x and word'/data9/me/x and f'~/me/x, f'C:\\me\\x", "f'x and word'x and f'x, f'x"),
+        (repr(r"at \\server\ann\x"), "'at x'"),
         # Folders of many words.
         ("/home/John Q Public Esq/x.png", "x.png"),
         ("/home/me/Doe, John/x.png", "x.png"),
