@@ -387,7 +387,7 @@ class StaticPasses:
         stored = {prefix: len(each) for prefix, each in self._stored.items()}
         stored[shape.prefix] = max(stored.get(shape.prefix, 0), shape.prefixes)
         columns = sum(places * each for places, each in suffixes) + sum(room * each for room, each in stored.items())
-        return column * columns
+        return int(column * columns)
 
     def at(self, shape: Shape, grid: Grid, axes: Sequence[int]) -> Pass:
         """Return the pass of a shape, with the prefixes of a grid in its buffers.
