@@ -57,7 +57,8 @@ $(INTEGRATIONS)/ready: pyproject.toml constraints.txt
 	@touch $@
 
 test-integrations: $(INTEGRATIONS)/ready  ## Run the tests of every agent framework, with the real libraries.
-	OMP_NUM_THREADS=1 $(INTEGRATIONS)/bin/python -m pytest tests/integrations tests/surfaces/test_langgraph.py
+	OMP_NUM_THREADS=1 $(INTEGRATIONS)/bin/python -m pytest $(IN_PARALLEL) tests/integrations \
+	    tests/surfaces/test_langgraph.py $(ARGS)
 
 # Frameworks that do not go together with the others, or with each other: one environment for each, and the server ours.
 MCP_CLIENTS := crewai dspy strands

@@ -141,20 +141,13 @@ class WatchMiddleware:
             await self.app(scope, receive, send)
             return
         began, status, size = time.monotonic(), 0, 0  # status 0: the client went away before there was one
+        counted = False
 
-        async def sending(message: Message) -> None:
-            nonlocal status, size
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            size += len(message.get("body", b""))
-            await send(message)
-
-        try:
-            await self.app(scope, receive, sending)
-        except Exception:
-            status = status or 500
-            raise
-        finally:
+        def ended() -> None:
+            nonlocal counted
+            if counted:
+                return
+            counted = True
             seconds = time.monotonic() - began
             method = scope["method"] if scope["method"] in _METHODS else "other"
             path = scope["path"] if scope["path"] in self.watcher.paths else "other"
@@ -163,6 +156,23 @@ class WatchMiddleware:
             _access.info(
                 "%s %s %s %d, %d bytes, %.3f s", client[0] if client else "-", method, path, status, size, seconds
             )
+
+        async def sending(message: Message) -> None:
+            nonlocal status, size
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            size += len(message.get("body", b""))
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                ended()  # before it is sent: whoever has the whole reply finds it counted
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sending)
+        except Exception:
+            status = status or 500
+            raise
+        finally:
+            ended()
 
 
 _STYLE = SHARED_STYLE + "main { max-width: 52rem; } code { font: .9em ui-monospace, monospace; }"
