@@ -166,7 +166,8 @@ def anew() -> Iterator[None]:
 
 
 def refusing(*_: Any) -> Any:
-    raise NotImplementedError("not on this machine")
+    """What torch does where a device has no such kernel."""
+    raise NotImplementedError("Could not run 'aten::_scaled_dot_product' with arguments from the 'CPU' backend.")
 
 
 def wrong(query: Tensor, key: Tensor, value: Tensor, scaling: float, hidden: Tensor | None = None, *_: Any) -> Any:

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from pictures import draw_shapes
 from torch import Tensor
 
 from latent_tool.checkup.checks import CHECKS, Patient
@@ -47,17 +46,6 @@ def vlm(engine: Engine) -> Iterator[VisionLanguageModel]:
     engine.vlm.static = Uncompiled(engine.vlm)
     yield engine.vlm
     engine.vlm.static = None
-
-
-@pytest.fixture(scope="module")
-def prefixes(engine: Engine) -> list[Prefix]:
-    found = [
-        engine.vlm.prefill(engine.vlm.prepare([draw_shapes(kind)], question))
-        for kind, question in (("circle", "what is left of the square?"), ("triangle", "what color is it?"))
-    ]
-    latents = engine.vlm.embed([5, 6])[None].expand(2, -1, -1)
-    engine.vlm.score_many([Score(found[0], latents, ((3, 4), (3, 9)))])  # so that something is known of cells
-    return found
 
 
 def plainly(vlm: VisionLanguageModel, work: Callable[[], Any]) -> Any:

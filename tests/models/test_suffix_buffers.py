@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from pictures import draw_shapes
 from torch import Tensor
 
 from latent_tool.engine.engine import Engine
 from latent_tool.models.prefix import Prefix
-from latent_tool.models.requests import Score
 from latent_tool.models.shared_prefix import SharedRows
 from latent_tool.models.suffix_cache import SuffixLayer
 
@@ -49,18 +47,6 @@ def concatenate(self: Any, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> 
 def pick(self: Any, index: Tensor) -> None:
     if self.keys is not None:
         self.keys, self.values = self.keys[index], self.values[index]
-
-
-@pytest.fixture(scope="module")
-def prefixes(engine: Engine) -> list[Prefix]:
-    found = [
-        engine.vlm.prefill(engine.vlm.prepare([draw_shapes(kind)], question))
-        for kind, question in (("circle", "what is left of the square?"), ("triangle", "what color is it?"))
-    ]
-    # What is known of injected cells: rows begin after it.
-    latents = engine.vlm.embed([5, 6])[None].expand(2, -1, -1)
-    engine.vlm.score_many([Score(found[0], latents, ((3, 4), (3, 9)))])
-    return found
 
 
 @pytest.mark.slow
