@@ -31,8 +31,9 @@ _URL = re.compile(r"(https?)://(?:[^/?#\\]*@)?([^/?#\\@]*)", re.IGNORECASE | re.
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):", re.IGNORECASE | re.ASCII)
 _DATA_URI = re.compile(r"data:[^\s,]{0,200},[^\s\"'<>)]*", re.IGNORECASE | re.ASCII)
 _USER = re.compile(r"(?<=://)[^/\s?#\\@]*@", re.ASCII)
+# No possessive repetition of groups: early versions of Python 3.11 match what follows one wrongly.
 # A path's name ends at a space or a mark that a name hardly goes on after.
-_NAME = r"(?:[^\s/\\'\",;:()<>]|['\",;:()](?=\w)|\)(?=[/\\]))++"
+_NAME = r"(?:[^\s/\\'\",;:()<>]|['\",;:()](?=\w)|\)(?=[/\\]))+"
 _ON = r"(?!~|\.{1,2}[/\\]|-[a-z][/\\])"  # no other path begins
 # A folder may have spaces in its name: up to two further words that a slash follows are part of it.
 _NAMES = rf"(?:{_NAME}(?:(?:[ ]{_ON}{_NAME}){{1,2}}(?=[/\\]))?)"
@@ -52,15 +53,15 @@ _QUOTED = r"(?:~[/\\a-z_]|/|[a-z]:[\\/]|\\\\)"
 _PLACE = re.compile(
     rf"""
       (?P<url>(?<![a-z0-9+.-])(?!file:)[a-z][a-z0-9+.-]*://[^\s/'"<>][^\s'"<>]*)         # a host's, not this machine's
-    | {_OPENS}'(?P<single>{_QUOTED}(?:[^'\n]|'(?=\w)){{0,1000}}+)'
-    | {_OPENS}"(?P<double>{_QUOTED}(?:[^"\n]|"(?=\w)){{0,1000}}+)"
+    | {_OPENS}'(?=(?P<single>{_QUOTED}(?:[^'\n]|'(?=\w)){{0,1000}}))(?P=single)'
+    | {_OPENS}"(?=(?P<double>{_QUOTED}(?:[^"\n]|"(?=\w)){{0,1000}}))(?P=double)"
     | (?<![a-z0-9+.-])(?:file:(?://[^\s/'"<>]*)?|[a-z][a-z0-9+.-]+://)(?P<file>(?:[/\\]+{_LONG}?)+)
     | (?P<known>(?:(?<![a-z0-9_/\\.~-])|{_BEHIND})[/\\]{_ROOTS}(?:[/\\]+{_LONG})+[/\\]*
         | [/\\](?:home|users)(?:[/\\]+{_LONG}){{2,}}[/\\]*  # whatever it stands behind
         | [a-z]:[/\\]+users(?:[/\\]+{_LONG})+[/\\]*)
-    | (?P<escaped>(?:[a-z]%3A)?%(?:2F|5C){_ROOTS}(?:%(?:2F|5C)(?:[\w.+~-]|%(?!2F|5C)[0-9a-f]{{2}})++)+)
+    | (?P<escaped>(?:[a-z]%3A)?%(?:2F|5C){_ROOTS}(?:%(?:2F|5C)(?:[\w.+~-]|%(?!2F|5C)[0-9a-f]{{2}})+)+)
     | (?:(?<![\w/\\.~-])|{_BEHIND})(?P<bare>
-          ~(?:[a-z_][\w.-]*+)?(?:[/\\]+{_LONG})+[/\\]*
+          ~(?:[a-z_][\w.-]*)?(?:[/\\]+{_LONG})+[/\\]*
         | [a-z]:(?:[/\\]+{_NAMES}(?:[/\\]+{_NAMES})+|\\+{_NAMES})[/\\]*
         | \\{{2,4}}(?=\w){_NAMES}(?:[/\\]+{_NAMES})*[/\\]*
         | /[/\\]*{_NAMES}(?:[/\\]+(?![?!.]+(?:\s|$)){_NAMES})+[/\\]*)
