@@ -1,22 +1,24 @@
 """Does looking again help? Small scenes on larger canvases, answered in several ways, at stated cost.
 
-    python benchmarks/looking.py --questions 100
+    python benchmarks/looking.py --questions 1000
 
 A canvas of scale ``s`` has its scene at 1/s of each side, so that its details fall below the model's cells. Every way
-answers the same questions, one at a time; ``random windows`` looks at as many windows of the same sizes by the same
-rule, only elsewhere, and ``oracle window`` is shown the scene itself. Answers are kept in ``--journal`` as they come:
-called again, the program goes on where it was. Seconds are relative to those of the plain answer, asked just before.
+answers the same questions; ``random windows`` looks at as many windows of the same sizes by the same rule, only
+elsewhere, and ``oracle window`` is shown the scene itself. The first ``--timed`` questions of a scale are asked one at
+a time, for seconds relative to those of the plain answer, asked just before; the others in batches. Answers are kept in
+``--journal`` as they come: called again, the program goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import itertools
 import json
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,46 +39,58 @@ FIRST_SEED = 5_300_000
 Answer = tuple[str, float, dict[str, int]]
 
 
-def _engine_way(settings: SearchSettings, budget: Budget) -> Callable[[Engine, Job, Scene], Answer]:
-    def ask(engine: Engine, job: Job, scene: Scene) -> Answer:
-        outcome = engine.answer(Job(job.images, job.question, settings=settings, budget=budget))
-        result = engine.result(outcome)
-        assert result.usage is not None
-        cost = {
-            "calls": result.usage.decoder_calls,
-            "vision": result.usage.vision_passes,
-            "views": result.usage.views,
-            "accepted": sum(view.accepted for view in result.views),
-        }
-        return result.answer, result.confidence or 0.0, cost
+Way = Callable[[Engine, Sequence[tuple[Job, Scene]]], list[Answer]]
+
+
+def _engine_way(settings: SearchSettings, budget: Budget) -> Way:
+    def ask(engine: Engine, asked: Sequence[tuple[Job, Scene]]) -> list[Answer]:
+        jobs = [Job(job.images, job.question, settings=settings, budget=budget) for job, _ in asked]
+        answers: list[Answer] = []
+        for outcome in engine.answer_many(jobs):
+            assert not isinstance(outcome, Exception), outcome
+            result = engine.result(outcome)
+            assert result.usage is not None
+            cost = {
+                "calls": result.usage.decoder_calls,
+                "vision": result.usage.vision_passes,
+                "views": result.usage.views,
+                "accepted": sum(view.accepted for view in result.views),
+            }
+            answers.append((result.answer, result.confidence or 0.0, cost))
+        return answers
 
     return ask
 
 
-def _oracle(engine: Engine, job: Job, scene: Scene) -> Answer:
+def _oracle(engine: Engine, asked: Sequence[tuple[Job, Scene]]) -> list[Answer]:
     """The plain model with the scene itself as a window."""
     vlm = engine.vlm
-    assert scene.window is not None
-    left, top, right, bottom = scene.window
-    window = Window(0, (math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)))
-    question = Question(vlm, job, time.monotonic)
-    prefix = vlm.prefill(question.inputs([window]))
-    decoded = vlm.decode(prefix, None, (), 16)
-    answer = question.extract(prefix, decoded)
-    calls = 1 + len(decoded.tokens)
-    return answer.text, joint(decoded.log_probabilities, answer) or 0.0, {"calls": calls, "vision": prefix.encoded}
+    answers: list[Answer] = []
+    for job, scene in asked:
+        assert scene.window is not None
+        left, top, right, bottom = scene.window
+        window = Window(0, (math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)))
+        question = Question(vlm, job, time.monotonic)
+        prefix = vlm.prefill(question.inputs([window]))
+        decoded = vlm.decode(prefix, None, (), 16)
+        answer = question.extract(prefix, decoded)
+        cost = {"calls": 1 + len(decoded.tokens), "vision": prefix.encoded}
+        answers.append((answer.text, joint(decoded.log_probabilities, answer) or 0.0, cost))
+    return answers
 
 
-def _self_consistency(engine: Engine, job: Job, scene: Scene) -> Answer:
-    (drawn,) = engine.sample_many([job], SamplingSettings())
-    assert not isinstance(drawn, Exception), drawn
-    votes = collections.Counter(each.text.strip().lower() for each in drawn.answers)
-    answer, count = votes.most_common(1)[0]
-    return answer, count / len(drawn.answers), {"calls": drawn.usage.decoder_calls, "vision": 1}
+def _self_consistency(engine: Engine, asked: Sequence[tuple[Job, Scene]]) -> list[Answer]:
+    answers: list[Answer] = []
+    for drawn in engine.sample_many([job for job, _ in asked], SamplingSettings()):
+        assert not isinstance(drawn, Exception), drawn
+        votes = collections.Counter(each.text.strip().lower() for each in drawn.answers)
+        answer, count = votes.most_common(1)[0]
+        answers.append((answer, count / len(drawn.answers), {"calls": drawn.usage.decoder_calls, "vision": 1}))
+    return answers
 
 
 _DEFAULT = SearchSettings()
-WAYS: dict[str, Callable[[Engine, Job, Scene], Answer]] = {
+WAYS: dict[str, Way] = {
     "greedy": _engine_way(SearchSettings(latents=0), Budget()),
     "reasoning": _engine_way(_DEFAULT, Budget(iterations=0)),
     "without views": _engine_way(_DEFAULT, Budget(max_views=0)),
@@ -90,24 +104,23 @@ WAYS: dict[str, Callable[[Engine, Job, Scene], Answer]] = {
 ATTENDED, RANDOM = "views, two levels (default)", "random windows"
 
 
-def questions(scale: float, count: int, first: int) -> list[tuple[int, Scene, int]]:
+def questions(scale: float, count: int, first: int) -> Iterator[tuple[int, Scene, int]]:
     """One question of each of so many canvases: seed, scene and which question."""
-    found: list[tuple[int, Scene, int]] = []
-    seed = first
-    while len(found) < count:
+    given, seed = 0, first
+    while given < count:
         scene = generate(seed, "canvas", scale=scale)
         if scene.questions:
-            found.append((seed, scene, random.Random(seed).randrange(len(scene.questions))))
+            given += 1
+            yield seed, scene, random.Random(seed).randrange(len(scene.questions))
         seed += 1
-    return found
 
 
-def _timed(engine: Engine, way: str, job: Job, scene: Scene) -> tuple[Answer, float]:
+def _timed(engine: Engine, way: str, asked: Sequence[tuple[Job, Scene]]) -> tuple[list[Answer], float]:
     """Answer in one way, which begins with nothing, and say how many seconds it took."""
     engine.vlm.prefix_cache.clear()
     began = time.perf_counter()
-    answer = WAYS[way](engine, job, scene)
-    return answer, time.perf_counter() - began
+    answers = WAYS[way](engine, asked)
+    return answers, time.perf_counter() - began
 
 
 def measure(engine: Engine, journal: Journal, asked: argparse.Namespace) -> list[dict[str, Any]]:
@@ -118,28 +131,35 @@ def measure(engine: Engine, journal: Journal, asked: argparse.Namespace) -> list
     kept: list[dict[str, Any]] = [json.loads(line) for line in journal.lines]
     records = [record for record in kept if record.get("key") == key]
     known = {(record["scale"], record["seed"], record["way"]) for record in records}
-    per_scale = [(scale, questions(scale, asked.questions, asked.seed)) for scale in asked.scales]
-    for number in range(asked.questions):
-        for scale, items in per_scale:
-            seed, scene, index = items[number]
-            question = scene.questions[index]
+    streams = {scale: questions(scale, asked.questions, asked.seed) for scale in asked.scales}
+    done = 0
+    while done < asked.questions:
+        alone = done < asked.timed
+        size = 1 if alone else min(asked.batch, asked.questions - done)
+        for scale, stream in streams.items():
+            items = list(itertools.islice(stream, size))
             new, plain = [], None
             for way in asked.ways:
-                if (scale, seed, way) in known:
+                open_items = [item for item in items if (scale, item[0], way) not in known]
+                if not open_items:
                     continue
-                job = Job((scene.image,), question.text)
-                if plain is None and way != "greedy":
-                    plain = _timed(engine, "greedy", job, scene)[1]
-                (answer, confidence, cost), seconds = _timed(engine, way, job, scene)
+                jobs = [(Job((scene.image,), scene.questions[index].text), scene) for _, scene, index in open_items]
+                if alone and plain is None and way != "greedy":
+                    plain = _timed(engine, "greedy", jobs)[1]
+                answers, seconds = _timed(engine, way, jobs)
                 plain = seconds if way == "greedy" else plain
-                right = " ".join(answer.lower().split()) == question.answer.strip().lower()
-                new.append(
-                    {"key": key, "scale": scale, "seed": seed, "way": way, "type": question.type, "right": right}
-                    | {"confidence": confidence, "seconds": seconds, "plain_seconds": plain, **cost}
-                )
+                clock = {"seconds": seconds, "plain_seconds": plain} if alone else {}
+                for (seed, scene, index), (answer, confidence, cost) in zip(open_items, answers, strict=True):
+                    question = scene.questions[index]
+                    right = " ".join(answer.lower().split()) == question.answer.strip().lower()
+                    new.append(
+                        {"key": key, "scale": scale, "seed": seed, "way": way, "type": question.type, "right": right}
+                        | {"confidence": confidence, **clock, **cost}
+                    )
             if new:
                 journal.append(new)
                 records += new
+        done += size
     return records
 
 
@@ -178,11 +198,13 @@ def report(records: Sequence[dict[str, Any]], asked: argparse.Namespace) -> str:
             area = auroc(surely, right) if 0 < sum(right) < len(right) else math.nan
             calls, vision = (sum(record.get(name, 0) for record in row) / len(row) for name in ("calls", "vision"))
             share = sum(right) / len(right)
-            plain = sum(record.get("plain_seconds", one["seconds"]) for record, one in zip(row, greedy, strict=True))
+            timed = [record for record in row if "seconds" in record]
+            plain = sum(record.get("plain_seconds", rows["greedy"][record["seed"]]["seconds"]) for record in timed)
+            ratio = f"{sum(record['seconds'] for record in timed) / plain:.1f}" if plain else "-"
             lines.append(
                 f"| {way} | {share:.3f} | {low:.2f} to {high:.2f} | {against.fixed} / {against.broken} "
                 f"| {against.p:.2g} | {area:.3f} | {ece(surely, right, 10):.3f} | {calls:.1f} | {vision:.1f} "
-                f"| {sum(record['seconds'] for record in row) / plain:.1f} |"
+                f"| {ratio} |"
             )
         lines.append("")
         if ATTENDED in rows and RANDOM in rows:
@@ -196,6 +218,8 @@ def main() -> None:
     """Measure and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=int, default=100, help="per scale")
+    parser.add_argument("--timed", type=int, default=110, help="of them, asked one at a time for their seconds")
+    parser.add_argument("--batch", type=int, default=16, help="questions asked together after those")
     parser.add_argument("--scales", type=float, nargs="+", default=SCALES)
     parser.add_argument("--seed", type=int, default=FIRST_SEED, help="of the first canvas")
     parser.add_argument("--model", help="a checkpoint; without it the embedded model")
