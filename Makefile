@@ -12,6 +12,9 @@ IN_PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Threads that wait without spinning: on a busy machine, spinning makes small models twenty times slower.
 export OMP_WAIT_POLICY := PASSIVE
 
+# What is imported is compiled once, also where the environment says otherwise: many tests start processes.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help demo test test-fast test-integrations test-newest check bench calibration evaluation pictures embedded-model \
     format clean
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from browser import Browser, opened
 from pictures import draw_shapes
 from PIL import Image
 
-from latent_tool.engine.engine import Engine, get_engine
-from latent_tool.models.loading import ModelSpec
+if TYPE_CHECKING:
+    from latent_tool.engine.engine import Engine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,6 +23,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def engine() -> Engine:
     """The embedded model's engine."""
+    # Here, and not above: the process that shares the files out reads this file too, and needs no torch.
+    from latent_tool.engine.engine import get_engine
+    from latent_tool.models.loading import ModelSpec
+
     return get_engine(ModelSpec())
 
 
