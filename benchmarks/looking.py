@@ -31,7 +31,7 @@ from latent_tool.files import write_whole
 from latent_tool.models.loading import ModelSpec
 from latent_tool.models.windows import Window
 from latent_tool.scenes import Scene, generate
-from latent_tool.settings import Budget, SamplingSettings, SearchSettings
+from latent_tool.settings import Budget, SamplingSettings, SearchSettings, SearchVariant
 from latent_tool.statistics import accuracy_interval, auroc, ece, mcnemar
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0)
@@ -95,7 +95,7 @@ WAYS: dict[str, Way] = {
     "reasoning": _engine_way(_DEFAULT, Budget(iterations=0)),
     "without views": _engine_way(_DEFAULT, Budget(max_views=0)),
     "search with copies, always": _engine_way(_DEFAULT, Budget(max_views=0, target_confidence=None)),
-    "random windows": _engine_way(SearchSettings(view_source="random"), Budget()),
+    "random windows": _engine_way(SearchSettings(variant=SearchVariant(view_source="random")), Budget()),
     "views, one level": _engine_way(SearchSettings(view_depth=1), Budget()),
     "views, two levels (default)": _engine_way(_DEFAULT, Budget()),
     "oracle window": _oracle,

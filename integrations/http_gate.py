@@ -34,7 +34,8 @@ from latent_tool.errors import (
     ServiceUnavailableError,
 )
 from latent_tool.request import MAX_TEXT
-from latent_tool.settings import Positive, Settings
+from latent_tool.settings import Positive
+from latent_tool.validation import Settings
 from latent_tool.words import without_places
 
 try:

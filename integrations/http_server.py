@@ -29,7 +29,8 @@ from pydantic import Field
 from latent_tool.errors import InputError, LatentToolError, MissingExtraError, OverloadedError, SettingsError
 from latent_tool.files import expanded
 from latent_tool.integrations.http_gate import PROBLEM_JSON, Gate, problem_of
-from latent_tool.settings import Positive, Settings
+from latent_tool.settings import Positive
+from latent_tool.validation import Settings
 
 try:
     import h11

@@ -22,7 +22,8 @@ from pydantic import (
 
 from latent_tool.cannot_tell import CANNOT_TELL
 from latent_tool.errors import InputError
-from latent_tool.settings import Budget, explain_validation
+from latent_tool.settings import Budget
+from latent_tool.validation import explain_validation
 from latent_tool.words import redact
 
 __all__ = ["MAX_OPTIONS", "MAX_TEXT", "ReasoningRequest", "checked_options", "same_text"]

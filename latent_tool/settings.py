@@ -13,9 +13,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
-from latent_tool.errors import InputError, SettingsError
+from latent_tool.errors import SettingsError
+from latent_tool.validation import Settings
 
 __all__ = [
     "PREFIX_CACHE_BYTES",
@@ -26,8 +36,7 @@ __all__ = [
     "NoiseSettings",
     "SamplingSettings",
     "SearchSettings",
-    "explain_validation",
-    "settings_error",
+    "SearchVariant",
 ]
 
 BudgetLevel = Literal["quick", "standard", "thorough"]
@@ -38,51 +47,6 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 # Prefixes of images that are kept: 256 MiB hold a few of a large model; of a small one, their number is bounded.
 PREFIX_CACHE_BYTES = 256 * 2**20
-
-
-def explain_validation(error: ValidationError) -> str:
-    """Say in one line what pydantic found wrong, field by field, without repeating the caller's values."""
-    found: dict[str, list[str]] = {}
-    for item in error.errors(include_url=False, include_context=False, include_input=False):
-        where = ".".join(str(part)[:60] for part in item["loc"][:8] if not _UNION_TAG.match(str(part))) or "value"
-        found.setdefault(where, []).append(item["msg"].removeprefix("Value error, ")[:300])
-    told = [f"{where}: {' or '.join(messages[:8])}" for where, messages in list(found.items())[:_FIELDS_TOLD]]
-    return "; ".join([*told, f"and {len(found) - _FIELDS_TOLD} more"] if len(found) > _FIELDS_TOLD else told)
-
-
-_FIELDS_TOLD = 5  # of all that are wrong
-# What pydantic calls the alternatives of a union, where it says in which of them something is wrong.
-_UNION_TAG = re.compile(r"constrained-|literal\[|function-|float$|int$|str$|json-or-python\[")
-
-
-def settings_error(owner: type[BaseModel], error: ValidationError) -> InputError:
-    """Return what to raise when an object of class ``owner`` could not be made: the inner error where a part
-    was wrong.
-    """
-    for item in error.errors(include_url=False, include_input=False):
-        inner = item.get("ctx", {}).get("error")
-        if isinstance(inner, InputError):
-            return inner
-    return SettingsError(
-        f"{owner.__name__} is not valid: {explain_validation(error)}.",
-        f"Known fields: {', '.join(owner.model_fields)}.",
-    )
-
-
-class Settings(BaseModel):
-    """Base of all settings: frozen, no unknown keys, and a ``SettingsError`` instead of pydantic's own error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise settings_error(type(self), error) from None
-
-    def but(self, **changes: Any) -> Self:
-        """Return a copy with some fields changed, validated like a new one."""
-        return type(self)(**{**dict(self), **changes})
 
 
 class Budget(Settings):
@@ -163,35 +127,71 @@ _LEVELS: dict[str, Budget] = {
 }
 
 
-class SearchSettings(Settings):
-    """How the search works. The defaults are what measurements support; ``paper()`` is what the authors describe.
+class SearchVariant(Settings):
+    """What only the paper's setting and controls change of a search; see ``SearchSettings.variant``."""
 
-    What the defaults change, and why:
-
-    ====================  =======================================  ====================================================
-    field                 default instead of ``paper()``           reason
-    ====================  =======================================  ====================================================
-    ``reward``            ``renormalised_top_k_entropy``           the paper's reward also rises when the distribution
-                                                                   goes flat; this one is lowest there
-    ``reward_position``   where the answer begins                  read there it ranks right above wrong answers; at
-                                                                   latents that the model ignores it does not
-    ``samples``           8, antithetic, leave-one-out baseline,   one sample without baseline has a variance that
-                          normalised advantages                    buries the gradient; a batch of 8 costs little more
-    ``scale``             noise in units of the embeddings' RMS    sigma then means the same for every model
-    ``init``              the model's own greedy reasoning         the best start measured
-    ``search_below``      0.7: search only where still unsure      four answers in five need no search, and searching
-                                                                   them makes none of them better
-    ``proposals``         the top m cells *not yet injected*       otherwise later rounds propose what is already there;
-                                                                   what was refused nearby is not scored again either
-    ``view_depth``        2, the paper has none                    copies of cells hold nothing new; a window of the
-                                                                   original, encoded again, does
-    ====================  =======================================  ====================================================
-    """
-
-    latents: int = Field(8, ge=0, le=256, description="Latent thought tokens L; 0 is the plain model.")
     latent_position: Literal["generation_start", "user_turn"] = Field(
         "generation_start", description="After the assistant header, or at the end of the user's turn."
     )
+    init_token: str | None = Field(
+        None, description="Token for init='token'; None: <|endoftext|> where it exists, else end of sequence."
+    )
+    init_noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.0, description="Deviation of noise added once to where the latents start, in units of `scale`; a control."
+    )
+
+    antithetic: bool = Field(True, description="Draw noise in pairs (e, -e); needs an even number of samples.")
+    baseline: Literal["leave_one_out", "none"] = Field("leave_one_out", description="Subtracted from each reward.")
+    normalise: bool = Field(True, description="Divide the advantages by their standard deviation.")
+    advantage_floor: Positive = Field(1e-4, description="Smallest deviation that advantages are divided by.")
+    scale: Literal["embedding_rms", "absolute"] = Field(
+        "embedding_rms", description="Unit of sigma: the RMS of the model's input embeddings, or none."
+    )
+    sigma_decay: Positive = Field(1.0, le=1.0, description="Factor on sigma after every round.")
+
+    proposals: Literal["new", "top"] = Field(
+        "new",
+        description="The top m cells not yet injected, which are not scored again while the latents are within one "
+        "sigma (root mean square) of where they were refused; or the top m, of which the new ones are added.",
+    )
+    view_source: Literal["attention", "random"] = Field(
+        "attention",
+        description="Where views are proposed: where the attention is densest, or anywhere, in the same number and "
+        "sizes; a control.",
+    )
+
+
+class SearchSettings(Settings):
+    """How the search works. The defaults are what measurements support; ``paper()`` is what the authors describe.
+
+    What nobody needs to choose for a question of their own is in ``variant``, a ``SearchVariant``. Written down (JSON,
+    dumps, names of methods), its fields stand beside the others; they may be given so here, too, also to ``but()`` and
+    ``paper()``: ``settings.but(sigma_decay=0.9)``.
+
+    What the defaults change, and why:
+
+    ======================  =====================================  ====================================================
+    field                   default instead of ``paper()``         reason
+    ======================  =====================================  ====================================================
+    ``reward``              ``renormalised_top_k_entropy``         the paper's reward also rises when the distribution
+                                                                   goes flat; this one is lowest there
+    ``reward_position``     where the answer begins                read there it ranks right above wrong answers; at
+                                                                   latents that the model ignores it does not
+    ``samples``,            8, antithetic, leave-one-out baseline, one sample without baseline has a variance that
+    ``variant.antithetic``  normalised advantages                  buries the gradient; a batch of 8 costs little more
+    and so on
+    ``variant.scale``       noise in units of the embeddings' RMS  sigma then means the same for every model
+    ``init``                the model's own greedy reasoning       the best start measured
+    ``search_below``        0.7: search only where still unsure    four answers in five need no search, and searching
+                                                                   them makes none of them better
+    ``variant.proposals``   the top m cells *not yet injected*     otherwise later rounds propose what is already there;
+                                                                   what was refused nearby is not scored again either
+    ``view_depth``          2, the paper has none                  copies of cells hold nothing new; a window of the
+                                                                   original, encoded again, does
+    ======================  =====================================  ====================================================
+    """
+
+    latents: int = Field(8, ge=0, le=256, description="Latent thought tokens L; 0 is the plain model.")
     thinking_markers: Literal["auto"] | tuple[str, str] | None = Field(
         "auto",
         description="Opening and closing marker around the latents; 'auto' uses <think> and </think> where the "
@@ -199,11 +199,9 @@ class SearchSettings(Settings):
     )
     init: Literal["token", "mean", "reasoning"] = Field(
         "reasoning",
-        description="Where the latents start: the embedding of init_token; the mean embedding; the model's own greedy "
-        "thinking text cut to L (for a model without thinking markers, or that does not think: like 'token').",
-    )
-    init_token: str | None = Field(
-        None, description="Token for init='token'; None: <|endoftext|> where it exists, else end of sequence."
+        description="Where the latents start: the embedding of the variant's `init_token`; the mean embedding; the "
+        "model's own greedy thinking text cut to L (for a model without thinking markers, or that does not think: like "
+        "'token').",
     )
 
     reward: Literal["renormalised_top_k_entropy", "top_k_entropy", "entropy", "neg_log_probability"] = Field(
@@ -222,35 +220,22 @@ class SearchSettings(Settings):
         "latents start, and search only if the joint probability of that answer is below this. None: always search.",
     )
 
-    init_noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        0.0, description="Deviation of noise added once to where the latents start, in units of `scale`; a control."
-    )
-
     samples: int = Field(
         8,
         ge=0,
         le=4096,
         description="Noise samples per round, scored in one batch; 0: the latents stay.",
     )
-    antithetic: bool = Field(True, description="Draw noise in pairs (e, -e); needs an even number of samples.")
-    baseline: Literal["leave_one_out", "none"] = Field("leave_one_out", description="Subtracted from each reward.")
-    normalise: bool = Field(True, description="Divide the advantages by their standard deviation.")
-    advantage_floor: Positive = Field(1e-4, description="Smallest deviation that advantages are divided by.")
-    scale: Literal["embedding_rms", "absolute"] = Field(
-        "embedding_rms", description="Unit of sigma: the RMS of the model's input embeddings, or none."
+    sigma: Positive = Field(
+        0.3, description="Standard deviation of the noise on the latents, in units of the variant's `scale`."
     )
-    sigma: Positive = Field(0.3, description="Standard deviation of the noise on the latents, in units of `scale`.")
-    sigma_decay: Positive = Field(1.0, le=1.0, description="Factor on sigma after every round.")
     eta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        0.09, description="Step size of the gradient ascent, in units of `scale` squared; 0: draws without a step."
+        0.09,
+        description="Step size of the gradient ascent, in units of the variant's `scale` squared; 0: draws without a "
+        "step.",
     )
 
     patches_per_latent: int = Field(4, ge=0, le=256, description="Cells m a latent proposes per round; 0: no patches.")
-    proposals: Literal["new", "top"] = Field(
-        "new",
-        description="The top m cells not yet injected, which are not scored again while the latents are within one "
-        "sigma (root mean square) of where they were refused; or the top m, of which the new ones are added.",
-    )
     view_depth: int = Field(
         2,
         ge=0,
@@ -263,24 +248,37 @@ class SearchSettings(Settings):
         description="Windows are looked at where the joint probability of the plain model's answer is below this, or "
         "the answer means that it cannot be told.",
     )
-    view_source: Literal["attention", "random"] = Field(
-        "attention",
-        description="Where views are proposed: where the attention is densest, or anywhere, in the same number and "
-        "sizes; a control.",
-    )
     min_gain: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         0.0,
         description="A proposal, of cells or of a view, is accepted only if the reward rises by more than this; a view "
         "has to be surer by 15 percent, too.",
     )
 
+    variant: SearchVariant = Field(SearchVariant(), description="What only `paper()` and controls change.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_into_variant(cls, values: Any) -> Any:
+        """What stands beside the group, as it is stored, goes into it."""
+        if not isinstance(values, Mapping):
+            return values
+        beside = {name: value for name, value in values.items() if name in SearchVariant.model_fields}
+        variant = values.get("variant", {})
+        if not beside or not isinstance(variant, SearchVariant | Mapping):
+            return values
+        if isinstance(variant, Mapping) and (twice := beside.keys() & variant.keys()):
+            raise ValueError(f"given twice, in variant and beside it: {', '.join(sorted(twice))}")
+        own = {name: value for name, value in values.items() if name not in beside}
+        return {**own, "variant": {**dict(variant), **beside}}
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.antithetic and self.samples % 2:
-            raise ValueError("antithetic noise needs an even number of samples; set antithetic=False or change samples")
-        if self.baseline == "leave_one_out" and 0 < self.samples < (4 if self.antithetic else 2):
+        variant = self.variant
+        if variant.antithetic and self.samples % 2:
+            raise ValueError("antithetic noise needs an even number of samples; turn antithetic off or change samples")
+        if variant.baseline == "leave_one_out" and 0 < self.samples < (4 if variant.antithetic else 2):
             raise ValueError(
-                "a leave-one-out baseline needs at least 2 samples (4 when antithetic); set baseline='none'"
+                "a leave-one-out baseline needs at least 2 samples (4 when antithetic); set the baseline to 'none'"
             )
         if self.reward_position == "options" and self.reward in ("top_k_entropy", "neg_log_probability"):
             raise ValueError(
@@ -293,30 +291,59 @@ class SearchSettings(Settings):
             raise ValueError("thinking_markers are two non-empty strings")
         return self
 
+    @model_serializer(mode="wrap")
+    def _write_flat(self, handler: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]  # else it is the schema
+        values = handler(self)
+        variant = values.pop("variant", {})
+        return {**values, **variant}
+
     @classmethod
-    def paper(cls, **changes: Any) -> SearchSettings:
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        properties = handler.resolve_ref_schema(schema)["properties"]
+        properties.update(handler.resolve_ref_schema(properties.pop("variant"))["properties"])
+        return schema
+
+    @classmethod
+    def known_fields(cls) -> list[str]:
+        own = [name for name in cls.model_fields if name != "variant"]
+        return [*own, *(f"variant.{name}" for name in SearchVariant.model_fields)]
+
+    def but(self, **changes: Any) -> Self:
+        """Return a copy with some fields changed, validated like a new one; of ``variant``, a mapping changes the
+        fields that it names.
+        """
+        if isinstance(variant := changes.get("variant"), Mapping):
+            changes["variant"] = {**dict(self.variant), **variant}
+        return super().but(**changes)
+
+    @classmethod
+    def paper(cls, **changes: Any) -> Self:
         """Return the method as its authors describe it: one sample a round, plain ascent, no baseline, their reward.
 
-        ``sigma``, its decay, ``eta`` and the start are the published command line's; other fields may be given.
+        ``sigma``, its decay, ``eta`` and the start are the published command line's; other fields may be given, as to
+        ``but()``.
         """
-        values: dict[str, Any] = {
-            "latents": 4,
-            "init": "token",
-            "reward": "top_k_entropy",
-            "reward_position": "latents",
-            "samples": 1,
-            "antithetic": False,
-            "baseline": "none",
-            "normalise": False,
-            "scale": "absolute",
-            "sigma": 20.0,
-            "sigma_decay": 0.95,
-            "eta": 0.01,
-            "proposals": "top",
-            "view_depth": 0,
-            "search_below": None,
-        }
-        return cls(**{**values, **changes})
+        paper = cls(
+            latents=4,
+            init="token",
+            reward="top_k_entropy",
+            reward_position="latents",
+            search_below=None,
+            samples=1,
+            sigma=20.0,
+            eta=0.01,
+            view_depth=0,
+            variant=SearchVariant(
+                antithetic=False,
+                baseline="none",
+                normalise=False,
+                scale="absolute",
+                sigma_decay=0.95,
+                proposals="top",
+            ),
+        )
+        return paper.but(**changes)
 
 
 class GenerationSettings(Settings):

@@ -42,7 +42,7 @@ from latent_tool.schema import (
     ReasoningStep,
     TraceRow,
 )
-from latent_tool.settings import Settings
+from latent_tool.validation import Settings
 from latent_tool.views.notebook import remember
 
 __all__ = ["Feed", "Reply", "ScriptedReasoner"]

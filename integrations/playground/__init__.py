@@ -29,7 +29,8 @@ from latent_tool.langchain.reasoner import LatentReasoner
 from latent_tool.scenes import SEEDS_PER_SPLIT, generate
 from latent_tool.scenes.wording import ENDINGS, OPENINGS
 from latent_tool.schema import ReasoningResult
-from latent_tool.settings import Budget, BudgetLevel, ImagePolicy, explain_validation
+from latent_tool.settings import Budget, BudgetLevel, ImagePolicy
+from latent_tool.validation import explain_validation
 from latent_tool.views.heat import HEAT_OPACITY, HEAT_STOPS
 from latent_tool.views.report import SHARED_STYLE, report_html
 

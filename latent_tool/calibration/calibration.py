@@ -25,7 +25,7 @@ from latent_tool.errors import CalibrationError, CalibrationMismatchError, Missi
 from latent_tool.files import expanded, write_whole
 from latent_tool.schema import NOT_CHECKED, Domain, ReasoningResult
 from latent_tool.scores import score_of
-from latent_tool.settings import explain_validation
+from latent_tool.validation import explain_validation
 
 __all__ = ["Calibration", "Drift", "Quality", "embedded_domain"]
 

@@ -177,7 +177,7 @@ class _Looking:
         """Propose windows of the picture that is attended to most, or inside one that was looked at."""
         job = self.question.job
         inside, before = (None, None) if within is None else (within[0], within[1].prefix)
-        if job.settings.view_source == "random":
+        if job.settings.variant.view_source == "random":
             image = self._random.randrange(len(job.images)) if inside is None else inside.image
             area = (0, 0, *job.images[image].size) if inside is None else inside.box
             return [Window(image, box) for box in random_windows(area, inside is None, self._random)]
@@ -226,7 +226,7 @@ class _Looking:
         """Return the attention under a neutral question, computed once per picture."""
         vlm, job = self.question.vlm, self.question.job
         pixels = {name: value for name, value in self.inputs.tensors.items() if name not in PER_TOKEN}
-        key = f"{image_key(pixels)} {(job.system, job.images_first, job.settings.latent_position)}"
+        key = f"{image_key(pixels)} {(job.system, job.images_first, job.settings.variant.latent_position)}"
         known = vlm.neutral_attention.find(key)
         if known is None:
             try:

@@ -99,7 +99,7 @@ class Question:
                 self.job.images,
                 self.job.question if text is None else text,
                 system=self.job.system,
-                position=self.job.settings.latent_position,
+                position=self.job.settings.variant.latent_position,
                 thinking_markers=self.job.settings.thinking_markers,
                 images_first=self.job.images_first,
                 windows=windows,
@@ -156,7 +156,7 @@ class Question:
     async def initial_latents(self, prefix: Prefix) -> Tensor:
         """Return where the latents start, ``(L, d)`` float32."""
         start = await self._start(prefix)
-        return self._noised_start(start) if self.job.settings.init_noise else start
+        return self._noised_start(start) if self.job.settings.variant.init_noise else start
 
     async def _start(self, prefix: Prefix) -> Tensor:
         count, settings = self.job.settings.latents, self.job.settings
@@ -173,17 +173,18 @@ class Question:
 
     def _noised_start(self, start: Tensor) -> Tensor:
         """Move the initial latents once by noise, from a stream of its own."""
-        unit = self.vlm.embedding_rms() if self.job.settings.scale == "embedding_rms" else 1.0
+        variant = self.job.settings.variant
+        unit = self.vlm.embedding_rms() if variant.scale == "embedding_rms" else 1.0
         generator = torch.Generator().manual_seed((self.job.seed + 2**62) % 2**63)
         noise = torch.randn(start.shape, generator=generator).to(start)
-        return start + self.job.settings.init_noise * unit * noise
+        return start + variant.init_noise * unit * noise
 
     def init_token(self) -> int:
         """Return the token whose embedding the latents start from, unless they start from reasoning.
 
         Raises ``SettingsError`` if the model has no such token.
         """
-        tokenizer, wanted = self.vlm.tokenizer, self.job.settings.init_token
+        tokenizer, wanted = self.vlm.tokenizer, self.job.settings.variant.init_token
         if wanted is not None:
             token = tokenizer.convert_tokens_to_ids(wanted)
             if token is None or token == tokenizer.unk_token_id:
@@ -215,7 +216,7 @@ class Question:
             settings,
             budget,
             generator=torch.Generator().manual_seed(self.job.seed),
-            unit=self.vlm.embedding_rms() if settings.scale == "embedding_rms" else 1.0,
+            unit=self.vlm.embedding_rms() if settings.variant.scale == "embedding_rms" else 1.0,
             stop=self.clock.search_must_end,
             on_round=on_round,
             sure=sure,

@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from latent_tool.errors import SettingsError
-from latent_tool.settings import Budget, SamplingSettings, SearchSettings
+from latent_tool.settings import Budget, SamplingSettings, SearchSettings, SearchVariant
+from latent_tool.validation import Settings, did_you_mean
 
 __all__ = ["DEFAULT_METHODS", "METHODS", "Method", "parse_method"]
 
@@ -91,7 +92,7 @@ def parse_method(
         raise SettingsError(f"There is no method {base!r}.", f"Use one of: {', '.join(METHODS)}.")
     settings, budget = settings or SearchSettings(), budget or Budget()
     if not settings.latents:
-        settings = SearchSettings(latent_position=settings.latent_position, thinking_markers=settings.thinking_markers)
+        settings = _plain(settings).but(latents=SearchSettings().latents)
     words = [word.strip() for word in rest.split(",") if word.strip()]
     preset = next((word for word in words if "=" not in word), None)
     if preset not in (None, "paper", "default") or sum("=" not in word for word in words) > 1:
@@ -102,15 +103,15 @@ def parse_method(
     elif preset == "default":
         settings = SearchSettings()
     if base == "self-consistency":
-        sampling = SamplingSettings(**_chosen(given, SamplingSettings, text))
-        limits = budget.but(**_chosen(given, Budget, text))
-        _nothing_left(given, text)
+        sampling = SamplingSettings(**_chosen(given, SamplingSettings))
+        limits = budget.but(**_chosen(given, Budget))
+        _nothing_left(given, text, SamplingSettings, Budget)
         return Method(name, "sample", _plain(settings), limits, sampling)
     if "budget" in given:
         budget = Budget.coerce(given.pop("budget"))  # type: ignore[arg-type]  # any other name is refused there
-    settings = settings.but(**_chosen(given, SearchSettings, text))
-    budget = budget.but(**_chosen(given, Budget, text))
-    _nothing_left(given, text)
+    settings = settings.but(**_chosen(given, SearchSettings))
+    budget = budget.but(**_chosen(given, Budget))
+    _nothing_left(given, text, SearchSettings, Budget)
     return _shaped(Method(name, "answer", settings, budget), base, seen)
 
 
@@ -127,12 +128,16 @@ def _shaped(method: Method, base: str, seen: tuple[Method, ...]) -> Method:
     if base == "patches-no-search":
         return replace(method, settings=always.but(samples=0))
     if base == "random-draw":
-        return replace(method, settings=always.but(init_noise=settings.sigma), budget=budget.but(iterations=0))
+        drawn = always.but(variant={"init_noise": settings.sigma})
+        return replace(method, settings=drawn, budget=budget.but(iterations=0))
     if base == "random-latents":
         matched = next((each.name for each in seen if each.name.partition(":")[0] == "search"), None)
         draws = max(settings.samples, 8)
         drawn = always.but(
-            eta=0, patches_per_latent=0, samples=draws, antithetic=False, baseline="none", sigma_decay=1.0
+            eta=0,
+            patches_per_latent=0,
+            samples=draws,
+            variant={"antithetic": False, "baseline": "none", "sigma_decay": 1.0},
         )
         return replace(method, kind="random", settings=drawn, budget=budget.but(iterations=_ROUNDS), matches=matched)
     return method
@@ -140,21 +145,28 @@ def _shaped(method: Method, base: str, seen: tuple[Method, ...]) -> Method:
 
 def _plain(settings: SearchSettings) -> SearchSettings:
     """The plain model with the same prompt."""
+    position = settings.variant.latent_position
     return SearchSettings(
-        latents=0, latent_position=settings.latent_position, thinking_markers=settings.thinking_markers
+        latents=0, thinking_markers=settings.thinking_markers, variant=SearchVariant(latent_position=position)
     )
 
 
-def _chosen(given: dict[str, str], owner: type, text: str) -> Mapping[str, Any]:
+def _fields(owner: type[Settings]) -> list[str]:
+    """The fields of ``owner`` as names of methods have them: those of a group by their own name."""
+    return [name.rpartition(".")[2] for name in owner.known_fields()]
+
+
+def _chosen(given: dict[str, str], owner: type[Settings]) -> Mapping[str, Any]:
     """The fields of ``owner`` among what was given, taken out of it; pydantic reads them from their text."""
-    fields: Mapping[str, Any] = owner.model_fields  # type: ignore[attr-defined]
-    values = {name: given.pop(name) for name in list(given) if name in fields}
+    values = {name: given.pop(name) for name in _fields(owner) if name in given}
     return {name: None if value.lower() == "none" else value for name, value in values.items()}
 
 
-def _nothing_left(given: Mapping[str, str], text: str) -> None:
+def _nothing_left(given: Mapping[str, str], text: str, *owners: type[Settings]) -> None:
     if given:
+        nearest = did_you_mean(given, [name for owner in owners for name in _fields(owner)])
         raise SettingsError(
             f"{text!r} names settings that are not known: {', '.join(given)}.",
-            "Use fields of SearchSettings and Budget (of SamplingSettings for self-consistency), or budget=quick.",
+            nearest
+            + "Use fields of SearchSettings and Budget (of SamplingSettings for self-consistency), or budget=quick.",
         )

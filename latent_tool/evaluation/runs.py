@@ -25,7 +25,7 @@ from latent_tool.evaluation.datasets import is_built_in
 from latent_tool.evaluation.journal import Journal
 from latent_tool.files import expanded
 from latent_tool.scores import COMPARED
-from latent_tool.settings import explain_validation
+from latent_tool.validation import explain_validation
 
 if TYPE_CHECKING:
     import pandas

@@ -20,7 +20,8 @@ from pydantic import ConfigDict, Field, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from latent_tool.errors import SettingsError
-from latent_tool.settings import Budget, BudgetLevel, Settings
+from latent_tool.settings import Budget, BudgetLevel
+from latent_tool.validation import Settings
 
 __all__ = ["OPTIONS_KEY", "CallOptions", "Threshold", "config_specs", "first_given", "split_options", "stricter"]
 

@@ -47,7 +47,8 @@ from latent_tool.langchain.runnable import BindsOptions, with_bound_options, wit
 from latent_tool.langchain.structured import StructuredAnswer, StructuredOutput
 from latent_tool.request import ImageReference
 from latent_tool.schema import GeneratedToken, ReasoningRequest, ReasoningResult
-from latent_tool.settings import ImagePolicy, settings_error
+from latent_tool.settings import ImagePolicy
+from latent_tool.validation import settings_error
 
 __all__ = ["ChatLatentReasoner"]
 

@@ -26,7 +26,8 @@ from latent_tool.langchain.messages import shown_input
 from latent_tool.langchain.reasoner import LatentReasoner
 from latent_tool.langchain.runnable import BindsOptions, with_bound_options
 from latent_tool.schema import ReasoningRequest, ReasoningResult
-from latent_tool.settings import ImagePolicy, settings_error
+from latent_tool.settings import ImagePolicy
+from latent_tool.validation import settings_error
 from latent_tool.words import redact
 
 try:

@@ -30,7 +30,8 @@ from latent_tool.langchain.reasoner import LatentReasoner
 from latent_tool.langchain.runnable import Handover, hand_over, refuse_tools
 from latent_tool.request import MAX_TEXT, checked_options
 from latent_tool.schema import Choice, ReasoningRequest, ReasoningResult, ReasoningStep
-from latent_tool.settings import BudgetLevel, ImagePolicy, Settings, explain_validation
+from latent_tool.settings import BudgetLevel, ImagePolicy
+from latent_tool.validation import Settings, explain_validation
 from latent_tool.views.overlay import overlay_png
 
 __all__ = [

@@ -43,8 +43,8 @@ from latent_tool.settings import (
     ImagePolicy,
     NoiseSettings,
     SearchSettings,
-    settings_error,
 )
+from latent_tool.validation import settings_error
 from latent_tool.views.notebook import remember
 
 if TYPE_CHECKING:

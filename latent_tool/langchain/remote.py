@@ -24,7 +24,8 @@ from latent_tool.langchain.progress import announce, announce_async, graph_write
 from latent_tool.langchain.remote_call import Call
 from latent_tool.langchain.runnable import Item, Question, RequestRunnable
 from latent_tool.schema import ReasoningResult
-from latent_tool.settings import Budget, BudgetLevel, ImagePolicy, Positive, settings_error
+from latent_tool.settings import Budget, BudgetLevel, ImagePolicy, Positive
+from latent_tool.validation import settings_error
 
 if TYPE_CHECKING:
     import httpx

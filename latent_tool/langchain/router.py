@@ -45,7 +45,8 @@ from latent_tool.langchain.runnable import (
     with_images,
 )
 from latent_tool.schema import ReasoningRequest, ReasoningResult, ReasoningStep, RouteStep
-from latent_tool.settings import Budget, BudgetLevel, ImagePolicy, settings_error
+from latent_tool.settings import Budget, BudgetLevel, ImagePolicy
+from latent_tool.validation import settings_error
 
 __all__ = ["ConfidenceRouter"]
 

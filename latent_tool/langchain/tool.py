@@ -32,7 +32,8 @@ from latent_tool.langchain.progress import TOOL_CALL_ID
 from latent_tool.langchain.reasoner import LatentReasoner
 from latent_tool.langchain.runnable import BindsOptions, refuse_tools, with_bound_options
 from latent_tool.schema import ReasoningRequest, ReasoningResult
-from latent_tool.settings import BudgetLevel, ImagePolicy, settings_error
+from latent_tool.settings import BudgetLevel, ImagePolicy
+from latent_tool.validation import settings_error
 from latent_tool.words import redact
 
 try:

@@ -19,7 +19,7 @@ __all__ = ["advantages", "draw_noise", "policy_gradient"]
 
 def draw_noise(settings: SearchSettings, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
     """Unit normal noise ``(samples, L, d)`` from the caller's generator; antithetic pairs are ``i`` and ``i + n/2``."""
-    if not settings.antithetic:
+    if not settings.variant.antithetic:
         return torch.randn(settings.samples, *shape, generator=generator)
     half = torch.randn(settings.samples // 2, *shape, generator=generator)
     return torch.cat([half, -half])
@@ -32,25 +32,25 @@ def advantages(rewards: Tensor, settings: SearchSettings) -> Tensor:
     other pairs (a partner's reward depends on the same noise). Samples without a finite reward, and their partners,
     weigh 0.
     """
-    finite = rewards.isfinite()
-    if settings.antithetic:
+    finite, variant = rewards.isfinite(), settings.variant
+    if variant.antithetic:
         half = len(rewards) // 2
         finite = (finite[:half] & finite[half:]).repeat(2)
     count = finite.sum()  # stays on the device, like everything here: nobody waits for it
     kept = torch.where(finite, rewards, 0.0)
-    if settings.baseline == "none":
+    if variant.baseline == "none":
         centred = kept
-    elif settings.antithetic:
+    elif variant.antithetic:
         pairs = kept[:half] + kept[half:]
         others = (pairs.sum() - pairs) / (count - 2).clamp_min(1)
         centred = kept - others.repeat(2)
     else:
         centred = kept - (kept.sum() - kept) / (count - 1).clamp_min(1)
     centred = torch.where(finite, centred, 0.0)
-    if settings.normalise:
+    if variant.normalise:
         apart = torch.where(finite, kept - kept.sum() / count.clamp_min(1), 0.0)
         deviation = (apart.square().sum() / count.clamp_min(1)).sqrt()
-        centred = centred / deviation.clamp_min(settings.advantage_floor)
+        centred = centred / deviation.clamp_min(variant.advantage_floor)
     # The mean over the finite samples, expressed as a mean over all of them.
     return centred * (len(rewards) / count.clamp_min(1))
 

@@ -275,7 +275,7 @@ class _Run:
 
     def remember_refusals(self, state: State) -> bool:
         """Forget what was refused once the latents have moved too far; whether refusals are remembered at all."""
-        limit = _REFUSED_WITHIN * self.sigma * self.unit if self.settings.proposals == "new" else 0.0
+        limit = _REFUSED_WITHIN * self.sigma * self.unit if self.settings.variant.proposals == "new" else 0.0
         if self.refused_at is not None and self.drifted is None:
             (drifted,) = to_host([_distance(state.latents, self.refused_at)])
             self.drifted = float(drifted)
@@ -312,7 +312,7 @@ class _Run:
             state = self.current
             room = self.budget.max_patches - len(state.patches)
             proposals = propose(
-                attention[latent:], state.patches, settings.patches_per_latent, settings.proposals, room
+                attention[latent:], state.patches, settings.patches_per_latent, settings.variant.proposals, room
             )
             asked = [(latent + offset, cells) for offset, cells in enumerate(proposals) if cells]
             if remembers:  # and none is scored twice in one batch
@@ -430,7 +430,7 @@ async def search(
             await run.close_round(number, run.sigma, injected)
         if reason:
             break
-        run.sigma *= settings.sigma_decay
+        run.sigma *= settings.variant.sigma_decay
     kept = set(run.best.patches)
     return Outcome(
         best=run.best,

@@ -22,6 +22,7 @@ from latent_tool.about import what_it_is
 from latent_tool.errors import InputError
 from latent_tool.files import write_whole
 from latent_tool.schema import CONFIDENCE_SOURCES
+from latent_tool.validation import Settings
 from latent_tool.views.chart import reward_chart
 from latent_tool.views.heat import HEAT_STOPS, attention_share, heat_layer, heat_of, heat_text
 from latent_tool.views.layout import labels_of, layout_of
@@ -375,12 +376,19 @@ def _phases(result: ReasoningResult) -> list[dict[str, Any]]:
 # --- how to get the same again ----------------------------------------------------------------------------------------
 
 
-def _fields(settings: Any) -> list[tuple[str, str, bool]]:
-    """Every field of a settings object: its name, its value as Python writes it, and whether it is not the default."""
+def _fields(settings: Settings | None) -> list[tuple[str, str, bool]]:
+    """Every field of a settings object, those of a group too: its name, its value as Python writes it, and whether it
+    is not the default.
+    """
     if settings is None:
         return []
-    defaults = {name: field.default for name, field in type(settings).model_fields.items()}
-    return [(name, repr(value), value != defaults[name]) for name, value in settings]
+    rows = []
+    for name, value in settings:
+        if isinstance(value, Settings):
+            rows += [(f"{name}.{inner}", shown, changed) for inner, shown, changed in _fields(value)]
+        else:
+            rows.append((name, repr(value), value != type(settings).model_fields[name].default))
+    return rows
 
 
 def _options_asked(result: ReasoningResult) -> list[tuple[str, Any]]:
@@ -394,8 +402,13 @@ def _options_asked(result: ReasoningResult) -> list[tuple[str, Any]]:
 def _snippet(result: ReasoningResult, question: str, names: Sequence[str]) -> str:
     """Python that asks the same again. Every text in it is a literal that ``repr`` wrote."""
 
-    def call(name: str, settings: Any) -> str:
-        return f"{name}({', '.join(f'{key}={value}' for key, value, changed in _fields(settings) if changed)})"
+    def call(name: str, settings: Settings) -> str:
+        given = []
+        for key, value in settings:
+            if value != type(settings).model_fields[key].default:
+                shown = value.model_dump(exclude_defaults=True) if isinstance(value, Settings) else value
+                given.append(f"{key}={shown!r}")
+        return f"{name}({', '.join(given)})"
 
     classes, arguments = ["LatentReasoner"], [f"model={result.model[:MOST_NAME]!r}"] if result.model else []
     if result.budget is not None:

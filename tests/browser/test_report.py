@@ -349,8 +349,11 @@ def test_importing_the_module_loads_no_engine_of_templates_or_pictures() -> None
 
 
 @pytest.mark.parametrize("question", [QUESTION, HOSTILE, 'three """ quotes \\'])
-def test_the_snippet_asks_the_same_again(question: str) -> None:
-    result = a_result()
+@pytest.mark.parametrize(
+    "settings", [a_result().settings, SearchSettings.paper(init_token=HOSTILE)], ids=["own", "paper"]
+)
+def test_the_snippet_asks_the_same_again(question: str, settings: SearchSettings) -> None:
+    result = a_result(settings=settings)
     tree = ast.parse(module._snippet(result, question, ["disc.png"]))
     calls: dict[str, ast.Call] = {}
     for node in ast.walk(tree):

@@ -554,7 +554,10 @@ def test_the_reward_as_confidence(engine: Engine, picture: Image.Image) -> None:
         (lambda picture: job(picture, ""), QuestionError),
         (lambda picture: job(picture, " \n\t "), QuestionError),
         (lambda picture: job(picture, "why? " * 20_000), ContextLengthError),
-        (lambda picture: job(picture, settings=SearchSettings(init="token", init_token="<no-such>")), SettingsError),
+        (
+            lambda picture: job(picture, settings=SearchSettings(init="token", variant={"init_token": "<no-such>"})),
+            SettingsError,
+        ),
     ],
     ids=["empty", "blank", "100 kB", "unknown token"],
 )

@@ -156,7 +156,7 @@ def test_a_batch_answers_like_one_after_another(engine: Engine, outcomes: list[O
 
 
 def test_random_windows_are_of_the_same_number_and_sizes(engine: Engine) -> None:
-    for job in jobs(3, settings=SearchSettings(view_source="random")):
+    for job in jobs(3, settings=SearchSettings(variant={"view_source": "random"})):
         first, again = (engine.answer(job) for _ in range(2))
         assert [view.box for view in first.views] == [view.box for view in again.views]
         width, _ = job.images[0].size

@@ -99,7 +99,7 @@ def searched(
     async def on_round(row: object) -> None:
         told.append(row)
 
-    how = SearchSettings(samples=samples, patches_per_latent=2, scale="absolute", sigma=0.3)
+    how = SearchSettings(samples=samples, patches_per_latent=2, variant={"scale": "absolute"}, sigma=0.3)
     budget = Budget(iterations=rounds, max_patches=6, patience=None)
     with Transfers(numbers) as transfers:
         asked = search(

@@ -578,7 +578,7 @@ def test_methods_by_name() -> None:
     assert parse_method("search:latents=4").settings.latents == 4
     assert parse_method("search-no-patches").settings.patches_per_latent == 0
     assert parse_method("patches-no-search").settings.samples == 0
-    assert parse_method("random-draw").settings.init_noise == SearchSettings().sigma
+    assert parse_method("random-draw").settings.variant.init_noise == SearchSettings().sigma
     sampling = parse_method("self-consistency:samples=5,temperature=1,think=false").sampling
     assert sampling == SamplingSettings(samples=5, temperature=1.0, think=False)
     matched = parse_method("random-latents", seen=(parse_method("search:paper"),))
@@ -638,7 +638,7 @@ def test_noise_at_the_start_moves_the_latents_once(engine: Engine) -> None:
             Job(
                 (picture,),
                 "What colour is the circle?",
-                settings=SearchSettings(init_noise=noise),
+                settings=SearchSettings(variant={"init_noise": noise}),
                 budget=Budget(iterations=0),
             )
         )

@@ -24,7 +24,8 @@ from latent_tool.images.references import _unquote, from_base64, from_data_uri
 from latent_tool.langchain.messages import as_request, shown_input
 from latent_tool.langchain.reasoner import OPTIONS_KEY, CallOptions, LatentReasoner
 from latent_tool.schema import ReasoningRequest
-from latent_tool.settings import Budget, GenerationSettings, ImagePolicy, NoiseSettings, SearchSettings, Settings
+from latent_tool.settings import Budget, GenerationSettings, ImagePolicy, NoiseSettings, SearchSettings
+from latent_tool.validation import Settings
 from latent_tool.words import redact, shown_image
 
 fuzz = settings(max_examples=100, deadline=None, derandomize=True, database=None)

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS = [
     {"latent_tool.errors"},
     {"latent_tool.about", "latent_tool.cannot_tell", "latent_tool.files", "latent_tool.words"},
+    {"latent_tool.validation"},
     {"latent_tool.settings"},
     {"latent_tool.request", "latent_tool.schema"},
     {"latent_tool.scores", "latent_tool.statistics"},

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from latent_tool.method.policy import advantages, draw_noise, policy_gradient
-from latent_tool.settings import SearchSettings
+from latent_tool.settings import SearchSettings, SearchVariant
 
 WIDTH, SIGMA, SCALE = 3, 0.7, 1.1
 POINT = torch.tensor([[0.4, -0.3, 0.8]])
@@ -32,10 +32,10 @@ def smoothed_gradient() -> Tensor:
 @pytest.mark.parametrize(
     "settings",
     [
-        SearchSettings(samples=1, antithetic=False, baseline="none", normalise=False),
-        SearchSettings(samples=4, antithetic=False, baseline="leave_one_out", normalise=False),
-        SearchSettings(samples=4, antithetic=True, baseline="none", normalise=False),
-        SearchSettings(samples=4, antithetic=True, baseline="leave_one_out", normalise=False),
+        SearchSettings(samples=1, variant=SearchVariant(antithetic=False, baseline="none", normalise=False)),
+        SearchSettings(samples=4, variant=SearchVariant(antithetic=False, baseline="leave_one_out", normalise=False)),
+        SearchSettings(samples=4, variant=SearchVariant(antithetic=True, baseline="none", normalise=False)),
+        SearchSettings(samples=4, variant=SearchVariant(antithetic=True, baseline="leave_one_out", normalise=False)),
     ],
     ids=["paper", "leave-one-out", "antithetic", "antithetic leave-one-out"],
 )
@@ -57,7 +57,10 @@ def test_unbiased(settings: SearchSettings) -> None:
 def test_the_baseline_lowers_the_variance() -> None:
     spread = {}
     for baseline in ("none", "leave_one_out"):
-        settings = SearchSettings(samples=8, antithetic=False, baseline=baseline, normalise=False)  # type: ignore[arg-type]
+        settings = SearchSettings(
+            samples=8,
+            variant=SearchVariant(antithetic=False, baseline=baseline, normalise=False),  # type: ignore[arg-type]
+        )
         generator = torch.Generator().manual_seed(2)
         estimates = []
         for _ in range(2_000):
@@ -69,17 +72,17 @@ def test_the_baseline_lowers_the_variance() -> None:
 
 
 def test_normalised_advantages_have_unit_deviation_and_a_floor() -> None:
-    settings = SearchSettings(samples=8, antithetic=False, baseline="none")
+    settings = SearchSettings(samples=8, variant=SearchVariant(antithetic=False, baseline="none"))
     rewards = torch.linspace(0, 1, 8, dtype=torch.float64)
     assert float(advantages(rewards, settings).std(correction=0)) == pytest.approx(1)
     flat = torch.full((8,), 0.25, dtype=torch.float64)
-    leave_one_out = SearchSettings(samples=8, antithetic=False)
+    leave_one_out = SearchSettings(samples=8, variant=SearchVariant(antithetic=False))
     assert torch.equal(advantages(flat, leave_one_out), torch.zeros(8, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("antithetic", [False, True])
 def test_a_sample_without_a_reward_weighs_nothing(antithetic: bool) -> None:
-    settings = SearchSettings(samples=8, antithetic=antithetic, normalise=False)
+    settings = SearchSettings(samples=8, variant=SearchVariant(antithetic=antithetic, normalise=False))
     rewards = torch.arange(8, dtype=torch.float64)
     rewards[2] = math.nan
     weights = advantages(rewards, settings)

@@ -19,9 +19,9 @@ from latent_tool.method.asking import Asking
 from latent_tool.method.patches import propose
 from latent_tool.method.reward import Logits
 from latent_tool.method.search import Outcome, Round, _Run, search
-from latent_tool.settings import Budget, SearchSettings
+from latent_tool.settings import Budget, SearchSettings, SearchVariant
 
-CALM = SearchSettings(sigma=0.3, eta=0.05, patches_per_latent=2, scale="absolute")
+CALM = SearchSettings(sigma=0.3, eta=0.05, patches_per_latent=2, variant=SearchVariant(scale="absolute"))
 
 
 async def _told(row: Round) -> None:
@@ -72,7 +72,7 @@ def sequential_walk(
     attention = model.looked(latents, patches)
     current = model.reward(latents, patches, how)
     for latent in range(len(latents)):
-        kind = how.proposals
+        kind = how.variant.proposals
         (cells,) = propose(attention[latent : latent + 1], patches, how.patches_per_latent, kind, room - len(patches))
         if not cells:
             continue
@@ -95,7 +95,7 @@ def test_the_batched_walk_accepts_what_the_sequential_walk_accepts(
 ) -> None:
     model = toy(latents=5, cells=9, seed=seed)
     # eta = 0 leaves the latents where they are, so that one round is one walk from the start.
-    how = CALM.but(eta=0, patches_per_latent=count, proposals=proposals, min_gain=min_gain)
+    how = CALM.but(eta=0, patches_per_latent=count, variant={"proposals": proposals}, min_gain=min_gain)
     outcome = solve(model, how, Budget(iterations=1, max_patches=room), seed)
     accepted = outcome.rounds[1].accepted if len(outcome.rounds) > 1 else ()
     assert accepted == sequential_walk(model, torch.zeros_like(model.target), (), how, room)
@@ -321,7 +321,7 @@ def test_without_samples_the_latents_stay_and_patches_may_come() -> None:
 
 def test_without_a_step_draws_are_around_the_start_and_the_best_one_is_kept() -> None:
     model = toy(seed=3)
-    how = CALM.but(eta=0, patches_per_latent=0, samples=6, antithetic=False, baseline="none")
+    how = CALM.but(eta=0, patches_per_latent=0, samples=6, variant={"antithetic": False, "baseline": "none"})
     outcome = solve(model, how, Budget(iterations=4))
     assert outcome.candidates == len(model.scored) == 1 + 4 * 6
     rewards = [model.reward(latents, cells, how) for latents, cells in model.scored]

@@ -145,9 +145,10 @@ def test_settings_are_frozen() -> None:
 def test_the_papers_settings() -> None:
     """One sample, no baseline, plain ascent, the paper's reward at the latents."""
     paper = SearchSettings.paper()
-    assert (paper.samples, paper.antithetic, paper.baseline, paper.normalise) == (1, False, "none", False)
-    assert (paper.reward, paper.reward_position, paper.scale) == ("top_k_entropy", "latents", "absolute")
-    assert (paper.init, paper.proposals, paper.min_gain) == ("token", "top", 0)
+    variant = paper.variant
+    assert (paper.samples, variant.antithetic, variant.baseline, variant.normalise) == (1, False, "none", False)
+    assert (paper.reward, paper.reward_position, variant.scale) == ("top_k_entropy", "latents", "absolute")
+    assert (paper.init, variant.proposals, paper.min_gain) == ("token", "top", 0)
 
 
 def test_public_names() -> None:
