@@ -3,8 +3,10 @@
     python benchmarks/defaults.py [--parts ladder decoding memory together] [--questions 2000] [--write FILE]
 
 All on the embedded model but ``decoding``. ``ladder`` asks every question three times, in alternation: the plain model,
-``SearchSettings()`` and ``Budget()`` as they are, and the same with a search that is always made. A cost is processor
-time, every question paying for its own image; the differences are paired.
+``SearchSettings()`` and ``Budget()`` as they are, and the same with a search that is always made; ``--ways`` names some
+of the three. A cost is processor time; the differences are paired. Every question pays for its own image, since what is
+kept of images is forgotten before it: what it computes of its image it may use again, as by default, but nothing that
+another question has computed. With ``--no-cache`` nothing is kept at all.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import asyncio
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -26,7 +28,7 @@ from latent_tool.engine.engine import Engine, get_engine, use_threads
 from latent_tool.engine.job import Job
 from latent_tool.models.loading import ModelSpec
 from latent_tool.models.prefix import Stem
-from latent_tool.models.prefix_cache import PrefixCache
+from latent_tool.models.prefix_cache import AttentionMemory, PrefixCache
 from latent_tool.models.shared_prefix import SharedRows
 from latent_tool.scenes import generate
 from latent_tool.settings import Budget, SearchSettings
@@ -50,23 +52,30 @@ def scenes(count: int, first_seed: int, per_picture: int = 3) -> list[tuple[Job,
     return asked[:count]
 
 
-def ladder(count: int, first_seed: int, budget_s: float) -> list[str]:
-    """Accuracy, AUROC and cost of the three ways, on the same questions, for so many seconds at most."""
+def ladder(count: int, first_seed: int, budget_s: float, ways: Sequence[str], cached: bool = True) -> list[str]:
+    """Accuracy, AUROC and cost of some ways, on the same questions, for so many seconds at most.
+
+    ``cached``: keep what was computed of a question's image while it is answered, as by default.
+    """
     use_threads(1)
     engine = get_engine(ModelSpec())
-    engine.vlm.prefix_cache = PrefixCache(0)  # every question pays for its own image
-    right: dict[str, list[bool]] = {name: [] for name in WAYS}
-    sure: dict[str, list[float]] = {name: [] for name in WAYS}
-    taken: dict[str, list[float]] = {name: [] for name in WAYS}
+    if not cached:
+        engine.vlm.prefix_cache = PrefixCache(0)
+    right: dict[str, list[bool]] = {name: [] for name in ways}
+    sure: dict[str, list[float]] = {name: [] for name in ways}
+    taken: dict[str, list[float]] = {name: [] for name in ways}
     stopped: list[tuple[str | None, int]] = []
     until = time.monotonic() + budget_s
     for number, (job, answer) in enumerate(scenes(count, first_seed)):
         if time.monotonic() > until:
             break
-        for name, (settings, budget) in WAYS.items():
+        for name in ways:
+            settings, budget = WAYS[name]
             asked = Job(job.images, job.question, settings=settings, budget=budget)
             if not number:
                 engine.answer(asked)
+            engine.vlm.prefix_cache.clear()  # every question pays for its own image
+            engine.vlm.neutral_attention = AttentionMemory()
             began = time.process_time()
             outcome = engine.answer(asked)
             taken[name].append(time.process_time() - began)
@@ -80,17 +89,19 @@ def ladder(count: int, first_seed: int, budget_s: float) -> list[str]:
     started = sum(reason == "confident" and candidates > 0 for reason, candidates in stopped)
     looked = sum(reason == "looked" for reason, _ in stopped)
     base = statistics.mean(taken["plain"])
+    kept = "" if cached else ", nothing kept of images"
+    against = ways[-1]
     lines = [
-        f"### The ladder, embedded model: {asked_of} questions about held-out scenes from seed {first_seed:,}\n",
+        f"### The ladder, embedded model: {asked_of} questions about held-out scenes from seed {first_seed:,}{kept}\n",
         f"{plainly / asked_of:.1%} were answered plainly, {started / asked_of:.1%} from the start of the latents, "
         f"{looked / asked_of:.1%} with a window, "
         f"{1 - (plainly + started + looked) / asked_of:.1%} were searched. *fixed / broken* counts answers against "
-        "*always search*, with the exact test of their difference (McNemar).\n",
+        f"*{against}*, with the exact test of their difference (McNemar).\n",
         "| way | accuracy | fixed / broken | p | AUROC | mean cost, plain answers | ms of processor, mean |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name in WAYS:
-        pairs = list(zip(right[name], right["always search"], strict=True))
+    for name in ways:
+        pairs = list(zip(right[name], right[against], strict=True))
         fixed, broken = sum(new and not old for new, old in pairs), sum(old and not new for new, old in pairs)
         p = binomtest(fixed, fixed + broken).pvalue if fixed + broken else 1.0
         ranked = roc_auc_score(right[name], sure[name]) if len(set(right[name])) == 2 else float("nan")
@@ -192,12 +203,22 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=2000, help="questions of the ladder at most")
     parser.add_argument("--seconds", type=float, default=3600.0, help="seconds for the ladder, and for the memory")
     parser.add_argument("--first-seed", type=int, default=5_200_000)
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        default=list(WAYS),
+        choices=WAYS,
+        help="ways of the ladder to measure; plain and default belong to every choice",
+    )
+    parser.add_argument("--no-cache", action="store_true", help="the ladder keeps nothing of a question's image")
     parser.add_argument("--write", type=Path, help="file to write the tables to")
     chosen = parser.parse_args()
+    if not {"plain", "default"} <= set(chosen.ways):
+        parser.error("--ways needs plain and default: a cost is counted in plain answers")
     parts: dict[str, Callable[[], list[str]]] = {
         "together": lambda: together(min(chosen.questions, 128), chosen.first_seed + 50_000),
         "memory": lambda: memory(5000, chosen.first_seed + 100_000, chosen.seconds),
-        "ladder": lambda: ladder(chosen.questions, chosen.first_seed, chosen.seconds),
+        "ladder": lambda: ladder(chosen.questions, chosen.first_seed, chosen.seconds, chosen.ways, not chosen.no_cache),
         "decoding": decoding,
     }
     said = [

@@ -165,7 +165,11 @@ def says_cannot_tell(answer: str, phrases: Sequence[str] = PHRASES_OF_ALL) -> bo
         return False
     wholes, beginnings = _compiled(tuple(phrases))
     forms = dict.fromkeys((text, _OPENINGS.sub("", text)))
-    return any(form in wholes or any(_goes_on(form, each) for each in beginnings) for form in forms)
+    return any(
+        # Most answers begin like none of them, which one look says.
+        form in wholes or (form.startswith(beginnings) and any(_goes_on(form, each) for each in beginnings))
+        for form in forms
+    )
 
 
 @lru_cache(maxsize=16)

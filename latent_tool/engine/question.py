@@ -24,6 +24,7 @@ from latent_tool.models.decoding import Decoded, ExtractedAnswer, extract_answer
 from latent_tool.models.families import answer_marks
 from latent_tool.models.options import spell
 from latent_tool.models.prefix import Inputs, Prefix
+from latent_tool.models.prompts import Rendered
 from latent_tool.models.requests import (
     Attend,
     Decode,
@@ -88,6 +89,7 @@ class Question:
         self.job = job
         self.now = now
         self.clock = Clock(job, now)
+        self._rendered: dict[tuple[str, int], Rendered] = {}
 
     def inputs(self, windows: Sequence[Window] = (), text: str | None = None) -> Inputs:
         """Render the prompt as the model takes it, with windows of the images beside them.
@@ -103,6 +105,7 @@ class Question:
                 thinking_markers=self.job.settings.thinking_markers,
                 images_first=self.job.images_first,
                 windows=windows,
+                rendered=self._rendered,
             )
         except MemoryError:
             raise NotEnoughMemoryError("The images do not fit into memory.", "Use smaller images.") from None
@@ -190,7 +193,10 @@ class Question:
             if token is None or token == tokenizer.unk_token_id:
                 raise SettingsError(f"The model has no token {wanted!r}.", "Choose another init_token, or none.")
             return int(token)
-        candidates = (tokenizer.get_vocab().get("<|endoftext|>"), tokenizer.eos_token_id, tokenizer.pad_token_id, 0)
+        usual = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+        if usual is not None and tokenizer.convert_ids_to_tokens(usual) != "<|endoftext|>":  # the unknown token's
+            usual = None
+        candidates = (usual, tokenizer.eos_token_id, tokenizer.pad_token_id, 0)
         return int(next(token for token in candidates if token is not None))
 
     def reserve_time(self, per_call: float) -> None:

@@ -6,8 +6,9 @@ import copy
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -28,16 +29,56 @@ class GenerationRules:
     stop_strings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class _KnownRules:
+    """Rules without logits processors, which hold nothing but numbers, and the settings that they were read from.
+
+    ``settings``: a copy of all that the model's ``generation_config`` held. ``found``: rules by prompt length and by
+    what the caller wanted otherwise.
+    """
+
+    settings: dict[str, Any]
+    found: dict[tuple[int, GenerationSettings | None], GenerationRules] = field(default_factory=dict)
+
+    MOST = 1024
+
+
+_known_rules: WeakKeyDictionary[PreTrainedModel, _KnownRules] = WeakKeyDictionary()
+
+
 def generation_rules(
     model: PreTrainedModel, prompt_length: int, changes: GenerationSettings | None = None
 ) -> GenerationRules:
     """Stop tokens, stop strings and logits processors that ``model.generate(do_sample=False)`` would use.
 
     Args:
-        model: the model whose ``generation_config`` counts.
+        model: the model whose ``generation_config`` counts, as it is now.
         prompt_length: tokens that are written before the first decoded one, as the logits processors see them.
         changes: what the caller wants otherwise.
     """
+    known = _known_rules.get(model)
+    now = vars(model.generation_config)
+    if known is None or not _same(known.settings, now):
+        known = _known_rules[model] = _KnownRules(copy.deepcopy(now))
+    rules = known.found.get((prompt_length, changes))
+    if rules is None:
+        rules = _read_rules(model, prompt_length, changes)
+        # Logits processors belong to one decoding: some remember what they saw.
+        if not rules.processors and len(known.found) < known.MOST:
+            known.found[prompt_length, changes] = rules
+    return rules
+
+
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether settings are equal; tensors among them, whose comparison says nothing of the whole, are not."""
+    try:
+        return one == other
+    except RuntimeError:
+        return False
+
+
+def _read_rules(model: PreTrainedModel, prompt_length: int, changes: GenerationSettings | None) -> GenerationRules:
+    """Make the rules of a prompt, as transformers makes them."""
     config = copy.deepcopy(model.generation_config)
     config.do_sample = False
     # Sampling settings do nothing here, and guidance would need a second, text-only forward pass per token.
@@ -188,11 +229,19 @@ def extract_answer(
     return ExtractedAnswer(text[begin:end], raw_text.strip(), start, stop + ended, ended)
 
 
-def _hidden(tokenizer: Any, marks: AnswerMarks) -> set[int]:
+_known_hidden: WeakKeyDictionary[Any, tuple[object, frozenset[int]]] = WeakKeyDictionary()
+
+
+def _hidden(tokenizer: Any, marks: AnswerMarks) -> frozenset[int]:
     """Ids of the special tokens that a text leaves out: all but the marks of answers, which have to be seen."""
-    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    names = [*(name for pair in marks.pairs for name in pair), *marks.reasoning_ends]
-    return {*special, *tokenizer.all_special_ids} - set(tokenizer.convert_tokens_to_ids(names))
+    state = marks, len(tokenizer), tuple(tokenizer.all_special_ids)  # what tokens that are added later change
+    known = _known_hidden.get(tokenizer)
+    if known is None or known[0] != state:
+        special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        names = [*(name for pair in marks.pairs for name in pair), *marks.reasoning_ends]
+        hidden = frozenset({*special, *tokenizer.all_special_ids} - set(tokenizer.convert_tokens_to_ids(names)))
+        known = _known_hidden[tokenizer] = state, hidden
+    return known[1]
 
 
 def _text(tokenizer: Any, ids: Sequence[int], hidden: Collection[int]) -> str:

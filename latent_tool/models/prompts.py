@@ -20,7 +20,7 @@ from typing import Any, Literal
 from latent_tool.errors import ModelLoadError, QuestionError
 from latent_tool.request import MAX_TEXT
 
-__all__ = ["Markers", "Prompt", "find_markers", "neutralise", "render_prompt", "spells_control"]
+__all__ = ["Markers", "Prompt", "Rendered", "find_markers", "neutralise", "render_prompt", "spells_control"]
 
 # Begins and ends with different characters, so that no text before it makes a second one.
 _END = "\u2062end-of-question-{}\u2063"
@@ -43,6 +43,15 @@ class Markers:
 
     opening: tuple[int, ...] = ()
     closing: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What is the same for every prompt with one text and so many pictures: its template, tail and markers."""
+
+    prompt: Prompt
+    tail: tuple[int, ...]
+    markers: Markers
 
 
 def neutralise(text: str, tokenizer: Any, others: Collection[str] = ()) -> str:

@@ -8,7 +8,7 @@ have a copy each (``rows``). This module knows nothing of rewards or of the sear
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from latent_tool.models.decoding import Decoded
 from latent_tool.models.families import family
 from latent_tool.models.forcing import teacher_forced
 from latent_tool.models.prefix import Cell, Inputs, Prefix
-from latent_tool.models.prompts import find_markers, render_prompt
+from latent_tool.models.prompts import Rendered, find_markers, render_prompt
 from latent_tool.models.requests import (
     Decode,
     Reason,
@@ -91,10 +91,12 @@ class VisionLanguageModel(Continuing):
         thinking_markers: Literal["auto"] | tuple[str, str] | None = "auto",
         images_first: bool = True,
         windows: Sequence[Window] = (),
+        rendered: MutableMapping[tuple[str, int], Rendered] | None = None,
     ) -> Inputs:
         """Render and tokenise a question about images, which stand before it or after it.
 
-        ``windows``: parts of the images that are shown beside them, as the family's row says.
+        ``windows``: parts of the images that are shown beside them, as the family's row says. ``rendered``: what calls
+        with the same keywords have rendered, by question and number of pictures; it is read, and added to.
 
         Raises ``QuestionError``, ``ContextLengthError`` (before any image is processed if the text alone is too long),
         ``ImageError`` if the processor does not take the images, or ``ModelLoadError`` if the template or processor
@@ -108,22 +110,31 @@ class VisionLanguageModel(Continuing):
                 position=position,
                 thinking_markers=thinking_markers,
                 images_first=images_first,
+                rendered=rendered,
             )
             parts = [ask([part], question) for part in cut_out(images, windows)]
             return beside(ask(images, question), parts, windows)
         pictures, images = len(images), [*images, *cut_out(images, windows)]
         # Tokenizers and processors keep state (padding, truncation), so one thread at a time.
         with self.processor_lock, self.few_threads():
-            prompt = render_prompt(
-                self.processor,
-                question,
-                len(images),
-                system,
-                position,
-                images_first=images_first,
-                needs_template=row is None or row.chat_template,
-            )
-            self.require_context(len(self.tokenizer(prompt.prefix, add_special_tokens=False, verbose=False).input_ids))
+            template = None if rendered is None else rendered.get((question, len(images)))
+            if template is None:
+                prompt = render_prompt(
+                    self.processor,
+                    question,
+                    len(images),
+                    system,
+                    position,
+                    images_first=images_first,
+                    needs_template=row is None or row.chat_template,
+                )
+                written = self.tokenizer(prompt.prefix, add_special_tokens=False, verbose=False).input_ids
+                self.require_context(len(written))
+                tail = tuple(self.tokenizer(prompt.tail, add_special_tokens=False).input_ids) if prompt.tail else ()
+                template = Rendered(prompt, tail, find_markers(self.tokenizer, thinking_markers, prompt))
+                if rendered is not None:
+                    rendered[question, len(images)] = template
+            prompt, tail, markers = template.prompt, template.tail, template.markers
             bos = self.tokenizer.bos_token
             special = not (bos is not None and prompt.prefix.startswith(bos))
             try:
@@ -147,12 +158,10 @@ class VisionLanguageModel(Continuing):
                     f"The model's processor cannot handle this question ({error}).",
                     "Check the checkpoint's chat template and processor configuration.",
                 ) from error
-            tail = tuple(self.tokenizer(prompt.tail, add_special_tokens=False).input_ids) if prompt.tail else ()
-            markers = find_markers(self.tokenizer, thinking_markers, prompt)
         for name in ("labels", "num_crops"):  # for training, or for the processor itself
             tensors.pop(name, None)
-        written = tensors.pop("text_replacement_offsets", None) or [[]]
-        texts = [item["replacement"] for item in written[0] if item["type"] == "image"]
+        replaced = tensors.pop("text_replacement_offsets", None) or [[]]
+        texts = [item["replacement"] for item in replaced[0] if item["type"] == "image"]
         self.require_context(tensors["input_ids"].shape[1])
         cells, warnings = self._cells(tensors, images, texts)
         return Inputs(tensors, tail, markers, moved(cells, pictures, windows), prompt.warnings + warnings, len(images))

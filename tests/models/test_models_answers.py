@@ -7,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_checkpoints import END, tokenizer
 from tokenizers import AddedToken
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from latent_tool.models.decoding import extract_answer
+from latent_tool.models.decoding import _read_rules, extract_answer, generation_rules
 from latent_tool.models.families import answer_marks
+from latent_tool.settings import GenerationSettings
 
 WORDS = tokenizer("<think>", "</think>")
 STOP = frozenset([WORDS.convert_tokens_to_ids(END)])
@@ -173,3 +175,41 @@ def test_a_half_written_character_does_not_break_the_answer():
     answer = extract_answer(ids[:1], WORDS, (), STOP)
     assert answer.stop == 1
     assert not answer.ended
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_a_token_that_is_added_later_counts(special):
+    words = tokenizer()
+    extract_answer(words("blue", add_special_tokens=False).input_ids, words, (), STOP)
+    words.add_tokens([AddedToken("<seen>", special=special)])
+    ids = words("<seen>blue", add_special_tokens=False).input_ids
+    assert extract_answer(ids, words, (), STOP).text == ("blue" if special else "<seen>blue")
+    words.add_special_tokens({"additional_special_tokens": ["<seen>"]})
+    assert extract_answer(ids, words, (), STOP).text == "blue"
+
+
+def test_generation_rules_are_those_of_the_settings_as_they_are_now():
+    config = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=16)
+    model = LlamaForCausalLM(config)
+    settings = model.generation_config
+    asked = (None, GenerationSettings(), GenerationSettings(stop_strings=(".",)), GenerationSettings(min_new_tokens=2))
+    changes = [
+        lambda: None,
+        lambda: setattr(settings, "eos_token_id", 7),
+        lambda: setattr(settings, "eos_token_id", [7, 8]),
+        lambda: settings.eos_token_id.append(9),  # in place
+        lambda: setattr(settings, "stop_strings", ["a"]),
+        lambda: settings.stop_strings.append("b"),
+        lambda: setattr(settings, "repetition_penalty", 2.0),
+        lambda: setattr(settings, "repetition_penalty", 1.0),
+        lambda: setattr(model, "generation_config", GenerationConfig(eos_token_id=3)),
+    ]
+    for change in changes:
+        change()
+        for length in (1, 5, 1):
+            for wanted in asked:
+                rules, fresh = (read(model, length, wanted) for read in (generation_rules, _read_rules))
+                assert (rules.stop_tokens, rules.stop_strings) == (fresh.stop_tokens, fresh.stop_strings)
+                assert [type(each) for each in rules.processors] == [type(each) for each in fresh.processors]
+                again = generation_rules(model, length, wanted)
+                assert not {*map(id, rules.processors)} & {*map(id, again.processors)}

@@ -13,6 +13,7 @@ from tiny_checkpoints import picture
 
 from latent_tool.models.families import family
 from latent_tool.models.prefix_cache import PrefixCache
+from latent_tool.models.prompts import Rendered
 from latent_tool.models.vlm import VisionLanguageModel
 from latent_tool.models.windows import Window
 
@@ -139,3 +140,23 @@ def test_a_window_shows_the_pixels_of_the_picture(fresh: VisionLanguageModel) ->
     part = slice(-min(abs(count), len(before) // 3) or None, None)
     assert (features(inside)[0][part] - before[part]).abs().max() > 1e-3
     torch.testing.assert_close(features(outside)[0][part], before[part], **CLOSE)
+
+
+@pytest.mark.parametrize("position", ["generation_start", "user_turn"])
+def test_what_was_rendered_for_other_windows_gives_the_same_prompt(vlm: VisionLanguageModel, position: str) -> None:
+    image = picture(240, 180)
+    rendered: dict[tuple[str, int], Rendered] = {}
+    texts = (QUESTION, "Describe the picture.")
+    for windows in ((), WINDOWS[:1], WINDOWS[1:], WINDOWS, ()):
+        for text in texts:
+            fresh, again = (
+                vlm.prepare([image], text, position=position, windows=windows, rendered=known)
+                for known in (None, rendered)
+            )
+            for one, other in zip((fresh, *fresh.injected), (again, *again.injected), strict=True):
+                assert one.tensors.keys() == other.tensors.keys()
+                assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
+                assert (one.tail, one.markers, one.cells) == (other.tail, other.markers, other.cells)
+                assert (one.warnings, one.pictures) == (other.warnings, other.pictures)
+    pictures = {1} if vlm.model.config.model_type in AS_CELLS else {1, 2, 3}
+    assert rendered.keys() == {(text, count) for text in texts for count in pictures}
