@@ -12,8 +12,10 @@ IN_PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Threads that wait without spinning: on a busy machine, spinning makes small models twenty times slower.
 export OMP_WAIT_POLICY := PASSIVE
 
-# What is imported is compiled once, also where the environment says otherwise: many tests start processes.
+# What is imported is compiled at its first import, and kept, also where the environment says otherwise: to compile all
+# that is installed takes minutes, and each process that a test starts would compile again. 0 is what pip wants to hear.
 export PYTHONDONTWRITEBYTECODE :=
+export PIP_NO_COMPILE := 0
 
 .PHONY: help demo test test-fast test-integrations test-newest check bench calibration evaluation pictures embedded-model \
     format clean
@@ -25,7 +27,6 @@ help:  ## Show the targets.
 $(VENV)/base: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (a few minutes the first time) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
@@ -55,7 +56,6 @@ test-fast: $(VENV)/dev  ## Run the tests of single rooms, without a browser: a f
 $(INTEGRATIONS)/ready: pyproject.toml constraints.txt
 	@echo "Setting up $(INTEGRATIONS) (a few minutes the first time) ..."
 	@$(PYTHON) -m venv $(INTEGRATIONS)
-	@$(INTEGRATIONS)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	@$(INTEGRATIONS)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,test,test-integrations]'
 	@touch $@
 
