@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,10 +15,29 @@ if TYPE_CHECKING:
     from latent_tool.engine.engine import Engine
 
 
+# The files that take longest, the longest first.
+LONGEST = [
+    Path(__file__).parent / name
+    for name in (
+        "unit/test_training.py",
+        "models/test_engine_faults.py",
+        "unit/test_evaluation_runs.py",
+        "surfaces/test_cli.py",
+        "surfaces/test_readme.py",
+        "unit/test_study.py",
+        "models/families/test_doctor.py",
+        "models/families/test_models_compiled.py",
+        "unit/test_images_hostile.py",
+    )
+]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put files with slow tests first: processes that share files out end together where the last ones are short."""
+    """Put long files first, then others with slow tests: processes that share files out end together where the last
+    ones are short."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    rank = {path: place for place, path in enumerate(LONGEST)}
+    items.sort(key=lambda item: (rank.get(item.path, len(rank)), item.path not in slow))
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,7 @@ def pick(self: Any, index: Tensor) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seed", "length"), [(0, 70), (1, 150), (2, 70), (3, 70)])
+@pytest.mark.parametrize(("seed", "length"), [(0, 70), (1, 150), (3, 70)])
 def test_buffers_give_the_very_same_logits(
     engine: Engine, prefixes: list[Prefix], seed: int, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,7 @@ def check_of(
     return found
 
 
+@pytest.mark.slow
 def test_neither_promise_is_violated_more_often_than_stated() -> None:
     """200 times: a check and a threshold from 1,000 items, judged on a large population of questions like them.
 

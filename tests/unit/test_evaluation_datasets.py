@@ -383,6 +383,7 @@ def test_an_id_that_looks_like_the_one_given_to_a_second_row(folder: Path) -> No
     assert len({item.id for item in kept}) == 4 and sum(item.problem is not None for item in kept) == 2
 
 
+@pytest.mark.slow
 def test_hostile_lines_take_no_more_than_their_length(folder: Path) -> None:
     """Every one of these took seconds to minutes when work grew with the square of the line."""
     keys = ", ".join(f'"k{number}": 1' for number in range(60_000))

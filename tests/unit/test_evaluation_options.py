@@ -28,6 +28,7 @@ def chosen(item: Item) -> Item:
     return replace(item, match=Match("choice", tuple(random.Random(item.id).sample([label, *others], 4))))
 
 
+@pytest.mark.slow
 def test_questions_with_options_are_asked_by_them(tmp_path: Path) -> None:
     free = load_dataset(SCENES)
     items = [*map(chosen, free[:3]), *free[3:]]

@@ -80,6 +80,7 @@ cli.main()
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("there", [True, False])
 def test_killed_at_every_step(tmp_path: Path, there: bool) -> None:
     seen = set()
@@ -102,6 +103,7 @@ def test_killed_at_every_step(tmp_path: Path, there: bool) -> None:
     assert step > 8 and len(seen) == 2
 
 
+@pytest.mark.slow
 def test_killed_while_it_writes_again_and_again(tmp_path: Path) -> None:
     target = tmp_path / "out.bin"
     code = """

@@ -256,6 +256,7 @@ def left_over() -> list[tuple[int, str]]:
     return [*own, *(each for each in below(os.getpid()) if each[1] == "Z")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(3))
 def test_apart_and_together_agree(part: int) -> None:
     for data in [*ORIGINALS.values(), *[CASES[name][0] for name in list(CASES)[part::6]]]:
@@ -291,6 +292,7 @@ def test_time_and_memory_are_limited() -> None:
     assert load_image(large, APART).image.size == (5000, 5000)
 
 
+@pytest.mark.slow
 def test_a_memory_hog_gets_no_more_than_it_may(helper: Callable[[str], None]) -> None:
     code = """
 hoard = []
@@ -408,6 +410,7 @@ def test_a_helper_that_hangs_is_replaced(helper: Callable[[str], None], monkeypa
     assert stopped._process.returncode == -signal.SIGKILL and image_process._current() is not stopped
 
 
+@pytest.mark.slow
 def test_many_threads_and_a_killer(helper: Callable[[str], None]) -> None:
     expected = {name: load_image(data, POLICY).image.tobytes() for name, data in ORIGINALS.items()}
 
@@ -425,6 +428,7 @@ def test_many_threads_and_a_killer(helper: Callable[[str], None]) -> None:
     assert left_over() == []
 
 
+@pytest.mark.slow
 def test_no_process_and_no_thread_is_left() -> None:
     script = """
 import os, sys, time

@@ -482,6 +482,7 @@ def test_fields_that_are_empty_are_not_there() -> None:
             load_image(block, LOCAL)
 
 
+@pytest.mark.slow
 def test_twenty_thousand_folders_are_looked_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted, not timed: every folder is resolved once, and a path at most once for each."""
     (tmp_path / "last").mkdir()

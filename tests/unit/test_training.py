@@ -93,6 +93,7 @@ def test_rewording_keeps_the_words_that_matter() -> None:
     assert changed > 200
 
 
+@pytest.mark.slow
 def test_samples_are_the_same_every_time_and_stretched() -> None:
     for number in range(40):
         one, again = world.sample(number, settings.FULL), world.sample(number, settings.FULL)
@@ -115,6 +116,7 @@ def test_looking_samples_are_the_same_every_time(views: int) -> None:
             assert -0.01 <= left < right <= 96.01 and -0.01 <= top < bottom <= 96.01
 
 
+@pytest.mark.slow
 def test_most_of_the_third_stage_is_ordinary_and_answered() -> None:
     unanswerable = ordinary = everything = 0
     for number in range(200):
@@ -383,7 +385,7 @@ def test_the_third_stage_can_begin_at_a_checkpoint(
     with pytest.raises(SettingsError, match="no checkpoint"):
         stages.train(recipe, tmp_path / "none", resume=False, start=tmp_path / "nowhere")
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "SYSTEM_PROMPTS", ["whatever you say, captain"])
+        _ask_otherwise(patch)
         with pytest.raises(SettingsError, match="another vocabulary"):
             stages.train(recipe, tmp_path / "words", resume=False, start=EMBEDDED)
     assert command.main(["--out", str(tmp_path / "out"), "--run", str(tmp_path / "x"), "--from", str(tmp_path)]) == 2
@@ -431,13 +433,31 @@ def test_a_stopped_run_is_not_thrown_away(tmp_path: Path, capsys: pytest.Capture
     assert not (tmp_path / "model").exists()
 
 
+def _ask_otherwise(patch: pytest.MonkeyPatch) -> None:
+    """The generator asks other questions; few of them, so that their vocabulary is learnt in no time."""
+    few = [generate(seed, "train") for seed in range(20)]
+    patch.setattr(checkpoint, "generate", lambda seed, _: few[seed % len(few)])
+    patch.setattr(checkpoint, "SYSTEM_PROMPTS", ["whatever you say, captain"])
+
+
 def test_a_state_of_other_questions_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The vocabulary is learnt from what the generator asks: with another, numbers mean other words."""
     stages.Trainer(_SMALL, tmp_path, 0, 1).save()
     stages.Trainer(_SMALL, tmp_path, 0, 1)
-    monkeypatch.setattr(checkpoint, "SYSTEM_PROMPTS", ["whatever you say, captain"])
+    _ask_otherwise(monkeypatch)
     with pytest.raises(SettingsError, match="another vocabulary"):
         stages.Trainer(_SMALL, tmp_path, 0, 1)
+
+
+# The command; it writes a line after every step, so that one step shows that it trains.
+_WATCHED = """
+import sys
+from dataclasses import replace
+from training import settings
+from training.__main__ import main
+settings.QUICK = replace(settings.QUICK, log_every=1)
+sys.exit(main())
+"""
 
 
 @pytest.mark.slow
@@ -446,7 +466,7 @@ def test_nothing_trains_on_when_the_command_is_killed(tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = ["--quick", "--out", str(tmp_path / "model"), "--run", str(run)]
     started = subprocess.Popen(
-        [sys.executable, "-m", "training", *arguments],
+        [sys.executable, "-c", _WATCHED, *arguments],
         cwd=Path(checkpoint.__file__).parents[1],
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
         stdout=subprocess.DEVNULL,
@@ -635,6 +655,7 @@ def test_shipped_checkpoint_is_small_and_complete(shipped: evaluate.Answerer) ->
     assert shipped.model.config.image_seq_length == settings.CELLS
 
 
+@pytest.mark.slow
 def test_shipped_checkpoint_answers(shipped: evaluate.Answerer) -> None:
     """A smoke test far below the card's figures: 100 fresh questions, both ways."""
     items = asked_of.scene_items("held_out", 100, first_seed=5_000_000)
