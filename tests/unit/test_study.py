@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -81,7 +83,13 @@ def questions(count: int, sign: float, seed: int = 0) -> list[Question]:
     return found
 
 
-def shape_of(findings: list[dict[str, Any]], name: str, noise: float = 3.0) -> dict[str, Any]:
+@cache
+def findings_of(count: int, draws: int) -> tuple[dict[str, Any], ...]:
+    """What is found where every observation is there; reports of it only read it."""
+    return tuple(analyse(questions(count, 1.0), draws=draws))
+
+
+def shape_of(findings: Iterable[dict[str, Any]], name: str, noise: float = 3.0) -> dict[str, Any]:
     return {
         "schema_version": "1",
         "latent_tool": "0",
@@ -92,7 +100,7 @@ def shape_of(findings: list[dict[str, Any]], name: str, noise: float = 3.0) -> d
         "answered": 60,
         "right": 36,
         "problems": ["x: no label"],
-        "findings": findings,
+        "findings": list(findings),
     }
 
 
@@ -202,7 +210,7 @@ class Page(HTMLParser):
 
 @pytest.mark.slow
 def test_both_reports_say_the_same(tmp_path: Path) -> None:
-    found = shape_of(analyse(questions(60, 1.0), draws=200), "<b>mine</b> | yours")
+    found = shape_of(findings_of(60, 200), "<b>mine</b> | yours")
     write_study(tmp_path, found)
     page, text = Page((tmp_path / "study.html").read_text()), (tmp_path / "study.md").read_text()
     assert not page.links and "<b>mine</b>" in page.words
@@ -215,6 +223,7 @@ def test_both_reports_say_the_same(tmp_path: Path) -> None:
     assert markdown_study(found) == text
 
 
+@pytest.mark.slow
 def test_the_whole_way_on_the_embedded_model(tmp_path: Path) -> None:
     items = load_dataset("scenes:held_out:3900000-3900002")
     told: list[tuple[int, int]] = []
@@ -286,7 +295,7 @@ def test_the_dependency_of_drawn_tokens_is_that_of_the_engine() -> None:
 def test_a_killed_study_leaves_nothing_that_reads_as_whole(tmp_path: Path) -> None:
     """A process that writes the same reports again and again is killed: what is there is whole."""
     findings = tmp_path / "findings.json"
-    findings.write_text(json.dumps(shape_of(analyse(questions(60, 1.0), draws=200), "mine")))
+    findings.write_text(json.dumps(shape_of(findings_of(60, 200), "mine")))
     out = tmp_path / "out"
     out.mkdir()
     code = (
@@ -315,6 +324,7 @@ def test_a_killed_study_leaves_nothing_that_reads_as_whole(tmp_path: Path) -> No
         assert named == {"study.json", "study.html", "study.md"}
 
 
+@pytest.mark.slow
 def test_few_questions_say_how_many_it_would_take() -> None:
     found = shape_of(analyse(questions(12, 1.0), draws=50), "few")
     by_key = {each["key"]: each for each in found["findings"]}
@@ -323,7 +333,7 @@ def test_few_questions_say_how_many_it_would_take() -> None:
     page, text = study_page(found), markdown_study(found)
     assert page.count("It would take about") == text.count("It would take about") == 8
     assert page.count("<table") == text.count("\n|---") == 1 and "<svg" not in page  # only the summary
-    enough = shape_of(analyse(questions(120, 1.0), draws=50), "many")
+    enough = shape_of(findings_of(120, 50), "many")
     assert {each["lacking"] for each in enough["findings"]} == {None} and study_page(enough).count("<svg") == 7
 
 
@@ -342,7 +352,8 @@ def test_what_is_lacking(of: int, groups: int, flags: list[bool] | None, said: s
     assert said in lacking(of, groups, flags)
 
 
+@pytest.mark.slow
 def test_plots_take_the_colours_of_the_page() -> None:
-    page = study_page(shape_of(analyse(questions(120, 1.0), draws=50), "many"))
+    page = study_page(shape_of(findings_of(120, 50), "many"))
     assert "prefers-color-scheme: dark" in page and "var(--line-1)" in page and "var(--ink)" in page
     assert not [stand_in for stand_in in (INK, QUIET, *COLOURS) if stand_in in page]
