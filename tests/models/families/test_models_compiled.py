@@ -81,9 +81,13 @@ def test_passes_in_fixed_shapes_equal_the_plain_ones(vlm: VisionLanguageModel) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava", "smolvlm"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava"])
 def test_as_many_graphs_are_compiled_as_there_are_shapes(family: str) -> None:
-    """Each is captured whole, once, whatever the rows, lengths and tokens; the same numbers as without."""
+    """Each is captured whole, once, whatever the rows, lengths and tokens; the same numbers as without.
+
+    A decoder whose positions have three numbers, and Llama's, which others have, too; that the fixed shapes give the
+    same numbers is tried above, in every family.
+    """
     vlm = loaded(family)
     prefix = vlm.prefill(vlm.prepare([picture()], QUESTION))
     graphs = 0
