@@ -46,9 +46,10 @@ def test_a_killed_command_leaves_no_half_file(tmp_path: Path) -> None:
     draw_shapes().save(tmp_path / "shapes.png")
     picture, page = tmp_path / "seen.png", tmp_path / "page.html"
     page.write_text("<html>old</html>")
+    picture.write_bytes(b"old")
 
     assert ask(tmp_path, killed_at=1).returncode == -signal.SIGKILL
-    assert not picture.exists() and page.read_text() == "<html>old</html>"
+    assert picture.read_bytes() == b"old" and page.read_text() == "<html>old</html>"
 
     assert ask(tmp_path, killed_at=2).returncode == -signal.SIGKILL  # the overlay is written, the report is not
     with Image.open(picture) as seen:

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-from pictures import draw_shapes
 
 from latent_tool.errors import SettingsError
 from latent_tool.files import require_writable, write_whole
@@ -70,14 +69,6 @@ def slow_replace(path, target):
 pathlib.Path.open, os.fsync, pathlib.Path.replace = slow_open, slow_fsync, slow_replace
 """
 WRITE = KILL + "files.write_whole(pathlib.Path(sys.argv[1]), b'new' * 100_000)\nprint('done')"
-ASK = (
-    KILL
-    + """
-from latent_tool import cli
-sys.argv[1:] = ["ask", sys.argv[3], "what colour?", "--latents", "0", "--overlay", sys.argv[1], "-q"]
-cli.main()
-"""
-)
 
 
 @pytest.mark.slow
@@ -124,17 +115,6 @@ for number in range(10**9):
             process.kill()
         data = target.read_bytes()
         assert len(data) == 300_000 and len(set(data)) == 1
-
-
-@pytest.mark.slow
-def test_the_command_line_killed_while_it_writes_its_overlay(tmp_path: Path) -> None:
-    image, target = tmp_path / "in.png", tmp_path / "seen.png"
-    draw_shapes().save(image)
-    for step in (3, 8):  # in the middle of the file; before it takes its place
-        target.write_bytes(OLD)
-        done = subprocess.run([sys.executable, "-c", ASK, str(target), str(step), str(image)], capture_output=True)
-        assert done.returncode == -9, done.stderr
-        assert target.read_bytes() == OLD
 
 
 @pytest.mark.parametrize("room", [0, 1, 5_000, 299_999])
