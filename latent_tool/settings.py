@@ -99,7 +99,7 @@ class Budget(Settings):
         if isinstance(value, str):
             return cls.level(value)
         if isinstance(value, Mapping):
-            return cls(**value)
+            return cls.from_mapping(value)
         raise SettingsError(
             f"A budget cannot be made from {type(value).__name__}.",
             "Pass a Budget, its fields as a dict, or one of: quick, standard, thorough.",

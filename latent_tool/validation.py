@@ -6,11 +6,11 @@ This module knows pydantic and the errors; it knows no settings.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from latent_tool.errors import InputError, SettingsError
 
@@ -71,10 +71,28 @@ class Settings(BaseModel):
         except ValidationError as error:
             raise settings_error(type(self), error) from None
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _names_are_texts(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Refuse what Python itself would not take as keywords, before it says so in its own words."""
+        if isinstance(values, Mapping) and not all(isinstance(name, str) for name in values):
+            raise SettingsError(
+                f"{cls.__name__} has names that are no texts.", f"Known fields: {', '.join(cls.known_fields())}."
+            )
+        return handler(values)
+
     @classmethod
     def known_fields(cls) -> list[str]:
         """Return the names of all fields; those of a group after the group's name and a dot."""
         return list(cls.model_fields)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[Any, Any]) -> Self:
+        """Make settings of a mapping from names of fields to their values, which a caller has given."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise settings_error(cls, error) from None
 
     def but(self, **changes: Any) -> Self:
         """Return a copy with some fields changed, validated like a new one."""

@@ -66,7 +66,7 @@ class CallOptions(Settings):
         if isinstance(value, CallOptions):
             return value
         if isinstance(value, Mapping):
-            return cls(**value)
+            return cls.from_mapping(value)
         raise SettingsError(
             f"config['configurable'][{OPTIONS_KEY!r}] is {type(value).__name__}, not a dict.",
             f"Known fields: {', '.join(cls.model_fields)}.",

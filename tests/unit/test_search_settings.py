@@ -21,7 +21,8 @@ from latent_tool import LatentReasoner, ReasoningResult
 from latent_tool.calibration.configuration import EMBEDDED_FOLDER, digest, fingerprint
 from latent_tool.errors import SettingsError
 from latent_tool.evaluation import parse_method
-from latent_tool.settings import SearchSettings, SearchVariant
+from latent_tool.langchain.call import CallOptions
+from latent_tool.settings import Budget, SearchSettings, SearchVariant
 
 OWN, GROUPED = set(SearchSettings.model_fields) - {"variant"}, set(SearchVariant.model_fields)
 # As version 0.1.0 wrote the paper's setting down: with these and no other values, in whatever order.
@@ -297,3 +298,24 @@ def test_names_of_methods_are_flat() -> None:
         assert parse_method(name, turned).settings.variant == SearchVariant(latent_position="user_turn")
     drawn = parse_method("random-latents:paper").settings.variant
     assert drawn == SearchSettings.paper().variant.but(antithetic=False, baseline="none", sigma_decay=1.0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda names: SearchSettings.from_mapping(names),
+        lambda names: SearchSettings().but(variant=names),
+        lambda names: Budget.coerce(names),
+        lambda names: CallOptions.parse(names),
+        lambda names: CallOptions.parse({"budget": names}),
+        lambda names: LatentReasoner(settings=names),
+        lambda names: LatentReasoner(budget=names),
+        lambda names: LatentReasoner(generation=names),
+        lambda names: LatentReasoner(image_policy=names),
+    ],
+)
+@pytest.mark.parametrize("names", [{1: 2}, {None: 1, "samples": 4}, {("a",): 1}])
+def test_names_that_are_no_texts_are_refused_by_a_typed_error(make: Any, names: Any) -> None:
+    with pytest.raises(SettingsError, match=r"names that are no texts|is not valid") as caught:
+        make(names)
+    assert "Known fields" in str(caught.value)
