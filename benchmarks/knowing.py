@@ -285,6 +285,73 @@ def matplotlib_chart(rng: random.Random) -> Image.Image:
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 
 
+def graph(rng: random.Random) -> Image.Image:
+    """Discs joined by lines."""
+    image = Image.new("RGB", (240, 240), (255, 255, 255))
+    draw, color = ImageDraw.Draw(image), tuple(rng.randrange(256) for _ in range(3))
+    places = [(rng.randint(20, 220), rng.randint(20, 220)) for _ in range(rng.randint(5, 12))]
+    for _ in range(2 * len(places)):
+        draw.line((*rng.choice(places), *rng.choice(places)), fill=(100, 100, 100))
+    for x, y in places:
+        draw.ellipse((x - 8, y - 8, x + 8, y + 8), fill=color, outline=(0, 0, 0))
+    return image
+
+
+def ruled_table(rng: random.Random) -> Image.Image:
+    """Rows and columns of words and numbers, ruled."""
+    image = Image.new("RGB", (300, 220), (255, 255, 255))
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(12)
+    rows, columns = rng.randint(4, 9), rng.randint(3, 6)
+    for row in range(rows):
+        for column in range(columns):
+            left, top = 8 + column * 284 / columns, 8 + row * 200 / rows
+            box = (left, top, left + 284 / columns, top + 200 / rows)
+            draw.rectangle(box, outline=(90, 90, 90), fill=None if row else (220, 230, 245))
+            text = str(rng.randint(1, 999)) if row and column else rng.choice(WORDS.split())
+            draw.text((left + 4, top + 3), text, font=font, fill=(20, 20, 20))
+    return image
+
+
+def symbol(rng: random.Random) -> Image.Image:
+    """One large sign of a font: weather, chess, planets, warnings."""
+    from matplotlib import get_data_path
+
+    font = ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), 90)
+    image = Image.new("RGB", (120, 120), rng.choice(((255, 255, 255), (0, 0, 0), (255, 255, 224))))
+    ink = tuple(rng.randrange(256) for _ in range(3))
+    ImageDraw.Draw(image).text((60, 60), chr(rng.randint(0x2600, 0x26FF)), font=font, anchor="mm", fill=ink)
+    return image
+
+
+def fractal(rng: random.Random) -> Image.Image:
+    """A Julia set."""
+    from matplotlib import colormaps
+
+    rise, run = np.mgrid[-1.5:1.5:128j, -1.5:1.5:128j]
+    point, steps = run + 1j * rise, np.zeros((128, 128))
+    constant = complex(rng.uniform(-0.9, 0.4), rng.uniform(-0.8, 0.8))
+    for _ in range(40):
+        inside = np.abs(point) < 4
+        point[inside] = point[inside] ** 2 + constant
+        steps[inside] += 1
+    colors = colormaps[rng.choice(("viridis", "magma", "gray", "twilight", "hot"))](steps / 40)
+    return Image.fromarray((colors[..., :3] * 255).astype(np.uint8))
+
+
+def spheres(rng: random.Random) -> Image.Image:
+    """Balls under a lamp, as a ray tracer draws them."""
+    y, x = np.mgrid[0:160, 0:160] / 160
+    canvas = np.array([rng.uniform(0.2, 0.9) for _ in range(3)]) * (0.6 + 0.4 * y[..., None])
+    for _ in range(rng.randint(1, 5)):
+        radius, color = rng.uniform(0.08, 0.25), np.array([rng.random() for _ in range(3)])
+        across, down = (x - rng.uniform(0.2, 0.8)) / radius, (y - rng.uniform(0.2, 0.8)) / radius
+        inside = across**2 + down**2 < 1
+        towards = np.sqrt(np.clip(1 - across**2 - down**2, 0, 1))
+        light = np.clip(0.6 * towards - 0.5 * across - 0.6 * down, 0, 1)[inside][:, None]
+        canvas[inside] = color * (0.2 + 0.8 * light) + 0.5 * light**20
+    return Image.fromarray((canvas.clip(0, 1) * 255).astype(np.uint8))
+
+
 def rotated(image: Image.Image, rng: random.Random) -> Image.Image:
     return image.rotate(rng.choice((20, 45, 70, 135)), expand=True, fillcolor=image.getpixel((0, 0)))
 
@@ -315,6 +382,11 @@ KINDS: dict[str, Callable[[int], Iterator[Asked]]] = {
     "line drawings": pictures_of(line_drawing),
     "charts of other kinds": pictures_of(matplotlib_chart),
     "icons": pictures_of(icon),
+    "graphs of discs and lines": pictures_of(graph),
+    "tables": pictures_of(ruled_table),
+    "symbols": pictures_of(symbol),
+    "fractals": pictures_of(fractal),
+    "spheres": pictures_of(spheres),
     "scenes on a canvas, 2 x": canvases(2.0),
     "scenes on a canvas, 3 x": canvases(3.0),
     "scenes, rotated": scenes("held_out", 30_000, rotated),

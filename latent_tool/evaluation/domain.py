@@ -252,8 +252,12 @@ def _damaged(
     """For every kind of damage, the numbers of every picture of the items after it."""
     rng = random.Random(seed)
     found: dict[str, list[tuple[float, ...]]] = {name: [] for name in DAMAGES}
-    for item in items:
+    before = items[-1].load() if items else []
+    for place, item in enumerate(items):
         images = item.load()
-        for name, damage in DAMAGES.items():
-            found[name] += numbers_of(engine, [damage(image, rng) for image in images], item.question, system)
+        for name, ways in DAMAGES.items():
+            damage = ways[place % len(ways)]
+            damaged = [damage(image, before[0], rng) for image in images]
+            found[name] += numbers_of(engine, damaged, item.question, system)
+        before = images
     return found
