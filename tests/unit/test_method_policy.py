@@ -29,6 +29,7 @@ def smoothed_gradient() -> Tensor:
     return -gap / variance * height * math.exp(-float(gap.pow(2).sum()) / (2 * variance))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
