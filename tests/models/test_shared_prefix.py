@@ -499,13 +499,13 @@ class _Waits(TorchDispatchMode):
 def test_no_number_is_read_per_row_and_token(engine: Engine, prefixes: list[Prefix]) -> None:
     """The tokens of all rows come in one transfer; only the beginning and the end of an answer read more."""
     counts = []
-    for tokens in (2, 6):
+    for tokens in (2, 2, 6):  # the first may be the one that reads the rules, which are then known
         rules = GenerationSettings(min_new_tokens=0)
         with _Waits() as waits:
             found = engine.vlm.decode_many([Decode(each, None, (), tokens, generation=rules) for each in prefixes])
         counts.append(waits.count)
     assert max(len(each.tokens) for each in found if isinstance(each, Decoded)) > 2
-    assert counts[0] == counts[1]
+    assert counts[1] == counts[2]
 
 
 def test_what_is_kept_of_a_token_are_numbers(engine: Engine, prefixes: list[Prefix]) -> None:
