@@ -79,7 +79,8 @@ class Outcome(Reached):
     """What one question led to, tensors included.
 
     ``inputs``: what the answer was decoded after, with the windows that stayed; ``attention``: of the latents to every
-    image cell, if that was measured; ``pictures``: every picture in the numbers that a domain check compares.
+    image cell, if that was measured; ``pictures``: every picture in the numbers that a domain check compares;
+    ``support``: how far all windows that were looked at support an answer found with one, see ``method.views.support``.
     """
 
     job: Job
@@ -91,6 +92,7 @@ class Outcome(Reached):
     views: tuple[View, ...]
     warnings: tuple[str, ...]
     pictures: tuple[tuple[float, ...], ...] = ()
+    support: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -133,14 +135,9 @@ def joint(log_probabilities: Tensor, answer: ExtractedAnswer) -> float | None:
     return min(1.0, float(log_p.double().sum().exp())) if len(log_p) else None
 
 
-# What an answer's probability is worth after a window was chosen among several because it made the answer surer.
-LOOK_PRICE = 0.93
-
-
-def pooled(answer_probability: float, plain_probability: float, looks: int = 0) -> float:
+def pooled(answer_probability: float, plain_probability: float, support: float = 1.0) -> float:
     """Return the geometric mean of an answer's probability with and without latents (a logarithmic opinion pool).
 
-    ``looks``: levels at which a window was accepted; each lowers it to ``LOOK_PRICE`` of itself, for the surest of
-    several answers is surer than it is right.
+    ``support``: what the windows that were looked at leave of it, see ``method.views.support``.
     """
-    return math.sqrt(answer_probability * plain_probability) * LOOK_PRICE**looks
+    return math.sqrt(answer_probability * plain_probability) * support

@@ -15,6 +15,7 @@ looked at first, and accepted, or not, by what the model says then.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ from latent_tool.errors import (
     NotEnoughMemoryError,
     NumericalError,
 )
-from latent_tool.method.views import density, is_surer, propose_windows, random_windows, relative_attention
+from latent_tool.method.views import density, is_surer, propose_windows, random_windows, relative_attention, support
 from latent_tool.models.prefix import Inputs, Prefix
 from latent_tool.models.prefix_cache import PER_TOKEN, image_key
 from latent_tool.models.requests import DecodeEach, Prefill, PrefillEach
@@ -45,7 +46,7 @@ from latent_tool.models.windows import Window
 from latent_tool.schema import ReasoningStep, View
 from latent_tool.settings import Budget
 
-__all__ = ["Looked", "Seen", "hides_pixels", "look_again", "reward_of"]
+__all__ = ["Looked", "Seen", "hides_pixels", "look_again", "reward_of", "times_smaller"]
 
 # What keeps one window from being looked at, and the question from nothing.
 _IMPOSSIBLE = (
@@ -78,28 +79,39 @@ class Looked:
     """What looking again led to.
 
     ``best``: the answer with the window that was accepted last, ``None`` if none was; ``encoded``: windows and pictures
-    that went through the vision tower; ``warnings``: why some could not be looked at.
+    that went through the vision tower; ``warnings``: why some could not be looked at; ``support``: of the best answer
+    by all windows, see ``method.views.support``.
     """
 
     best: Seen | None = None
     views: tuple[View, ...] = ()
     encoded: int = 0
     warnings: tuple[str, ...] = ()
+    support: float = 1.0
 
 
 def hides_pixels(images: Sequence[Image], inputs: Inputs) -> bool:
     """Say whether the processor made the pictures so much smaller that windows of them have something new to show.
 
-    Compared are the pixels of the pictures with those that the vision tower is given. Ordinary scenes lose by windows
-    that hold nothing new: the answer changes, and is not better for it.
+    Ordinary scenes lose by windows that hold nothing new: the answer changes, and is not better for it.
+    """
+    return times_smaller(images, inputs) >= SHRUNK
+
+
+def times_smaller(images: Sequence[Image], inputs: Inputs) -> float:
+    """Return how many times smaller the processor made the sides of the pictures, of those that it made smallest.
+
+    Compared are the pixels of the pictures with those that the vision tower is given, ``inputs`` having no windows.
+    Where that cannot be known, they count as made smaller by ``SHRUNK``.
     """
     pixels = inputs.tensors.get("pixel_values")
     if not isinstance(pixels, Tensor):
-        return True
+        return SHRUNK
     given = pixels.numel() / 3 / (2 if pixels.dim() == 2 else 1)  # rows of patches hold every pixel for two frames
+    sizes = [image.width * image.height for image in images]
     if pixels.dim() != 2:  # every picture has the same number, so that small ones must not hide a large one
-        return any(image.width * image.height >= SHRUNK**2 * given / len(images) for image in images)
-    return sum(image.width * image.height for image in images) >= SHRUNK**2 * given
+        return math.sqrt(max(sizes) * len(images) / given)
+    return math.sqrt(sum(sizes) / given)
 
 
 def reward_of(text: str, probability: float | None, phrases: Sequence[str]) -> float:
@@ -158,7 +170,11 @@ async def look_again(question: Question, inputs: Inputs, answer: str, reward: fl
         if accepted:
             best = seen[index][1]
             answer, reward = best.answer, best.reward
-    return Looked(best, tuple(looked.views), looked.encoded, looked.warnings)
+    supported = 1.0
+    if best is not None:
+        said = [(view.answer_after, view.reward_after) for view in looked.views]
+        supported = support(best.answer, said, times_smaller(question.job.images, inputs))
+    return Looked(best, tuple(looked.views), looked.encoded, looked.warnings, supported)
 
 
 class _Looking:

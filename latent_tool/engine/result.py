@@ -7,7 +7,7 @@ import math
 from latent_tool.about import model_name
 from latent_tool.cannot_tell import CANNOT_TELL_REASON, says_cannot_tell
 from latent_tool.engine.choosing import Chosen
-from latent_tool.engine.job import LOOK_PRICE, Job, Outcome, joint, pooled
+from latent_tool.engine.job import Job, Outcome, joint, pooled
 from latent_tool.engine.rounds import trace_row
 from latent_tool.errors import SettingsError
 from latent_tool.models.vlm import VisionLanguageModel
@@ -26,14 +26,14 @@ def as_result(vlm: VisionLanguageModel, outcome: Outcome) -> ReasoningResult:
         probability = min(1.0, float(chosen.log_probabilities[chosen.best].double().exp()))
     plain = outcome.plain_probability
     answer_log_p = outcome.decoded.log_probabilities[outcome.answer.start : outcome.answer.stop]
-    looks = sum(view.accepted for view in outcome.views)
+    support = outcome.support
     scores = Scores(
         reward=searched.best.reward if searched else None,
         initial_reward=searched.initial_reward if searched else None,
         top_k_mass=searched.best.top_k_mass if searched else None,
         answer_probability=probability,
         plain_probability=plain,
-        pooled_probability=None if probability is None or plain is None else pooled(probability, plain, looks),
+        pooled_probability=None if probability is None or plain is None else pooled(probability, plain, support),
         mean_token_probability=float(answer_log_p.mean().exp()) if len(answer_log_p) else None,
         first_token_entropy=float(outcome.decoded.entropies[outcome.answer.start])
         if outcome.answer.start < len(outcome.decoded.entropies)
@@ -50,7 +50,7 @@ def as_result(vlm: VisionLanguageModel, outcome: Outcome) -> ReasoningResult:
     else:
         confidence = getattr(scores, job.confidence)
         if confidence is not None and job.confidence == "answer_probability":
-            confidence *= LOOK_PRICE**looks  # as it is in the pooled probability
+            confidence *= support  # as it is in the pooled probability
     accepted = None
     if job.min_confidence is not None:
         accepted = confidence is not None and confidence >= job.min_confidence

@@ -102,6 +102,7 @@ async def answer(question: Question) -> Outcome:
         views=reached.looked.views,
         warnings=(*job.warnings, *inputs.warnings, *warnings),
         pictures=pictures,
+        support=reached.looked.support,
     )
 
 

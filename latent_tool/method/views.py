@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["density", "is_surer", "propose_windows", "random_windows", "relative_attention"]
+__all__ = ["density", "is_surer", "propose_windows", "random_windows", "relative_attention", "support"]
 
 Box = tuple[float, float, float, float]
 
@@ -102,6 +102,30 @@ def is_surer(reward: float, before: float, blind: bool, min_gain: float = 0.0) -
     """
     rises = round(reward - before, 6) > min_gain and reward >= _SURER * before
     return rises and (before > 0 or not blind or reward >= _LIKELY)
+
+
+def support(answer: str, said: Sequence[tuple[str, float]], shrunk: float) -> float:
+    """Return how far the windows that were looked at support an answer, in [0, 1].
+
+    This is the share of the answer in all that was said, to the power of ``1 / shrunk``. The surest of several windows
+    is surer than it is right, unless others say the same. The smaller a picture was made, the more of its windows show
+    something else, and the less does it mean that they say something else.
+
+    Args:
+        answer: what is supported, said of one of the windows at least.
+        said: of every window the answer with it, and how sure it was, in [0, 1]: 0 for "cannot tell", so that windows
+            that show nothing of it are no objection.
+        shrunk: how many times as long the picture's sides are as those that the model was given, at least 1.
+    """
+    total = sum(reward for _, reward in said)
+    ours = sum(reward for other, reward in said if _same(other, answer))
+    return (ours / total) ** (1 / max(1.0, shrunk)) if total else 1.0
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two answers of one model differ in case, white space and a full stop at most."""
+    first, second = (" ".join(text.casefold().split()).rstrip(".") for text in (one, other))
+    return first == second
 
 
 def _usable(windows: Sequence[tuple[int, int, int, int]], area: Box) -> list[tuple[int, int, int, int]]:

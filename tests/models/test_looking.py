@@ -12,7 +12,7 @@ import pytest
 from latent_tool.cannot_tell import PHRASES_OF_ALL, says_cannot_tell
 from latent_tool.engine.engine import Engine
 from latent_tool.engine.job import Job, Outcome
-from latent_tool.engine.looking import hides_pixels, reward_of
+from latent_tool.engine.looking import hides_pixels, reward_of, times_smaller
 from latent_tool.errors import CancelledError
 from latent_tool.scenes import generate
 from latent_tool.schema import ReasoningStep
@@ -40,7 +40,12 @@ def outcomes(engine: Engine) -> list[Outcome]:
 def test_only_pictures_that_were_made_smaller_are_looked_at(engine: Engine, side: int, hidden: bool) -> None:
     """The embedded model is given 96 x 96 pixels of any picture."""
     picture = generate(3_100_000, "canvas", max_questions=1, scale=3.0).image.resize((side, side))
-    assert hides_pixels((picture,), engine.vlm.prepare([picture], "what is red?")) is hidden
+    inputs = engine.vlm.prepare([picture], "what is red?")
+    assert hides_pixels((picture,), inputs) is hidden
+    assert times_smaller((picture,), inputs) == pytest.approx(side / 96)
+    assert times_smaller((picture, picture.resize((192, 96))), engine.vlm.prepare([picture] * 2, "?")) == pytest.approx(
+        max(side / 96, 2**0.5)
+    )
     if not hidden:
         sure_of_nothing = SearchSettings(look_below=1.0)
         outcome = engine.answer(
@@ -115,6 +120,27 @@ def test_scoring_the_answers_state_again_gives_its_reward(engine: Engine, outcom
     for outcome in outcomes:
         if outcome.search is not None:
             assert engine.rescore(outcome) == pytest.approx(outcome.search.best.reward, abs=1e-4)
+
+
+@pytest.mark.parametrize("confidence", ["pooled_probability", "answer_probability"])
+def test_windows_that_say_something_else_make_the_confidence_lower(engine: Engine, confidence: str) -> None:
+    """Every window's answer counts as much as it was sure, the less the smaller the picture was made."""
+    lowered = 0
+    for outcome in (engine.answer(job) for job in jobs(10, confidence=confidence)):
+        result = engine.result(outcome)
+        assert result.scores.answer_probability is not None and result.scores.plain_probability is not None
+        expected = result.scores.answer_probability
+        if confidence == "pooled_probability":
+            expected = (expected * result.scores.plain_probability) ** 0.5
+        if any(view.accepted for view in result.views):
+            ours = sum(view.reward_after for view in result.views if view.answer_after == result.answer)
+            others = sum(view.reward_after for view in result.views if view.answer_after != result.answer)
+            (picture,) = outcome.job.images
+            expected *= (ours / (ours + others)) ** (96 / (picture.width * picture.height) ** 0.5)
+            lowered += others > 0
+        assert result.confidence == pytest.approx(expected, abs=1e-6)
+        assert outcome.support == 1 or any(view.accepted for view in result.views)
+    assert lowered
 
 
 def test_the_costs_are_told(engine: Engine, outcomes: list[Outcome]) -> None:

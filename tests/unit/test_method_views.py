@@ -1,13 +1,14 @@
-"""Where windows are proposed: against slow twins, and on layouts whose densest place is plain to see."""
+"""Where windows are proposed, and what they say of an answer: against slow twins, and where it is plain to see."""
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
 import torch
 
-from latent_tool.method.views import density, is_surer, propose_windows, random_windows, relative_attention
+from latent_tool.method.views import density, is_surer, propose_windows, random_windows, relative_attention, support
 
 AREA = (0.0, 0.0, 320.0, 240.0)
 GRID = [(x * 40.0, y * 30.0, x * 40.0 + 40, y * 30.0 + 30) for y in range(8) for x in range(8)]
@@ -124,3 +125,36 @@ def test_what_was_surer_before_is_never_replaced() -> None:
                 assert reward > before + gain
                 assert is_surer(min(1.0, reward + 0.1), before, blind, gain)
                 assert is_surer(reward, before * 0.5, blind, gain)
+
+
+@pytest.mark.parametrize(
+    ("said", "shrunk", "expected"),
+    [
+        ([("red", 0.9)], 2.0, 1.0),
+        ([("red", 0.9), ("red", 0.2)], 2.0, 1.0),
+        ([("red", 0.9), ("cannot tell", 0.0)], 2.0, 1.0),  # it shows nothing of what is asked about
+        ([("red", 0.9), (" Red. ", 0.9), ("blue", 0.6)], 1.0, 0.75),
+        ([("red", 0.9), ("blue", 0.9)], 2.0, math.sqrt(0.5)),
+        ([("red", 0.9), ("blue", 0.45), ("green", 0.45)], 2.0, math.sqrt(0.5)),
+        ([("red", 0.9), ("reddish", 0.9)], 0.5, 0.5),  # no exponent above 1
+        ([("red", 0.0)], 2.0, 1.0),
+    ],
+)
+def test_windows_that_say_something_else_take_support_away(
+    said: list[tuple[str, float]], shrunk: float, expected: float
+) -> None:
+    assert support("red", said, shrunk) == pytest.approx(expected)
+
+
+def test_support_is_what_a_slow_count_gives() -> None:
+    source = random.Random(5)
+    for _ in range(500):
+        said = [(source.choice("abc"), source.randrange(1, 100) / 100) for _ in range(source.randrange(1, 9))]
+        answer, shrunk = said[0][0], source.uniform(1, 5)
+        votes = [other for other, sure in said for _ in range(round(100 * sure))]
+        found = support(answer, said, shrunk)
+        assert found == pytest.approx(math.exp(math.log(votes.count(answer) / len(votes)) / shrunk))
+        source.shuffle(said)
+        assert support(answer, said, shrunk) == pytest.approx(found)
+        assert support(answer, said, shrunk + 1) >= found  # of a smaller picture, other windows mean less
+        assert support(answer, [*said, ("d", 0.5)], shrunk) < found <= support(answer, [*said, (answer, 0.5)], shrunk)
