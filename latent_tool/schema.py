@@ -62,7 +62,15 @@ CONFIDENCE_SOURCES = {
 _UNSURE = 0.5  # below, the model holds its own answer for more likely wrong than right
 
 StopReason = Literal[
-    "confident", "looked", "iterations", "max_candidates", "deadline", "target_reward", "patience", "no_latents"
+    "confident",
+    "looked",
+    "undecided",
+    "iterations",
+    "max_candidates",
+    "deadline",
+    "target_reward",
+    "patience",
+    "no_latents",
 ]
 FinishReason = Literal["stop", "length", "deadline"]
 
@@ -347,7 +355,9 @@ class ReasoningResult(Plain):
     controls: Controls | None = None
     usage: Usage | None = None
     stop_reason: StopReason | None = Field(
-        None, description="Why no more was done for the answer: it was confident, or the limit that ended the search."
+        None,
+        description="Why no more was done for the answer: it was confident, the model leaned to none, or the limit that "
+        "ended the search.",
     )
     finish_reason: FinishReason | None = Field(None, description="Why the decoding ended.")
     model: str = ""

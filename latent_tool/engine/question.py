@@ -21,7 +21,7 @@ from latent_tool.method.reward import Logits
 from latent_tool.method.search import Outcome as SearchOutcome
 from latent_tool.method.search import Round, State, search
 from latent_tool.models.decoding import Decoded, ExtractedAnswer, extract_answer, generation_rules
-from latent_tool.models.families import answer_marks
+from latent_tool.models.families import answer_marks, answers_behind_words
 from latent_tool.models.options import spell
 from latent_tool.models.prefix import Inputs, Prefix
 from latent_tool.models.prompts import Rendered
@@ -115,6 +115,12 @@ class Question:
         """The token sequences that spell each option; raises ``QuestionError`` where that cannot be."""
         return spell(self.vlm, [[option] for option in self.job.options or ()])
 
+    @property
+    def answers_behind_words(self) -> bool:
+        """Whether the first words of a reply say nothing of how sure its answer is."""
+        prompt = f"{self.job.system or ''}\n{self.job.question}"
+        return answers_behind_words(self.vlm.model.config.model_type, prompt)
+
     def check_options(self) -> None:
         """Raise ``SettingsError`` if the reward is read in options that there are none of."""
         if self.job.settings.reward_position == "options" and self.job.options is None:
@@ -206,9 +212,9 @@ class Question:
             self.clock.reserve = max(0.0, min(wanted, (self.job.deadline - self.now()) / 2))
 
     async def search(
-        self, prefix: Prefix, start: Tensor, budget: Budget, sure: Callable[[State], Awaitable[bool]]
+        self, prefix: Prefix, start: Tensor, budget: Budget, enough: Callable[[State], Awaitable[str | None]]
     ) -> SearchOutcome:
-        """Search from the initial latents ``(L, d)`` unless they are ``sure`` already, and tell every round."""
+        """Search from the initial latents ``(L, d)`` unless they are ``enough`` already, and tell every round."""
         settings, began = self.job.settings, self.now()
 
         async def on_round(row: Round) -> None:
@@ -225,7 +231,7 @@ class Question:
             unit=self.vlm.embedding_rms() if settings.variant.scale == "embedding_rms" else 1.0,
             stop=self.clock.search_must_end,
             on_round=on_round,
-            sure=sure,
+            enough=enough,
         )
 
     async def decode(

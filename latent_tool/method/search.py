@@ -121,9 +121,9 @@ async def _untold(row: Round) -> None:
     """Nobody listens to the rounds."""
 
 
-async def _never_sure(state: State) -> bool:
+async def _never(state: State) -> str | None:
     """No state ends the search."""
-    return False
+    return None
 
 
 class _LimitReached(Exception):
@@ -380,7 +380,7 @@ async def search(
     unit: float = 1.0,
     stop: Callable[[], str | None] = lambda: None,
     on_round: Callable[[Round], Awaitable[None]] = _untold,
-    sure: Callable[[State], Awaitable[bool]] = _never_sure,
+    enough: Callable[[State], Awaitable[str | None]] = _never,
 ) -> Outcome:
     """Search for the state with the highest reward.
 
@@ -393,8 +393,8 @@ async def search(
         unit: what ``sigma`` is measured in, for example the RMS of the model's embeddings.
         stop: called before every batch but the first; returns a stop reason to end the search with the best so far.
         on_round: awaited with the row of every round as soon as the round is over.
-        sure: awaited with the initial state before the first round; ``True`` ends the search, which has found what it
-            was for.
+        enough: awaited with the initial state before the first round; returns a stop reason where there is nothing to
+            search for.
 
     Raises ``NumericalError`` when the initial state has no finite reward.
     """
@@ -412,8 +412,8 @@ async def search(
     reason: str | None = None
     improved = 0  # the round in which the best reward last rose
     rounds = range(1, budget.iterations + 1)
-    if rounds and run.limit_between_rounds(0) is None and await sure(run.best):
-        rounds, reason = range(0), "confident"
+    if rounds and run.limit_between_rounds(0) is None and (reason := await enough(run.best)):
+        rounds = range(0)
     for number in rounds:
         if reason := run.limit_between_rounds(number - 1 - improved):
             break

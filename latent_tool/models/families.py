@@ -13,7 +13,7 @@ from typing import Literal
 from latent_tool.models import cells
 from latent_tool.models.cells import Recipe
 
-__all__ = ["AnswerMarks", "Family", "answer_marks", "family", "markdown_table", "supported"]
+__all__ = ["AnswerMarks", "Family", "answer_marks", "answers_behind_words", "family", "markdown_table", "supported"]
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,18 @@ def answer_marks(model_type: str) -> AnswerMarks:
     pairs = dict.fromkeys(pair for each in rows for pair in each.answer_marks)
     ends = dict.fromkeys(each.reasoning_end for each in rows)
     return AnswerMarks(tuple(pairs | dict.fromkeys(common.pairs)), tuple(dict.fromkeys(common.reasoning_ends) | ends))
+
+
+def answers_behind_words(model_type: str, prompt: str) -> bool:
+    """Say whether a reply may hold its answer between marks, or behind reasoning whose end is no thinking marker.
+
+    Then the first words of a reply say nothing of how sure the answer is. That is so where the family writes such marks
+    of its own accord, and where a prompt names one: LaTeX's ``\\boxed``, or the opening mark of a pair.
+    """
+    row = family(model_type)
+    own = row is not None and bool(row.answer_marks or row.reasoning_end not in AnswerMarks().reasoning_ends)
+    named = ("\\boxed", *(opening for opening, _ in answer_marks(model_type).pairs))
+    return own or any(mark in prompt for mark in named)
 
 
 def markdown_table() -> str:

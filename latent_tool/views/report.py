@@ -57,6 +57,7 @@ STOPPED = {
     "converged": "nothing was left to improve",
     "confident": "the answer was sure enough before any search",
     "looked": "a window of the picture made the answer surer",
+    "undecided": "the model leaned to no answer that a search could sharpen",
     "no_latents": "there was nothing to search: no latents",
     "cancelled": "the caller stopped it",
 }
