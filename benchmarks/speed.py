@@ -46,17 +46,17 @@ from latent_tool.models.decoding import extract_answer, generation_rules
 from latent_tool.models.loading import ModelSpec, load
 from latent_tool.models.prefix import Prefix, Stems
 from latent_tool.models.prefix_attention import PrefixAttention
-from latent_tool.models.prefix_cache import PrefixCache
+from latent_tool.models.prefix_cache import AttentionMemory, PrefixCache
 from latent_tool.models.shared_prefix import SharedRows
 from latent_tool.models.vlm import VisionLanguageModel
 from latent_tool.scenes import generate
-from latent_tool.settings import Budget, SearchSettings
+from latent_tool.settings import Budget, GenerationSettings, SearchSettings
 
 QUESTION = "what is red?"
 LATENTS = 4
 CELLS = (1, 2, 3, 4)
 TOKENS = 64
-PARTS = ("ratios", "pieces", "fused", "confidence", "start", "growth", "roofline")
+PARTS = ("ratios", "calls", "pieces", "fused", "confidence", "start", "growth", "roofline")
 
 
 # ---------------------------------------------------------------------------------------------------- the models
@@ -129,6 +129,12 @@ def smolvlm_shaped() -> tuple[VisionLanguageModel, tuple[int, int]]:
     return written(dataclasses.replace(made, **changes)), (1024, 768)
 
 
+SHAPES: dict[str, Callable[[], tuple[VisionLanguageModel, tuple[int, int]]]] = {
+    "SmolVLM shape": smolvlm_shaped,
+    "Qwen2.5-VL shape": qwen_shaped,
+}
+
+
 # ---------------------------------------------------------------------------------------------------- measuring
 
 
@@ -186,13 +192,9 @@ def ratios(name: str, vlm: VisionLanguageModel, size: tuple[int, int], repeats: 
     inputs = vlm.prepare([image], QUESTION)
     prefix = vlm.prefill(inputs)
     parameters = sum(parameter.numel() for parameter in vlm.model.parameters())
-    settings, budget = SearchSettings(), Budget(max_new_tokens=TOKENS)
     lines = [
         f"### {name}: {parameters / 1e6:.0f} M parameters, prefix of {prefix.length} tokens\n",
-        f"Steps: {LATENTS} latents, {len(CELLS)} cells; prefixes shared: {vlm.shares_prefixes(prefix)}. Calls: "
-        f"the defaults, {settings.latents} latents, {budget.iterations} rounds of {settings.samples} samples, "
-        f"{settings.patches_per_latent} cells per latent and at most {budget.max_patches} in all, read at the "
-        f"{settings.reward_position}, start {settings.init}; with random weights no rung of the ladder is sure.\n",
+        f"Steps: {LATENTS} latents, {len(CELLS)} cells; prefixes shared: {vlm.shares_prefixes(prefix)}.\n",
         HEAD,
     ]
     latents = naive_model.draw_latents(vlm, 16, LATENTS)
@@ -210,22 +212,7 @@ def ratios(name: str, vlm: VisionLanguageModel, size: tuple[int, int], repeats: 
     one, sixteen = seconds([score(1), score(16)], 3 * repeats)
     lines.append(row("16 candidates vs 1", "<= 3", sixteen, one))
 
-    job = Job((image,), QUESTION, settings=settings, budget=budget)
-    uncached = PrefixCache(0)
-    cached, vlm.prefix_cache = vlm.prefix_cache, uncached  # every question pays for its own image here
-    engine = Engine(vlm)
-    given = {key: value for key, value in inputs.tensors.items() if isinstance(value, torch.Tensor)}
-
-    def generate_plainly() -> object:
-        with torch.inference_mode():
-            return vlm.model.generate(**given, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False)
-
-    hasty = dataclasses.replace(job, budget=Budget.level("quick").but(max_new_tokens=TOKENS))
-    thinking, quick, talking = seconds(
-        [lambda: engine.answer(job), lambda: engine.answer(hasty), generate_plainly], few
-    )
-    lines.append(row(f"standard budget + {TOKENS} tokens vs plain generate of {TOKENS}", "<= 1.5", thinking, talking))
-    lines.append(row(f"quick budget + {TOKENS} tokens vs plain generate of {TOKENS}", "<= 1.2", quick, talking))
+    cached, vlm.prefix_cache = vlm.prefix_cache, PrefixCache(0)
     (first,) = seconds([lambda: vlm.prefill(inputs)], few)
     vlm.prefix_cache = cached
     others = iter([vlm.prepare([image], f"{QUESTION} or {number}") for number in range(few + 1)])
@@ -241,6 +228,65 @@ def ratios(name: str, vlm: VisionLanguageModel, size: tuple[int, int], repeats: 
         "cache (target <= 1.1; what torch allocates, without the workspaces of its matrix library).\n"
     )
     return lines
+
+
+def calls(name: str, vlm: VisionLanguageModel, size: tuple[int, int], repeats: int) -> list[str]:
+    """What whole calls cost where the model is unsure throughout, against plain generation of as many tokens."""
+    settings, budget = SearchSettings(), Budget(max_new_tokens=TOKENS)
+    engine = Engine(vlm)
+    image = tiny_checkpoints.picture(*size)
+    larger = image.resize((2 * size[0], 2 * size[1]))  # which the processor makes as small as the other
+
+    def plainly(picture: Any) -> Callable[[], object]:
+        inputs = vlm.prepare([picture], QUESTION)
+        given = {key: value for key, value in inputs.tensors.items() if isinstance(value, torch.Tensor)}
+
+        def work() -> object:
+            with torch.inference_mode():
+                return vlm.model.generate(**given, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False)
+
+        return work
+
+    said: dict[str, Outcome] = {}
+
+    def call(row: str, picture: Any, budget: Budget) -> Callable[[], object]:
+        whole = GenerationSettings(min_new_tokens=TOKENS)
+        job = Job((picture,), QUESTION, settings=settings, budget=budget, generation=whole)
+
+        def work() -> None:
+            vlm.prefix_cache.clear()  # every question pays for its own picture
+            vlm.neutral_attention = AttentionMemory()
+            said[row] = engine.answer(job)
+
+        return work
+
+    quick = Budget.level("quick").but(max_new_tokens=TOKENS)
+    rows = {
+        f"standard budget + {TOKENS} tokens": ("<= 1.5", image, budget),
+        f"quick budget + {TOKENS} tokens": ("<= 1.2", image, quick),
+        "the same, always searched": ("-", image, budget.but(target_confidence=None)),
+        "standard budget, a picture of twice the sides": ("-", larger, budget),
+        "quick budget, a picture of twice the sides": ("-", larger, quick),
+    }
+    works = [call(row, picture, limits) for row, (_, picture, limits) in rows.items()]
+    *thinking, small = seconds([*works[:3], plainly(image)], max(3, repeats // 2))
+    *looking, large = seconds([*works[3:], plainly(larger)], max(1, repeats // 4))
+    lines = [
+        f"### {name}: calls\n",
+        f"The defaults against plain generation of {TOKENS} tokens; both write all of them. "
+        f"{settings.latents} latents, {budget.iterations} rounds of {settings.samples} samples, {settings.patches_per_latent} cells per latent and "
+        f"at most {budget.max_patches} in all, read at the {settings.reward_position}, start {settings.init}. With "
+        "random weights no rung of the ladder is sure. Of the larger picture, which the processor shrinks, windows are "
+        "looked at.\n",
+        HEAD,
+    ]
+    for (text, (target, picture, _)), taken in zip(rows.items(), [*thinking, *looking], strict=True):
+        lines.append(row(text, target, taken, small if picture is image else large))
+    ends = [
+        f"{text}: {each.stop_reason}, {each.usage.views} windows, {each.usage.candidates} candidates"
+        for text, each in said.items()
+    ]
+    return [*lines, "", f"How they ended: {'; '.join(ends)}.", ""]
 
 
 @contextmanager
@@ -601,6 +647,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="repeats of short measurements; long ones have fewer")
     parser.add_argument("--questions", type=int, default=100, help="questions that confidence is measured on")
     parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=SHAPES, help="for ratios and calls")
     parser.add_argument("--write", type=Path, help="file to write the tables to")
     parser.add_argument("--plot", type=Path, help="file to draw the growth to")
     chosen = parser.parse_args()
@@ -612,16 +659,16 @@ def main() -> None:
 
     began = time.perf_counter()
     say([f"`python benchmarks/speed.py`: {machine()}\n"])
-    models: dict[str, Callable[[], tuple[VisionLanguageModel, tuple[int, int]]]] = {
-        "SmolVLM shape": smolvlm_shaped,
-        "Qwen2.5-VL shape": qwen_shaped,
-    }
     kept: Any = None
-    for name, make in models.items():
-        if "ratios" in chosen.parts or (make is qwen_shaped and {"growth", "roofline", "pieces"} & set(chosen.parts)):
+    for name, make in SHAPES.items():
+        wanted = {"ratios", "calls"} if name in chosen.shapes else set()
+        wanted |= {"growth", "roofline", "pieces"} if make is qwen_shaped else set()
+        if wanted & set(chosen.parts):
             kept = make()
-            if "ratios" in chosen.parts:
+            if "ratios" in wanted & set(chosen.parts):
                 say(ratios(name, *kept, chosen.repeats))
+            if "calls" in wanted & set(chosen.parts):
+                say(calls(name, *kept, chosen.repeats))
     if "pieces" in chosen.parts:
         say(pieces(*kept, chosen.repeats))
     if "growth" in chosen.parts:

@@ -356,8 +356,8 @@ class ReasoningResult(Plain):
     usage: Usage | None = None
     stop_reason: StopReason | None = Field(
         None,
-        description="Why no more was done for the answer: it was confident, the model leaned to none, or the limit that "
-        "ended the search.",
+        description="Why no more was done for the answer: it was confident, the model leaned to none, or the limit "
+        "that ended the search.",
     )
     finish_reason: FinishReason | None = Field(None, description="Why the decoding ended.")
     model: str = ""
