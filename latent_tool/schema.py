@@ -269,10 +269,10 @@ class Domain(Plain):
     p_value: float = Field(
         ge=0,
         le=1,
-        description="Share of questions like the calibration's that look at least as strange as this one, at most.",
+        description="Share of questions like the calibration's that look at least as strange as this one.",
     )
     parts: dict[str, float] = Field(
-        description="The p-value of every part of the check by itself; the smallest, times their number, is p_value."
+        description="The p-value of every part of the check by itself; p_value is that of all together."
     )
     refused: bool = Field(description="p_value is at most the check's level: the question is unlike those.")
 

@@ -80,10 +80,11 @@ class Drift(Part):
 class Calibration(Part):
     """A score's mapping to probability, its threshold and its domain check, bound to one configuration.
 
-    A file of plain JSON. One of format 1, which had no domain check, is read and says so.
+    A file of plain JSON. One of format 1, which had no domain check, is read and says so; a domain check of format 2
+    compared other numbers, and its file is refused.
     """
 
-    schema_version: Literal["1", "2"] = "2"
+    schema_version: Literal["1", "2", "3"] = "3"
     fingerprint: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     configuration: dict[str, Any] | None = Field(
         None, description="What the fingerprint was made of, where known; says what differs when it does not fit."
@@ -104,6 +105,13 @@ class Calibration(Part):
     quality: Quality
     reference: tuple[Number, ...] = Field(min_length=1, description="Scores of calibration items, for the drift check.")
     provenance: dict[str, Any] = Field({}, description="Where it comes from, for people.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_check(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("schema_version") == "2" and given.get("domain") is not None:
+            raise ValueError("a domain check of format 2 compares other numbers than pictures are described by now")
+        return given
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

@@ -1,14 +1,17 @@
 """Whether a question's pictures are like those that a threshold was made for: a p-value per question.
 
-Two kinds of parts look at the numbers that describe a picture (``latent_tool.models.looks``): ``usual``, one Gaussian
-over the reference pictures, and one logistic regression for every kind of damage that the reference pictures were
-given when the check was fitted. Each gives a score, larger for stranger. A part's p-value is conformal,
+Several parts look at the numbers that describe a picture (``latent_tool.models.looks``). ``usual`` is one Gaussian over
+the reference pictures' features, ``pixels`` one over the numbers of their pixels; and there is one logistic regression
+for every kind of damage that the reference pictures were given when the check was fitted. Each gives a score, larger
+for stranger. A part's p-value is conformal, among the question and the n held-back ones,
 
-    p = (1 + number of held-back scores that are at least as large) / (held-back scores + 1),
+    p = (1 + number of held-back scores that are at least as large) / (n + 1).
 
-and so is at most alpha for at most a share alpha of questions drawn like the held-back ones, whatever the parts are
-worth. The question is refused if the least of the k p-values, times k, is at most the level. Of several pictures the
-strangest counts.
+The parts together are conformal, too: every one of the n + 1 questions has the sum of 1 / p over its parts (what the
+harmonic mean p-value of Wilson 2019 compares), with p counted among the same n + 1, and ``p_value`` is the share of
+them whose sum is at least this question's. The n + 1 are treated alike, so that it is at most alpha for at most a share
+alpha of questions drawn like the held-back ones, whatever the parts are worth and however they hang together. The
+question is refused if it is at most the level. Of several pictures the strangest counts.
 
 This module knows numbers. It knows nothing of pictures, models or of how a check is fitted (``domain_fit``); using one
 takes numpy alone.
@@ -17,7 +20,6 @@ takes numpy alone.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Self
@@ -30,7 +32,18 @@ from latent_tool.calibration.mapping import Count, Number, Part
 from latent_tool.errors import CalibrationMismatchError
 from latent_tool.schema import Domain
 
-__all__ = ["MOST_HELD_BACK", "MOST_NUMBERS", "DomainCheck", "NoDomainCheck", "held_back_needed", "round_off"]
+__all__ = [
+    "MOST_HELD_BACK",
+    "MOST_NUMBERS",
+    "PIXELS",
+    "USUAL",
+    "Damage",
+    "DomainCheck",
+    "Gaussian",
+    "NoDomainCheck",
+    "held_back_needed",
+    "round_off",
+]
 
 Array = NDArray[np.float64]
 Numbers = tuple[Number, ...]
@@ -38,34 +51,88 @@ Numbers = tuple[Number, ...]
 MOST_NUMBERS = 262_144  # in the directions of a check, so that its file stays small
 MOST_HELD_BACK = 5_000
 _RIDGE = 0.003  # added to every variance of the standardised numbers
-USUAL = "usual"
+USUAL, PIXELS = "usual", "pixels"
 
 
-class Usual(Part):
-    """One Gaussian over the standardised numbers: some principal directions, and one variance for all others."""
+@dataclass(frozen=True, eq=False)
+class _Arrays:
+    """A part's numbers as arrays, made once of its fields, by which parts are compared."""
 
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+
+@dataclass(frozen=True, eq=False)
+class _OfGaussian(_Arrays):
+    """``directions``: ``(D, k)``, of ``variances`` ``(k,)``."""
+
+    center: Array
+    scale: Array
+    directions: Array
+    variances: Array
+
+
+@dataclass(frozen=True, eq=False)
+class _OfCheck(_Arrays):
+    """``weights``: ``(D, damages)``; ``held_back``: scores ``(n, parts)``; ``ranks``: how many of a part's are at least
+    as large as each, itself among them.
+    """
+
+    weights: Array
+    intercepts: Array
+    held_back: Array
+    ranks: Array
+
+
+class Gaussian(Part):
+    """One Gaussian over standardised numbers: some principal directions, and one variance for all others."""
+
+    center: Numbers = Field(min_length=1, description="Mean of the numbers over the reference pictures, D of them.")
+    scale: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(description="Their deviation.")
     directions: tuple[Numbers, ...] = Field(description="Orthonormal, k of D numbers each.")
     variances: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(description="Along those.")
     rest: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(description="Along every other direction.")
 
+    _arrays: _OfGaussian = PrivateAttr()
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        size = len(self.center)
+        if any(len(row) != size for row in (self.scale, *self.directions)):
+            raise ValueError(f"every direction of the domain check needs {size} numbers")
+        if len(self.directions) != len(self.variances):
+            raise ValueError("every direction of the domain check needs one variance")
+        if size * max(1, len(self.directions)) > MOST_NUMBERS:
+            raise ValueError(f"the domain check holds more than {MOST_NUMBERS} numbers")
+        self._arrays = _OfGaussian(
+            center=np.array(self.center),
+            scale=np.array(self.scale),
+            directions=np.array(self.directions).reshape(-1, size).T.copy(),
+            variances=np.array(self.variances) + _RIDGE,
+        )
+        return self
+
+    def standardised(self, rows: Array) -> Array:
+        """Return rows ``(n, D)`` in deviations from the mean."""
+        found: Array = (rows - self._arrays.center) / self._arrays.scale
+        return found
+
+    def distance(self, z: Array) -> Array:
+        """Return how far standardised rows ``(n, D)`` are from the mean, ``(n,)``: 1 is usual."""
+        first = (z @ self._arrays.directions) ** 2  # (n, k)
+        left = np.maximum((z**2).sum(1) - first.sum(1), 0)
+        found: Array = np.sqrt(((first / self._arrays.variances).sum(1) + left / (self.rest + _RIDGE)) / z.shape[1])
+        return found
+
 
 class Damage(Part):
-    """One logistic regression: from the standardised numbers to the log-odds of one kind of damage."""
+    """One logistic regression: from the features' standardised numbers to the log-odds of one kind of damage."""
 
     weights: Numbers
     intercept: Number
-
-
-@dataclass(frozen=True)
-class _Arrays:
-    """A check's numbers as arrays; ``rows`` ``(D, k + damages)`` has the directions, then the weights."""
-
-    center: Array
-    scale: Array
-    rows: Array
-    variances: Array
-    intercepts: Array
-    names: tuple[str, ...]
 
 
 class DomainCheck(Part):
@@ -76,41 +143,42 @@ class DomainCheck(Part):
         "such checks."
     )
     reference: Count = Field(description="Questions whose pictures the parts were fitted on.")
-    center: Numbers = Field(description="Mean of the numbers over the reference pictures, D of them.")
-    scale: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(description="Their deviation.")
-    usual: Usual
+    usual: Gaussian = Field(description="Of the reference pictures' features.")
+    pixels: Gaussian = Field(description="Of the numbers of their pixels.")
     damages: dict[str, Damage]
     held_back: dict[str, Numbers] = Field(
-        description="For every part, the scores of the held-back questions, rising; they fitted no part."
+        description="For every part, the scores of the held-back questions, in one order; they fitted no part."
     )
 
-    _arrays: _Arrays | None = PrivateAttr(None)
+    _arrays: _OfCheck = PrivateAttr()
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        size, usual = len(self.center), self.usual
-        rows = [*usual.directions, *(damage.weights for damage in self.damages.values()), self.scale]
-        if not size or any(len(row) != size for row in rows):
+        size = len(self.usual.center)
+        if any(len(damage.weights) != size for damage in self.damages.values()):
             raise ValueError(f"every direction of the domain check needs {size} numbers")
-        if len(usual.directions) != len(usual.variances):
-            raise ValueError("every direction of the domain check needs one variance")
-        if size * max(1, len(usual.directions)) > MOST_NUMBERS:
-            raise ValueError(f"the domain check holds more than {MOST_NUMBERS} numbers")
-        if set(self.held_back) != {USUAL, *self.damages} or USUAL in self.damages:
+        if set(self.held_back) != set(self._names()) or len(self.held_back) != len(self._names()):
             raise ValueError("every part of the domain check needs its held-back scores")
         lengths = {len(scores) for scores in self.held_back.values()}
         if len(lengths) != 1 or not 0 < min(lengths) <= MOST_HELD_BACK:
             raise ValueError(f"the parts of the domain check need equally many held-back scores, 1 to {MOST_HELD_BACK}")
-        if any(list(scores) != sorted(scores) for scores in self.held_back.values()):
-            raise ValueError("the held-back scores of the domain check must rise")
         if min(lengths) < held_back_needed(self.level, len(self.held_back)):
             raise ValueError("the domain check has too few held-back scores for its level: it could refuse nothing")
+        damages, held_back = self.damages.values(), np.array([self.held_back[name] for name in self._names()]).T
+        rising = np.sort(held_back, axis=0)
+        below = [np.searchsorted(one, own) for one, own in zip(rising.T, held_back.T, strict=True)]
+        self._arrays = _OfCheck(
+            weights=np.array([damage.weights for damage in damages]).reshape(-1, size).T.copy(),
+            intercepts=np.array([damage.intercept for damage in damages]),
+            held_back=held_back,  # (n, parts)
+            ranks=len(held_back) - np.array(below, dtype=np.float64).T,
+        )
         return self
 
     @property
     def size(self) -> int:
-        """D, how many numbers describe a picture."""
-        return len(self.center)
+        """How many numbers describe a picture: those of its features, then those of its pixels."""
+        return len(self.usual.center) + len(self.pixels.center)
 
     @property
     def held(self) -> int:
@@ -129,24 +197,21 @@ class DomainCheck(Part):
                 "Use the model it was fitted for, or calibrate this one.",
             )
         worst = self.table(np.asarray(pictures, dtype=np.float64)).max(0).tolist()
-        return dict(zip(self._known().names, map(round_off, worst), strict=True))
+        return dict(zip(self._names(), map(round_off, worst), strict=True))
 
     def table(self, pictures: Array) -> Array:
-        """Return scores ``(n, parts)`` of pictures ``(n, D)``, in the order of ``scores``; ``inf`` where that is no
+        """Return scores ``(n, parts)`` of pictures ``(n, size)``, in the order of ``scores``; ``inf`` where that is no
         number.
         """
-        known = self._known()
+        known, split = self._arrays, len(self.usual.center)
         with np.errstate(over="ignore", invalid="ignore"):
-            z = (pictures - known.center) / known.scale  # (n, D)
-            along = z @ known.rows  # (n, k + damages)
-            first = along[:, : len(known.variances)] ** 2  # along the Gaussian's directions
-            left = np.maximum((z**2).sum(1) - first.sum(1), 0)
-            usual = np.sqrt(((first / known.variances).sum(1) + left / (self.usual.rest + _RIDGE)) / self.size)
-            table: Array = np.column_stack([usual, along[:, len(known.variances) :] + known.intercepts])
+            z = self.usual.standardised(pictures[:, :split])  # (n, D)
+            pixels = self.pixels.distance(self.pixels.standardised(pictures[:, split:]))
+            table = np.column_stack([self.usual.distance(z), pixels, z @ known.weights + known.intercepts])
         return np.where(np.isfinite(table), table, math.inf)
 
     def verdict(self, pictures: Sequence[Sequence[float]]) -> Domain:
-        """Tell whether a question about pictures, each described by ``D`` numbers, is like the reference questions.
+        """Tell whether a question about pictures, each described by ``size`` numbers, is like the reference questions.
 
         Raises what ``scores`` raises.
         """
@@ -154,28 +219,18 @@ class DomainCheck(Part):
 
     def verdict_of(self, scores: Mapping[str, float]) -> Domain:
         """Return the verdict that belongs to the parts' scores."""
-        parts = {}
-        for name, score in scores.items():
-            held = self.held_back[name]
-            larger = 0 if math.isnan(score) else len(held) - bisect_left(held, score)
-            parts[name] = (1 + larger) / (len(held) + 1)
-        p_value = min(1.0, len(parts) * min(parts.values()))
-        # Equal but for rounding counts as equal: the level is a bound that is meant to be reached.
+        known, count = self._arrays, self.held + 1
+        own = np.array([scores[name] for name in self._names()])
+        own = np.where(np.isnan(own), math.inf, own)
+        rank = 1 + (known.held_back >= own).sum(0)
+        sums = (1 / (known.ranks + (own >= known.held_back))).sum(1)
+        # Equal but for rounding counts as equal, here and at the level, which is a bound that is meant to be reached.
+        p_value = float(1 + (sums >= (1 / rank).sum() * (1 - 1e-9)).sum()) / count
+        parts = dict(zip(self._names(), (rank / count).tolist(), strict=True))
         return Domain(p_value=p_value, parts=parts, refused=p_value <= self.level * (1 + 1e-9))
 
-    def _known(self) -> _Arrays:
-        if self._arrays is None:
-            usual, damages = self.usual, self.damages
-            weights = [damage.weights for damage in damages.values()]
-            self._arrays = _Arrays(
-                center=np.array(self.center),
-                scale=np.array(self.scale),
-                rows=np.array([*usual.directions, *weights]).reshape(-1, self.size).T.copy(),
-                variances=np.array(usual.variances) + _RIDGE,
-                intercepts=np.array([damage.intercept for damage in damages.values()]),
-                names=(USUAL, *damages),
-            )
-        return self._arrays
+    def _names(self) -> tuple[str, ...]:
+        return (USUAL, PIXELS, *self.damages)
 
 
 class NoDomainCheck(Part):
@@ -191,5 +246,7 @@ def round_off(value: float) -> float:
 
 
 def held_back_needed(level: float, parts: int) -> int:
-    """Return how many held-back questions ``parts`` parts need at least, to be able to refuse anything at ``level``."""
+    """Return how many held-back questions ``parts`` parts need at least, so that ``level`` has room for a question
+    that is the strangest in one part alone, and for those that are it in the others.
+    """
     return math.ceil(parts / level * (1 - 1e-12)) - 1

@@ -6,7 +6,7 @@ question does both. This module knows numbers; it needs scikit-learn.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -16,17 +16,18 @@ from numpy.typing import NDArray
 from latent_tool.calibration.domain import (
     MOST_HELD_BACK,
     MOST_NUMBERS,
+    PIXELS,
     USUAL,
     Damage,
     DomainCheck,
+    Gaussian,
     NoDomainCheck,
-    Usual,
     held_back_needed,
     round_off,
 )
 from latent_tool.errors import CalibrationError, MissingExtraError
 
-__all__ = ["LEVELS", "Shares", "fit_domain", "needed_questions", "shares"]
+__all__ = ["LEVELS", "Shares", "fit_domain", "needed_questions", "parts_of", "shares"]
 
 Array = NDArray[np.float64]
 Pictures = Sequence[Sequence[float]]  # of one question, each described by D numbers
@@ -35,6 +36,7 @@ LEVELS = (0.01, 0.02, 0.05)  # rates of false alarms, the best that there are qu
 MIN_REFERENCE = 100
 _MOST_REFERENCE = 1_000
 _MOST_DIRECTIONS = 64
+_LEAST_SCALE = 1e-3  # added to every deviation
 _STRENGTH = 0.01  # of the logistic regressions: scikit-learn's C
 
 
@@ -77,6 +79,7 @@ def fit_domain(
     reference: Sequence[Pictures],
     damaged: Mapping[str, Sequence[Sequence[float]]],
     held_back: Sequence[Pictures],
+    pixels: int,
     level: float | None = None,
 ) -> DomainCheck | NoDomainCheck:
     """Fit a domain check.
@@ -85,6 +88,7 @@ def fit_domain(
         reference: questions that fit the parts, each with its pictures.
         damaged: name of a kind of damage -> pictures of the reference questions that were given it.
         held_back: other questions drawn like them, which fit nothing and give the p-values their scale.
+        pixels: how many of a picture's numbers, the last ones, are of its pixels and not of the model's features.
         level: rate of false alarms; ``None``: the smallest of ``LEVELS`` there are enough held-back questions for.
 
     Raises ``CalibrationError`` for numbers that are not finite or of several sizes, and ``MissingExtraError`` without
@@ -92,7 +96,7 @@ def fit_domain(
     """
     if find_spec("sklearn") is None:
         raise MissingExtraError("Fitting a domain check", "evaluation")
-    parts = 1 + len(damaged)
+    parts = parts_of(damaged)
     levels = LEVELS if level is None else (level,)
     allowed = next((each for each in levels if len(held_back) >= held_back_needed(each, parts)), None)
     if allowed is None or len(reference) < MIN_REFERENCE:
@@ -104,22 +108,27 @@ def fit_domain(
             needed_pictures=max(needed, found + 1),
         )
     whole = _table([picture for pictures in reference for picture in pictures])
-    center, scale = whole.mean(0), whole.std(0) + 1e-3
-    z = (whole - center) / scale
+    size = whole.shape[1] - pixels
+    usual = _gaussian(whole[:, :size])
+    z = usual.standardised(whole[:, :size])
     check = DomainCheck(
         level=allowed,
         reference=len(reference),
-        center=_plain(center),
-        scale=_plain(scale),
-        usual=_usual(z),
-        damages={name: _damage(z, (_table(rows) - center) / scale) for name, rows in damaged.items()},
-        held_back=dict.fromkeys((USUAL, *damaged), tuple(float(place) for place in range(len(held_back)))),
+        usual=usual,
+        pixels=_gaussian(whole[:, size:]),
+        damages={name: _damage(z, usual.standardised(_table(rows)[:, :size])) for name, rows in damaged.items()},
+        held_back=dict.fromkeys((USUAL, PIXELS, *damaged), (0.0,) * len(held_back)),
     )
     scores = [check.scores(pictures) for pictures in held_back]
-    rising = {part: tuple(sorted(each[part] for each in scores)) for part in check.held_back}
-    if not all(np.isfinite(values).all() for values in rising.values()):
+    found = {part: tuple(each[part] for each in scores) for part in check.held_back}
+    if not all(np.isfinite(values).all() for values in found.values()):
         raise CalibrationError("Some pictures are described by numbers that are not finite.", "Check the model.")
-    return DomainCheck(**{**dict(check), "held_back": rising})
+    return DomainCheck(**{**dict(check), "held_back": found})
+
+
+def parts_of(damages: Collection[str]) -> int:
+    """Return how many parts a check has that knows these kinds of damage."""
+    return len((USUAL, PIXELS)) + len(damages)
 
 
 def _table(rows: Sequence[Sequence[float]]) -> Array:
@@ -131,8 +140,10 @@ def _table(rows: Sequence[Sequence[float]]) -> Array:
     return table
 
 
-def _usual(z: Array) -> Usual:
-    """The Gaussian of standardised rows ``(n, D)``: principal directions, and the mean variance of the others."""
+def _gaussian(rows: Array) -> Gaussian:
+    """The Gaussian of rows ``(n, D)``: principal directions, and the mean variance of the others."""
+    center, scale = rows.mean(0), rows.std(0) + _LEAST_SCALE
+    z = (rows - center) / scale
     count, size = z.shape
     kept = max(1, min(_MOST_DIRECTIONS, count // 2, size, MOST_NUMBERS // size))
     _, lengths, directions = np.linalg.svd(z - z.mean(0), full_matrices=False)
@@ -140,7 +151,9 @@ def _usual(z: Array) -> Usual:
     # The sign of a direction is nobody's choice: the largest entry is positive, whatever the linear algebra says.
     signs = np.sign(directions[np.arange(len(directions)), np.abs(directions).argmax(1)])
     rest = max(0.0, float((z.var(0, ddof=1).sum() - variances[:kept].sum()) / max(1, size - kept)))
-    return Usual(
+    return Gaussian(
+        center=_plain(center),
+        scale=_plain(scale),
         directions=tuple(map(_plain, (directions * signs[:, None])[:kept])),
         variances=_plain(variances[:kept]),
         rest=_plain(np.array([rest]))[0],

@@ -30,7 +30,7 @@ _NOT_THE_MODEL = ("name", "dtype", "quantization")
 _WHERE = ("data", "preset", "images")
 _LEFT_OUT = "Pictures are named for a domain check that is left out."
 # What only fills the screen.
-_NUMBERS = {"center": True, "scale": True, "usual": True, "damages": True, "held_back": True}
+_NUMBERS = {"usual": True, "pixels": True, "damages": True, "held_back": True}
 _NOT_SHOWN: dict[str, Any] = {"reference": True, "configuration": True, "domain": _NUMBERS}
 
 

@@ -34,7 +34,7 @@ async def answer(question: Question) -> Outcome:
     reached = await climb(question, prefix, budget)
     latents, patches, searched, decoded = reached.latents, reached.patches, reached.search, reached.decoded
     encoded = prefix.encoded + reached.looked.encoded
-    pictures = picture_numbers(prefix.features, inputs.cells)  # whole pictures, without windows of them
+    pictures = picture_numbers(prefix.features, inputs.cells, job.images)  # without windows of them
     prefix, inputs = reached.prefix, reached.prefix.inputs
     warnings += reached.looked.warnings
 

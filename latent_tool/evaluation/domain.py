@@ -17,10 +17,11 @@ import numpy as np
 
 from latent_tool.calibration.configuration import configuration
 from latent_tool.calibration.domain import DomainCheck, NoDomainCheck
-from latent_tool.calibration.domain_fit import LEVELS, fit_domain, needed_questions, shares
+from latent_tool.calibration.domain_fit import LEVELS, fit_domain, needed_questions, parts_of, shares
 from latent_tool.errors import CalibrationMismatchError, LatentToolError, SettingsError
 from latent_tool.evaluation.datasets import Item, load_dataset
 from latent_tool.evaluation.runs import Row, Run
+from latent_tool.images.appearance import PIXEL_NUMBERS
 from latent_tool.images.damage import DAMAGES
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def numbers_of(engine: Engine, images: Sequence[Any], question: str = "?", syste
     from latent_tool.models.looks import look, picture_numbers
 
     inputs = engine.vlm.prepare(images, question, system=system)
-    return picture_numbers(look(engine.vlm, inputs), inputs.cells)
+    return picture_numbers(look(engine.vlm, inputs), inputs.cells, images)
 
 
 def look_at(
@@ -162,7 +163,7 @@ def check_of_run(
         items: all questions of the run with their pictures.
         level: rate of false alarms; ``None``: the smallest of 1, 2 and 5 % that there are pictures for.
     """
-    parts = 1 + len(DAMAGES)
+    parts = parts_of(DAMAGES)
     rng = np.random.default_rng([seed, 21])
     labelled = {row.id for row in rows}
     if pictures:
@@ -199,6 +200,7 @@ def check_of_run(
         [numbers[item.id] for item in reference],
         _damaged(engine, reference, system, seed),
         [numbers[item.id] for item in held_back],
+        PIXEL_NUMBERS,
         level,
     )
     provenance = {

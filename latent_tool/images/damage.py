@@ -10,9 +10,9 @@ import random
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
 
-__all__ = ["DAMAGES", "Damaging", "covered", "shaded", "shrunk", "smoothed", "warped"]
+__all__ = ["DAMAGES", "Damaging", "covered", "shaded", "shrunk", "warped"]
 
 # A picture, another one of the same source, and the generator that decides -> the picture after it.
 Damaging = Callable[[Image.Image, Image.Image, random.Random], Image.Image]
@@ -46,13 +46,6 @@ def covered(picture: Image.Image, other: Image.Image, rng: random.Random) -> Ima
     result = picture.copy()
     result.paste(other.resize(picture.size, Image.Resampling.BICUBIC).crop(box), box)
     return result
-
-
-def smoothed(picture: Image.Image, _: Image.Image, rng: random.Random) -> Image.Image:
-    """Return the picture blurred over 5 to 30 % of its short side, every other one grey: no shape is left in it."""
-    radius = rng.uniform(0.05, 0.3) * min(picture.size)
-    blurred = picture.filter(ImageFilter.GaussianBlur(radius))
-    return blurred.convert("L").convert("RGB") if rng.random() < 0.5 else blurred
 
 
 def warped(picture: Image.Image, _: Image.Image, rng: random.Random) -> Image.Image:
@@ -98,6 +91,5 @@ def shaded(picture: Image.Image, _: Image.Image, rng: random.Random) -> Image.Im
 # Part of a check -> what its pictures are damaged by, in turn.
 DAMAGES: Mapping[str, tuple[Damaging, ...]] = {
     "shrunk": (shrunk, covered),
-    "smoothed": (smoothed,),
     "warped": (warped, shaded),
 }

@@ -1,6 +1,7 @@
 """What a model sees of a picture, in a few numbers: what a domain check compares pictures by.
 
-The numbers are made of the merged image features, which every prefix has: nothing is run for them. ``look`` gives the
+The numbers are made of the merged image features, which every prefix has, and of the picture's own pixels: nothing is
+run for them. ``look`` gives the
 features of a picture that nobody asks about; it stops where the decoder would begin. This module knows nothing of what
 the numbers are compared with.
 """
@@ -12,8 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL.Image import Image
 from torch import Tensor
 
+from latent_tool.images.appearance import pixel_numbers
 from latent_tool.models.prefix import Cell, Inputs
 from latent_tool.models.vlm import VisionLanguageModel
 
@@ -24,15 +27,16 @@ _QUANTILES = (0.25, 0.5, 0.75, 0.9, 1.0)
 _LEAST = 1e-6  # added before logarithms
 
 
-def picture_numbers(features: Tensor, cells: Sequence[Cell]) -> tuple[tuple[float, ...], ...]:
-    """Describe every picture of a prompt by ``d + SPREAD`` numbers, in the order of the pictures.
+def picture_numbers(features: Tensor, cells: Sequence[Cell], images: Sequence[Image]) -> tuple[tuple[float, ...], ...]:
+    """Describe every picture of a prompt by ``d + SPREAD + PIXEL_NUMBERS`` numbers, in the order of the pictures.
 
     The mean of its cells' features ``(d,)``; then the logarithms of their total variance, of the quantiles 25, 50, 75,
-    90 and 100 % of their distance to the mean cell, and of the mean, largest and smallest norm.
+    90 and 100 % of their distance to the mean cell, and of the mean, largest and smallest norm; then ``pixel_numbers``.
 
     Args:
         features: merged image features ``(C, d)``, of any float type.
         cells: the cells they belong to, ``C`` of them.
+        images: the prompt's pictures, RGB.
     """
     values = features.detach().float()
     owners = [cell.image for cell in cells]
@@ -43,7 +47,7 @@ def picture_numbers(features: Tensor, cells: Sequence[Cell]) -> tuple[tuple[floa
         mean = part.mean(0)
         distance, norm = torch.stack([(part - mean).norm(dim=1), part.norm(dim=1)]).cpu().double().numpy()
         spread = [np.square(distance).mean(), *_quantiles(distance), norm.mean(), norm.max(), norm.min()]
-        rows.append((*mean.tolist(), *np.log(np.array(spread) + _LEAST).tolist()))
+        rows.append((*mean.tolist(), *np.log(np.array(spread) + _LEAST).tolist(), *pixel_numbers(images[image])))
     return tuple(rows)
 
 

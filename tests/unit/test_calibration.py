@@ -330,7 +330,7 @@ def test_a_file_survives_and_is_read_strictly(tmp_path: Path) -> None:
     assert Calibration.load(json.loads(path.read_text())) == found
     whole = json.loads(path.read_text())
     wrong: list[Any] = [
-        {**whole, "schema_version": "3"},
+        {**whole, "schema_version": "4"},
         {**whole, "fingerprint": "0" * 64},
         {**whole, "extra": 1},
         {**whole, "threshold": None, "no_threshold": None},

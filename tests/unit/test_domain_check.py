@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from latent_tool.cannot_tell import CANNOT_TELL_REASON
 from latent_tool.errors import CalibrationError, CalibrationMismatchError
 from latent_tool.schema import Domain, ReasoningResult, Scores
 
-SIZE = 12
+SIZE, PIXELS = 12, 4  # numbers of a picture, and how many of them are of its pixels
 Table = NDArray[np.float64]
 
 
@@ -39,14 +41,14 @@ def like(rng: np.random.Generator, count: int, pictures: int = 1) -> list[list[l
 
 def damaged(rng: np.random.Generator, questions: list[list[list[float]]]) -> dict[str, list[list[float]]]:
     rows = np.array([picture for pictures in questions for picture in pictures])
-    return {"shrunk": (rows * 0.6).tolist(), "smoothed": (rows + rng.normal(2, 1, rows.shape)).tolist()}
+    return {"shrunk": (rows * 0.6).tolist()}
 
 
 def check_of(
     rng: np.random.Generator, reference: int = 150, held: int = 299, level: float | None = 0.01
 ) -> DomainCheck:
     known = like(rng, reference)
-    found = fit_domain(known, damaged(rng, known), like(rng, held), level)
+    found = fit_domain(known, damaged(rng, known), like(rng, held), PIXELS, level)
     assert isinstance(found, DomainCheck)
     return found
 
@@ -71,7 +73,9 @@ def test_neither_promise_is_violated_more_often_than_stated() -> None:
         order = np.random.default_rng(split).permutation(len(population))
         reference, held, own, fresh = np.split(order[:3000], [150, 300, 1000])
         known = population[reference].tolist()
-        check = fit_domain(known, damaged(np.random.default_rng(split), known), population[held].tolist(), level)
+        check = fit_domain(
+            known, damaged(np.random.default_rng(split), known), population[held].tolist(), PIXELS, level
+        )
         assert isinstance(check, DomainCheck)
         refused = naive_verdicts(check, population[:, 0])
         if split < 3:
@@ -91,25 +95,48 @@ def test_neither_promise_is_violated_more_often_than_stated() -> None:
 
 
 def naive_verdicts(check: DomainCheck, pictures: Table) -> NDArray[np.bool_]:
-    """Whether each picture ``(n, D)`` alone is refused, by counting."""
-    parts = []
-    for column, held in zip(check.table(pictures).T, check.held_back.values(), strict=True):
-        larger = len(held) - np.searchsorted(held, [round_off(value) for value in column.tolist()], side="left")
-        parts.append((1 + larger) / (len(held) + 1))
-    return len(parts) * np.min(parts, axis=0) <= check.level * (1 + 1e-9)
+    """Whether each picture ``(n, D)`` alone is refused: it joins the held-back ones, and all are compared."""
+    table = check.table(pictures)
+    own, held = np.zeros(len(table)), np.zeros((len(table), check.held))
+    for column, scores in zip(table.T, map(np.array, check.held_back.values()), strict=True):
+        value = np.array([round_off(each) for each in column.tolist()])[:, None]
+        own += 1 / (1 + (scores >= value).sum(1))
+        held += 1 / ((scores[None] >= scores[:, None]).sum(1) + (value >= scores))
+    p_values = (1 + (held >= own[:, None] * (1 - 1e-9)).sum(1)) / (check.held + 1)
+    refused: NDArray[np.bool_] = p_values <= check.level * (1 + 1e-9)
+    return refused
 
 
 def test_a_p_value_counts_the_held_back_scores() -> None:
-    """By hand: (1 + how many are at least as large) / (n + 1), the least one times the number of parts."""
+    """By hand, in fractions: the question is one of n + 1, of whom every one is compared with all."""
     rng = np.random.default_rng(1)
     check = check_of(rng)
-    for pictures in like(rng, 50):
+    strange = [
+        [[value * factor for value in picture] for picture in pictures]
+        for pictures in like(rng, 12)
+        for factor in (1, 1.5, 3)
+    ]
+    for pictures in [*like(rng, 12), *strange]:
         scores, verdict = check.scores(pictures), check.verdict(pictures)
-        for part, value in scores.items():
-            larger = sum(held >= value for held in check.held_back[part])
-            assert verdict.parts[part] == (1 + larger) / (check.held + 1)
-        assert verdict.p_value == min(1.0, len(scores) * min(verdict.parts.values()))
+        everyone = [(*check.held_back[part], value) for part, value in scores.items()]
+        ranks = [[sum(other >= one for other in column) for one in column] for column in everyone]
+        assert list(verdict.parts.values()) == [column[-1] / (check.held + 1) for column in ranks]
+        sums = [sum(Fraction(1, rank) for rank in row) for row in zip(*ranks, strict=True)]
+        assert verdict.p_value == sum(one >= sums[-1] for one in sums) / (check.held + 1)
         assert verdict.refused == (verdict.p_value <= check.level * (1 + 1e-9))
+
+
+def test_what_is_strange_in_one_part_is_refused_and_so_is_what_is_a_little_strange_in_all() -> None:
+    rng = np.random.default_rng(16)
+    check = check_of(rng, held=499)
+    rising = {part: sorted(scores) for part, scores in check.held_back.items()}
+    usual = {part: scores[250] for part, scores in rising.items()}
+    assert not check.verdict_of(usual).refused
+    for part, scores in rising.items():
+        assert check.verdict_of({**usual, part: scores[-1] + 1}).refused
+        assert not check.verdict_of({**usual, part: scores[-8]}).refused
+    together = check.verdict_of({part: scores[-8] for part, scores in rising.items()})
+    assert together.p_value < 1.5 * min(together.parts.values())  # where the least p times the number of parts is 3
 
 
 def test_strangers_are_refused_and_of_several_pictures_the_strangest_counts() -> None:
@@ -126,14 +153,17 @@ def test_the_gaussian_is_the_naive_one() -> None:
     """All directions kept: the distance is that by the inverse of the covariance, plus the ridge."""
     rng = np.random.default_rng(3)
     known, others = like(rng, 400), like(rng, 20)
-    check = fit_domain(known, {}, like(rng, 200), 0.01)
-    assert isinstance(check, DomainCheck) and len(check.usual.directions) == SIZE
-    rows = np.array(known)[:, 0]
-    z = (rows - rows.mean(0)) / (rows.std(0) + 1e-3)
-    inverse = np.linalg.inv(np.cov(z.T) + 0.003 * np.eye(SIZE))
-    for pictures in others:
-        row = (np.array(pictures[0]) - rows.mean(0)) / (rows.std(0) + 1e-3)
-        assert check.scores(pictures)["usual"] == pytest.approx(math.sqrt(row @ inverse @ row / SIZE), rel=1e-3)
+    check = fit_domain(known, {}, like(rng, 200), PIXELS, 0.01)
+    assert isinstance(check, DomainCheck)
+    assert (len(check.usual.directions), len(check.pixels.directions)) == (SIZE - PIXELS, PIXELS)
+    for part, own in {"usual": slice(SIZE - PIXELS), "pixels": slice(SIZE - PIXELS, None)}.items():
+        rows = np.array(known)[:, 0, own]
+        z = (rows - rows.mean(0)) / (rows.std(0) + 1e-3)
+        inverse = np.linalg.inv(np.cov(z.T) + 0.003 * np.eye(z.shape[1]))
+        for pictures in others:
+            row = (np.array(pictures[0])[own] - rows.mean(0)) / (rows.std(0) + 1e-3)
+            expected = math.sqrt(row @ inverse @ row / z.shape[1])
+            assert check.scores(pictures)[part] == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300])
@@ -152,12 +182,15 @@ def test_pictures_of_another_model_are_an_error(pictures: list[list[float]]) -> 
 
 def test_a_check_is_deterministic_and_survives_its_file(tmp_path: Path) -> None:
     one, other = (check_of(np.random.default_rng(6)) for _ in range(2))
-    assert one == other
+    assert one == other and one != check_of(np.random.default_rng(7))
     calibration = checked(one)
     calibration.save(tmp_path / "c.json")
     read = Calibration.load(tmp_path / "c.json")
-    assert read == calibration and read.domain is not None and read.schema_version == "2"
+    assert read == calibration and read.domain is not None and read.schema_version == "3"
     rng = np.random.default_rng(7)
+    copies = one.model_copy(), pickle.loads(pickle.dumps(one)), DomainCheck.model_validate(one.model_dump())
+    (question,) = like(rng, 1)
+    assert all(copy == one and copy.verdict(question) == one.verdict(question) for copy in copies)
     assert all(read.domain.verdict(each) == one.verdict(each) for each in like(rng, 50))
     assert len((tmp_path / "c.json").read_text().splitlines()) < 300  # numbers of one list on one line
 
@@ -166,10 +199,12 @@ def test_bounds_of_a_file_are_kept() -> None:
     """What is not whole is refused when it is read, by name."""
     good = check_of(np.random.default_rng(8)).model_dump(mode="json")
     wrongs: dict[str, dict[str, Any]] = {
-        "needs 12 numbers": {"scale": good["scale"][:-1]},
+        "needs 8 numbers": {"usual": {**good["usual"], "scale": good["usual"]["scale"][:-1]}},
+        "needs 4 numbers": {"pixels": {**good["pixels"], "directions": [[0.0] * 5] * 4}},
+        "every direction": {"damages": {"shrunk": {"weights": [0.0] * 4, "intercept": 0.0}}},
+        "at least 1 item": {"pixels": {"center": [], "scale": [], "directions": [], "variances": [], "rest": 1.0}},
         "one variance": {"usual": {**good["usual"], "variances": good["usual"]["variances"][:-1]}},
         "held-back scores": {"held_back": {"usual": good["held_back"]["usual"]}},
-        "must rise": {"held_back": {part: scores[::-1] for part, scores in good["held_back"].items()}},
         "too few": {"level": 0.001},
         "equally many": {"held_back": {**good["held_back"], "usual": good["held_back"]["usual"][1:]}},
     }
@@ -178,17 +213,17 @@ def test_bounds_of_a_file_are_kept() -> None:
             DomainCheck.model_validate({**good, **change})
     wide = 5000
     row = [0.0] * wide
-    big = {"center": row, "scale": [1.0] * wide, "damages": {}, "held_back": {"usual": good["held_back"]["usual"]}}
-    big["usual"] = {"directions": [row] * 60, "variances": [1.0] * 60, "rest": 1.0}
-    with pytest.raises(ValidationError, match="more than"):
-        DomainCheck.model_validate({**good, **big})
+    big = {"center": row, "scale": [1.0] * wide, "directions": [row] * 60, "variances": [1.0] * 60, "rest": 1.0}
+    for part in ("usual", "pixels"):
+        with pytest.raises(ValidationError, match="more than"):
+            DomainCheck.model_validate({**good, part: big})
 
 
 def test_a_wide_model_gets_fewer_directions() -> None:
     """8,192 numbers a picture: the file stays bounded."""
     rng = np.random.default_rng(9)
     rows = rng.normal(size=(300, 1, 8192))
-    check = fit_domain(rows[:120].tolist(), {"half": (rows[:120, 0] / 2).tolist()}, rows[120:].tolist(), 0.05)
+    check = fit_domain(rows[:120].tolist(), {"half": (rows[:120, 0] / 2).tolist()}, rows[120:].tolist(), 10, 0.05)
     assert isinstance(check, DomainCheck) and 1 <= len(check.usual.directions) <= 32
     assert len(check.model_dump_json()) < 4_000_000
     assert check.verdict((rows[0] * 5).tolist()).refused
@@ -197,11 +232,11 @@ def test_a_wide_model_gets_fewer_directions() -> None:
 def test_too_few_pictures_say_how_many_more() -> None:
     rng = np.random.default_rng(10)
     known = like(rng, 60)
-    found = fit_domain(known, damaged(rng, known), like(rng, 40))
+    found = fit_domain(known, damaged(rng, known), like(rng, 40), PIXELS)
     assert isinstance(found, NoDomainCheck)
     assert found.needed_pictures == needed_questions(3, LEVELS[-1]) and "no labels" in found.reason
     with pytest.raises(CalibrationError, match="several sizes"):
-        fit_domain([[[0.0]], [[0.0, 1.0]]] * 60, {}, like(rng, 100))
+        fit_domain([[[0.0]], [[0.0, 1.0]]] * 60, {}, like(rng, 100), 1)
 
 
 @pytest.mark.parametrize("questions", range(50, 3000, 37))
@@ -222,8 +257,8 @@ def test_the_bound_of_the_level_is_reached() -> None:
     assert [held_back_needed(level, 3) for level in (0.02, 0.01, 0.05)] == [149, 299, 59]
     rng = np.random.default_rng(11)
     known = like(rng, 120)
-    assert isinstance(fit_domain(known, damaged(rng, known), like(rng, 298), 0.01), NoDomainCheck)
-    check = fit_domain(known, damaged(rng, known), like(rng, 299), 0.01)
+    assert isinstance(fit_domain(known, damaged(rng, known), like(rng, 298), PIXELS, 0.01), NoDomainCheck)
+    check = fit_domain(known, damaged(rng, known), like(rng, 299), PIXELS, 0.01)
     assert isinstance(check, DomainCheck) and check.verdict([[1e6] * SIZE]).refused
 
 
@@ -302,11 +337,23 @@ def test_a_file_of_format_1_is_read_and_says_what_it_lacks(tmp_path: Path) -> No
     assert old.lacks is not None and "format 1" in old.lacks
     found = old.apply(answered(), "calibrated")
     assert found.accepted is True and old.lacks in found.warnings
-    with pytest.raises(CalibrationError, match="domain check"):
-        Calibration.load({**plain, "schema_version": "2"})
+    for version in ("2", "3"):
+        with pytest.raises(CalibrationError, match="domain check"):
+            Calibration.load({**plain, "schema_version": version})
     check = json.loads(some_check().model_dump_json())
     with pytest.raises(CalibrationError, match="format 1"):
         Calibration.load({**plain, "schema_version": "1", "domain": check})
+
+
+def test_a_check_of_format_2_is_no_check_that_passes() -> None:
+    """It compared other numbers: the file is refused, however it is written. Without a check it is read."""
+    whole = json.loads(checked().model_dump_json())
+    for domain in (whole["domain"], {"level": 0.01}, []):
+        with pytest.raises(CalibrationError, match="format 2") as caught:
+            Calibration.load({**whole, "schema_version": "2", "domain": domain})
+        assert "latent-tool calibrate" in (caught.value.hint or "")
+    bare = json.loads(calibrated().model_dump_json())
+    assert Calibration.load({**bare, "schema_version": "2"}).lacks == calibrated().lacks
 
 
 def test_refused_items_count_as_not_accepted() -> None:
