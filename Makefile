@@ -114,12 +114,12 @@ bench: $(VENV)/dev  ## Measure (about ten minutes): speed, does the search help,
 	$(BIN)/python benchmarks/event_loop.py
 	$(BIN)/python benchmarks/calibration.py
 
-calibration: $(VENV)/dev  ## Make the embedded model's calibration and domain check anew, from 2,000 held-out scenes.
+calibration: $(VENV)/dev  ## Make the embedded model's calibration and domain check anew, from 3,000 held-out scenes.
 	rm -rf out/calibration
 	OMP_NUM_THREADS=1 $(BIN)/latent-tool eval scenes:held_out:4000000-4000999 --method search --no-visual \
 	    --out out/calibration
 	$(BIN)/latent-tool calibrate out/calibration --target-error 0.02 --false-alarms 0.02 \
-	    --pictures scenes:held_out:4001000-4001999 --out latent_tool/models/embedded/calibration.json
+	    --pictures scenes:held_out:4001000-4002999 --out latent_tool/models/embedded/calibration.json
 
 evaluation: $(VENV)/dev  ## Measure methods and confidences on fresh questions (hours); goes on where it stopped.
 	$(BIN)/python benchmarks/evaluation.py --write docs/measured/evaluation.md $(ARGS)

@@ -1,9 +1,11 @@
 """Whether a question's pictures are like those that a threshold was made for: a p-value per question.
 
 Several parts look at the numbers that describe a picture (``latent_tool.models.looks``). ``usual`` is one Gaussian over
-the reference pictures' features, ``pixels`` one over the numbers of their pixels; and there is one logistic regression
-for every kind of damage that the reference pictures were given when the check was fitted. Each gives a score, larger
-for stranger. A part's p-value is conformal, among the question and the n held-back ones,
+the reference pictures' features; ``pixels`` is how far the numbers of the pixels are from those of the reference
+pictures that are nearest, since an empty page and a full one are both usual and what lies between them need not be; and
+there is one logistic regression for every kind of damage that the reference pictures were given when the check was
+fitted. Each gives a score, larger for stranger. A part's p-value is conformal, among the question and the n held-back
+ones,
 
     p = (1 + number of held-back scores that are at least as large) / (n + 1).
 
@@ -40,6 +42,7 @@ __all__ = [
     "Damage",
     "DomainCheck",
     "Gaussian",
+    "Neighbours",
     "NoDomainCheck",
     "held_back_needed",
     "round_off",
@@ -50,6 +53,7 @@ Numbers = tuple[Number, ...]
 
 MOST_NUMBERS = 262_144  # in the directions of a check, so that its file stays small
 MOST_HELD_BACK = 5_000
+_NEAREST = 3  # the neighbour whose distance counts: one picture that is as strange proves nothing
 _RIDGE = 0.003  # added to every variance of the standardised numbers
 USUAL, PIXELS = "usual", "pixels"
 
@@ -73,6 +77,16 @@ class _OfGaussian(_Arrays):
     scale: Array
     directions: Array
     variances: Array
+
+
+@dataclass(frozen=True, eq=False)
+class _OfNeighbours(_Arrays):
+    """``axes``: ``(P, P)``, one in a column; ``rows``: ``(n, P)``; ``lengths``: of those, squared."""
+
+    center: Array
+    axes: Array
+    rows: Array
+    lengths: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +142,42 @@ class Gaussian(Part):
         return found
 
 
+class Neighbours(Part):
+    """Reference pictures, each a row of whitened numbers, to whose nearest ones a picture is compared."""
+
+    center: Numbers = Field(min_length=1, description="Mean of the numbers over the reference pictures, P of them.")
+    axes: tuple[Numbers, ...] = Field(description="P of P numbers each; along them the numbers have about variance 1.")
+    rows: tuple[Numbers, ...] = Field(min_length=_NEAREST, description="The pictures along the axes, P numbers each.")
+
+    _arrays: _OfNeighbours = PrivateAttr()
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        size = len(self.center)
+        if len(self.axes) != size or any(len(row) != size for row in (*self.axes, *self.rows)):
+            raise ValueError(f"every axis and every row of the domain check's pixels needs {size} numbers")
+        if size * max(size, len(self.rows)) > MOST_NUMBERS:
+            raise ValueError(f"the domain check holds more than {MOST_NUMBERS} numbers")
+        rows = np.array(self.rows)
+        self._arrays = _OfNeighbours(
+            center=np.array(self.center), axes=np.array(self.axes).T.copy(), rows=rows, lengths=(rows**2).sum(1)
+        )
+        return self
+
+    def whitened(self, rows: Array) -> Array:
+        """Return rows ``(n, P)`` along the axes."""
+        found: Array = (rows - self._arrays.center) @ self._arrays.axes
+        return found
+
+    def distance(self, rows: Array) -> Array:
+        """Return how far rows ``(n, P)`` are from their third nearest reference picture, ``(n,)``."""
+        own = self.whitened(rows)
+        squares = (own**2).sum(1)[:, None] + self._arrays.lengths - 2 * own @ self._arrays.rows.T
+        nearest = np.partition(squares, _NEAREST - 1, axis=1)[:, _NEAREST - 1]
+        found: Array = np.sqrt(np.maximum(nearest, 0))
+        return found
+
+
 class Damage(Part):
     """One logistic regression: from the features' standardised numbers to the log-odds of one kind of damage."""
 
@@ -144,7 +194,7 @@ class DomainCheck(Part):
     )
     reference: Count = Field(description="Questions whose pictures the parts were fitted on.")
     usual: Gaussian = Field(description="Of the reference pictures' features.")
-    pixels: Gaussian = Field(description="Of the numbers of their pixels.")
+    pixels: Neighbours = Field(description="Of the numbers of their pixels.")
     damages: dict[str, Damage]
     held_back: dict[str, Numbers] = Field(
         description="For every part, the scores of the held-back questions, in one order; they fitted no part."
@@ -206,7 +256,7 @@ class DomainCheck(Part):
         known, split = self._arrays, len(self.usual.center)
         with np.errstate(over="ignore", invalid="ignore"):
             z = self.usual.standardised(pictures[:, :split])  # (n, D)
-            pixels = self.pixels.distance(self.pixels.standardised(pictures[:, split:]))
+            pixels = self.pixels.distance(pictures[:, split:])
             table = np.column_stack([self.usual.distance(z), pixels, z @ known.weights + known.intercepts])
         return np.where(np.isfinite(table), table, math.inf)
 

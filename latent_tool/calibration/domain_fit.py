@@ -21,6 +21,7 @@ from latent_tool.calibration.domain import (
     Damage,
     DomainCheck,
     Gaussian,
+    Neighbours,
     NoDomainCheck,
     held_back_needed,
     round_off,
@@ -36,8 +37,10 @@ LEVELS = (0.01, 0.02, 0.05)  # rates of false alarms, the best that there are qu
 MIN_REFERENCE = 100
 _MOST_REFERENCE = 1_000
 _MOST_DIRECTIONS = 64
+_MOST_NEIGHBOURS = 500
+_FLOOR = 0.2  # added to the variances of the pixels' standardised numbers, which are whitened
 _LEAST_SCALE = 1e-3  # added to every deviation
-_STRENGTH = 0.01  # of the logistic regressions: scikit-learn's C
+_STRENGTH = 0.03  # of the logistic regressions: scikit-learn's C
 
 
 class Shares(NamedTuple):
@@ -115,15 +118,15 @@ def fit_domain(
         level=allowed,
         reference=len(reference),
         usual=usual,
-        pixels=_gaussian(whole[:, size:]),
+        pixels=_neighbours(whole[:, size:]),
         damages={name: _damage(z, usual.standardised(_table(rows)[:, :size])) for name, rows in damaged.items()},
         held_back=dict.fromkeys((USUAL, PIXELS, *damaged), (0.0,) * len(held_back)),
     )
     scores = [check.scores(pictures) for pictures in held_back]
-    found = {part: tuple(each[part] for each in scores) for part in check.held_back}
-    if not all(np.isfinite(values).all() for values in found.values()):
+    compared = {part: tuple(each[part] for each in scores) for part in check.held_back}
+    if not all(np.isfinite(values).all() for values in compared.values()):
         raise CalibrationError("Some pictures are described by numbers that are not finite.", "Check the model.")
-    return DomainCheck(**{**dict(check), "held_back": found})
+    return DomainCheck(**{**dict(check), "held_back": compared})
 
 
 def parts_of(damages: Collection[str]) -> int:
@@ -158,6 +161,15 @@ def _gaussian(rows: Array) -> Gaussian:
         variances=_plain(variances[:kept]),
         rest=_plain(np.array([rest]))[0],
     )
+
+
+def _neighbours(rows: Array) -> Neighbours:
+    """The reference pictures, rows ``(n, P)``, along whitening axes."""
+    center, scale = rows.mean(0), rows.std(0) + _LEAST_SCALE
+    lengths, directions = np.linalg.eigh(np.cov((rows - center).T / scale[:, None]).reshape(len(scale), -1))
+    axes = (directions / np.sqrt(np.maximum(lengths, 0) + _FLOOR) / scale[:, None]).T
+    found = Neighbours(center=_plain(center), axes=tuple(map(_plain, axes)), rows=((0.0,) * len(scale),) * 3)
+    return Neighbours(**{**dict(found), "rows": tuple(map(_plain, found.whitened(rows[:_MOST_NEIGHBOURS])))})
 
 
 def _damage(whole: Array, damaged: Array) -> Damage:

@@ -71,7 +71,8 @@ def _small(picture: Image.Image) -> Image.Image:
 
 def _largest(planes: Levels) -> Levels:
     """The largest of the three colours, pixel by pixel; ``max`` over the axis takes ten times as long."""
-    return np.maximum(np.maximum(planes[0], planes[1]), planes[2])
+    found: Levels = np.maximum(np.maximum(planes[0], planes[1]), planes[2])
+    return found
 
 
 def _spread(values: Levels) -> tuple[list[float], Array]:

@@ -154,16 +154,29 @@ def test_the_gaussian_is_the_naive_one() -> None:
     rng = np.random.default_rng(3)
     known, others = like(rng, 400), like(rng, 20)
     check = fit_domain(known, {}, like(rng, 200), PIXELS, 0.01)
-    assert isinstance(check, DomainCheck)
-    assert (len(check.usual.directions), len(check.pixels.directions)) == (SIZE - PIXELS, PIXELS)
-    for part, own in {"usual": slice(SIZE - PIXELS), "pixels": slice(SIZE - PIXELS, None)}.items():
-        rows = np.array(known)[:, 0, own]
-        z = (rows - rows.mean(0)) / (rows.std(0) + 1e-3)
-        inverse = np.linalg.inv(np.cov(z.T) + 0.003 * np.eye(z.shape[1]))
-        for pictures in others:
-            row = (np.array(pictures[0])[own] - rows.mean(0)) / (rows.std(0) + 1e-3)
-            expected = math.sqrt(row @ inverse @ row / z.shape[1])
-            assert check.scores(pictures)[part] == pytest.approx(expected, rel=1e-3)
+    assert isinstance(check, DomainCheck) and len(check.usual.directions) == SIZE - PIXELS
+    rows = np.array(known)[:, 0, : SIZE - PIXELS]
+    z = (rows - rows.mean(0)) / (rows.std(0) + 1e-3)
+    inverse = np.linalg.inv(np.cov(z.T) + 0.003 * np.eye(SIZE - PIXELS))
+    for pictures in others:
+        row = (np.array(pictures[0])[: SIZE - PIXELS] - rows.mean(0)) / (rows.std(0) + 1e-3)
+        expected = math.sqrt(row @ inverse @ row / (SIZE - PIXELS))
+        assert check.scores(pictures)["usual"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_nearest_pictures_are_found_naively() -> None:
+    """The third smallest distance by the inverse of the covariance, plus the floor, over the first 500 pictures."""
+    rng = np.random.default_rng(3)
+    known, others = like(rng, 600), like(rng, 20)
+    check = fit_domain(known, {}, like(rng, 200), PIXELS, 0.01)
+    assert isinstance(check, DomainCheck) and len(check.pixels.rows) == 500
+    rows = np.array(known)[:, 0, SIZE - PIXELS :]
+    scale = rows.std(0) + 1e-3
+    inverse = np.linalg.inv(np.cov(((rows - rows.mean(0)) / scale).T) + 0.2 * np.eye(PIXELS))
+    for pictures in [*others, *known[:3]]:
+        steps = (rows[:500] - np.array(pictures[0])[SIZE - PIXELS :]) / scale
+        distances = sorted(math.sqrt(step @ inverse @ step) for step in steps)
+        assert check.scores(pictures)["pixels"] == pytest.approx(distances[2], rel=1e-3)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300])
@@ -200,9 +213,10 @@ def test_bounds_of_a_file_are_kept() -> None:
     good = check_of(np.random.default_rng(8)).model_dump(mode="json")
     wrongs: dict[str, dict[str, Any]] = {
         "needs 8 numbers": {"usual": {**good["usual"], "scale": good["usual"]["scale"][:-1]}},
-        "needs 4 numbers": {"pixels": {**good["pixels"], "directions": [[0.0] * 5] * 4}},
+        "needs 4 numbers": {"pixels": {**good["pixels"], "rows": [[0.0] * 5] * 4}},
+        "every axis": {"pixels": {**good["pixels"], "axes": good["pixels"]["axes"][1:]}},
         "every direction": {"damages": {"shrunk": {"weights": [0.0] * 4, "intercept": 0.0}}},
-        "at least 1 item": {"pixels": {"center": [], "scale": [], "directions": [], "variances": [], "rest": 1.0}},
+        "at least 1 item": {"pixels": {"center": [], "axes": [], "rows": [[], [], []]}},
         "one variance": {"usual": {**good["usual"], "variances": good["usual"]["variances"][:-1]}},
         "held-back scores": {"held_back": {"usual": good["held_back"]["usual"]}},
         "too few": {"level": 0.001},
@@ -214,9 +228,10 @@ def test_bounds_of_a_file_are_kept() -> None:
     wide = 5000
     row = [0.0] * wide
     big = {"center": row, "scale": [1.0] * wide, "directions": [row] * 60, "variances": [1.0] * 60, "rest": 1.0}
-    for part in ("usual", "pixels"):
+    many = {**good["pixels"], "rows": [[0.0] * PIXELS] * 70_000}
+    for part, wrong in {"usual": big, "pixels": many}.items():
         with pytest.raises(ValidationError, match="more than"):
-            DomainCheck.model_validate({**good, part: big})
+            DomainCheck.model_validate({**good, part: wrong})
 
 
 def test_a_wide_model_gets_fewer_directions() -> None:
