@@ -1,6 +1,6 @@
 """Does the embedded model know what it does not know? What is abstained from, by kind of picture, and by what.
 
-    python benchmarks/knowing.py [--count 100] [--cache FILE] [--write docs/measured/knowing.md]
+    python benchmarks/knowing.py [--count 100] [--held-out 1000] [--cache FILE] [--write docs/measured/knowing.md]
 
 Every question is asked with the shipped calibration at its own threshold. Three things abstain: the threshold, the
 answer "cannot tell", and the domain check; each is counted alone, and all together. Photographs are scikit-image's
@@ -460,7 +460,8 @@ STRANGERS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=100, help="questions of every kind")
+    parser.add_argument("--count", type=int, default=100, help="questions of every kind but held-out scenes")
+    parser.add_argument("--held-out", type=int, default=1000, help="questions about held-out scenes")
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--cache", type=Path, help="file that keeps the answers")
     parser.add_argument("--write", type=Path, help="file to write the tables to")
@@ -477,20 +478,22 @@ def main() -> None:
         found = json.loads(given.cache.read_text())
         kept = found["kinds"] if found.get("key") == key else {}
     for kind in given.kinds:
-        if len(kept.get(kind, ())) != given.count:
-            kept[kind] = list(rows_of(kind, given.count, reasoner, calibration))
+        count = given.held_out if kind == "held-out scenes" else given.count
+        if len(kept.get(kind, ())) != count:
+            kept[kind] = list(rows_of(kind, count, reasoner, calibration))
             if given.cache is not None:
                 given.cache.write_text(json.dumps({"key": key, "kinds": kept}))
         print(line_of(kind, kept[kind]), flush=True)
     whole, part = cost()
     scenes_lost = kept.get("held-out scenes", [])
-    lost = np.mean([bool(row["refused"] and not row["below"] and not row["silent"]) for row in scenes_lost] or [0.0])
+    taken = [bool(row["refused"] and not row["below"] and not row["silent"]) for row in scenes_lost]
+    lost = accuracy_interval(sum(taken), len(taken)) if taken else None
     page = "\n".join(
         [
             "# What it abstains from, measured",
             "",
-            f"Written by `python benchmarks/knowing.py --count {given.count} --write docs/measured/knowing.md`: the",
-            "embedded model with its own calibration at its own threshold "
+            f"Written by `python benchmarks/knowing.py --count {given.count} --held-out {given.held_out} --write",
+            "docs/measured/knowing.md`: the embedded model with its own calibration at its own threshold "
             f"({threshold.target_error:.0%} errors, {threshold.confidence_level:.0%} sure), its domain check at",
             f"{check.level:.0%} false alarms ({check.reference} reference scenes, {check.held} held "
             "back). *threshold*,",
@@ -502,7 +505,9 @@ def main() -> None:
             "|---|---|---|---|---|---|---|---|",
             *(line_of(kind, kept[kind]) for kind in KINDS if kind in kept),
             "",
-            f"Of the held-out scenes the check takes {lost:.3f} that would have been accepted without it.",
+            "Of the held-out scenes the check takes "
+            + ("none" if lost is None else f"{lost.value:.3f} ({lost.low:.3f} to {lost.high:.3f})")
+            + " that would have been accepted without it.",
             f"It costs {part:.2f} ms where a plain answer, which makes it too, costs {whole:.1f} ms of processor time.",
             "",
             *STRANGERS,
