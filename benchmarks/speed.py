@@ -273,11 +273,11 @@ def calls(name: str, vlm: VisionLanguageModel, size: tuple[int, int], repeats: i
     *looking, large = seconds([*works[3:], plainly(larger)], max(1, repeats // 4))
     lines = [
         f"### {name}: calls\n",
-        f"The defaults against plain generation of {TOKENS} tokens; both write all of them. "
-        f"{settings.latents} latents, {budget.iterations} rounds of {settings.samples} samples, {settings.patches_per_latent} cells per latent and "
-        f"at most {budget.max_patches} in all, read at the {settings.reward_position}, start {settings.init}. With "
-        "random weights no rung of the ladder is sure. Of the larger picture, which the processor shrinks, windows are "
-        "looked at.\n",
+        f"The defaults against plain generation of {TOKENS} tokens; both write all of them. {settings.latents} "
+        f"latents, {budget.iterations} rounds of {settings.samples} samples, {settings.patches_per_latent} cells per "
+        f"latent and at most {budget.max_patches} in all, read at the {settings.reward_position}, start "
+        f"{settings.init}. With random weights no rung of the ladder is sure. Of the larger picture, which the "
+        "processor shrinks, windows are looked at.\n",
         HEAD,
     ]
     for (text, (target, picture, _)), taken in zip(rows.items(), [*thinking, *looking], strict=True):
