@@ -56,7 +56,7 @@ QUESTION = "what is red?"
 LATENTS = 4
 CELLS = (1, 2, 3, 4)
 TOKENS = 64
-PARTS = ("ratios", "calls", "pieces", "fused", "confidence", "start", "growth", "roofline")
+PARTS = ("ratios", "calls", "whole", "pieces", "fused", "confidence", "start", "growth", "roofline")
 
 
 # ---------------------------------------------------------------------------------------------------- the models
@@ -230,8 +230,11 @@ def ratios(name: str, vlm: VisionLanguageModel, size: tuple[int, int], repeats: 
     return lines
 
 
-def calls(name: str, vlm: VisionLanguageModel, size: tuple[int, int], repeats: int) -> list[str]:
-    """What whole calls cost where the model is unsure throughout, against plain generation of as many tokens."""
+def calls(name: str, vlm: VisionLanguageModel, size: tuple[int, int], repeats: int, whole: bool) -> list[str]:
+    """What calls cost where the model is unsure throughout, against plain generation of as many tokens.
+
+    ``whole``: those that go through the whole search, or look at windows.
+    """
     settings, budget = SearchSettings(), Budget(max_new_tokens=TOKENS)
     engine = Engine(vlm)
     image = tiny_checkpoints.picture(*size)
@@ -250,8 +253,8 @@ def calls(name: str, vlm: VisionLanguageModel, size: tuple[int, int], repeats: i
     said: dict[str, Outcome] = {}
 
     def call(row: str, picture: Any, budget: Budget) -> Callable[[], object]:
-        whole = GenerationSettings(min_new_tokens=TOKENS)
-        job = Job((picture,), QUESTION, settings=settings, budget=budget, generation=whole)
+        long = GenerationSettings(min_new_tokens=TOKENS)
+        job = Job((picture,), QUESTION, settings=settings, budget=budget, generation=long)
 
         def work() -> None:
             vlm.prefix_cache.clear()  # every question pays for its own picture
@@ -264,15 +267,18 @@ def calls(name: str, vlm: VisionLanguageModel, size: tuple[int, int], repeats: i
     rows = {
         f"standard budget + {TOKENS} tokens": ("<= 1.5", image, budget),
         f"quick budget + {TOKENS} tokens": ("<= 1.2", image, quick),
-        "the same, always searched": ("-", image, budget.but(target_confidence=None)),
+    }
+    further = {
+        f"standard budget + {TOKENS} tokens, always searched": ("-", image, budget.but(target_confidence=None)),
         "standard budget, a picture of twice the sides": ("-", larger, budget),
         "quick budget, a picture of twice the sides": ("-", larger, quick),
     }
+    rows = further if whole else rows
     works = [call(row, picture, limits) for row, (_, picture, limits) in rows.items()]
-    *thinking, small = seconds([*works[:3], plainly(image)], max(3, repeats // 2))
-    *looking, large = seconds([*works[3:], plainly(larger)], max(1, repeats // 4))
+    plain = [plainly(picture) for picture in ((image, larger) if whole else (image,))]
+    taken = seconds([*works, *plain], max(2, repeats // 2))
     lines = [
-        f"### {name}: calls\n",
+        f"### {name}: {'calls that search or look' if whole else 'calls'}\n",
         f"The defaults against plain generation of {TOKENS} tokens; both write all of them. {settings.latents} "
         f"latents, {budget.iterations} rounds of {settings.samples} samples, {settings.patches_per_latent} cells per "
         f"latent and at most {budget.max_patches} in all, read at the {settings.reward_position}, start "
@@ -280,8 +286,8 @@ def calls(name: str, vlm: VisionLanguageModel, size: tuple[int, int], repeats: i
         "processor shrinks, windows are looked at.\n",
         HEAD,
     ]
-    for (text, (target, picture, _)), taken in zip(rows.items(), [*thinking, *looking], strict=True):
-        lines.append(row(text, target, taken, small if picture is image else large))
+    for (text, (target, picture, _)), slow in zip(rows.items(), taken, strict=False):
+        lines.append(row(text, target, slow, taken[len(rows) + (picture is larger)]))
     ends = [
         f"{text}: {each.stop_reason}, {each.usage.views} windows, {each.usage.candidates} candidates"
         for text, each in said.items()
@@ -661,14 +667,15 @@ def main() -> None:
     say([f"`python benchmarks/speed.py`: {machine()}\n"])
     kept: Any = None
     for name, make in SHAPES.items():
-        wanted = {"ratios", "calls"} if name in chosen.shapes else set()
+        wanted = {"ratios", "calls", "whole"} if name in chosen.shapes else set()
         wanted |= {"growth", "roofline", "pieces"} if make is qwen_shaped else set()
         if wanted & set(chosen.parts):
             kept = make()
             if "ratios" in wanted & set(chosen.parts):
                 say(ratios(name, *kept, chosen.repeats))
-            if "calls" in wanted & set(chosen.parts):
-                say(calls(name, *kept, chosen.repeats))
+            for part in ("calls", "whole"):
+                if part in wanted & set(chosen.parts):
+                    say(calls(name, *kept, chosen.repeats, part == "whole"))
     if "pieces" in chosen.parts:
         say(pieces(*kept, chosen.repeats))
     if "growth" in chosen.parts:
