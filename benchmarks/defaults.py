@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
@@ -96,9 +97,12 @@ def ladder(count: int, first_seed: int, budget_s: float, ways: Sequence[str], ca
         f"{plainly / asked_of:.1%} were answered plainly, {started / asked_of:.1%} from the start of the latents, "
         f"{looked / asked_of:.1%} with a window, "
         f"{1 - (plainly + started + looked) / asked_of:.1%} were searched. *fixed / broken* counts answers against "
-        f"*{against}*, with the exact test of their difference (McNemar).\n",
-        "| way | accuracy | fixed / broken | p | AUROC | mean cost, plain answers | ms of processor, mean |",
-        "|---|---|---|---|---|---|---|",
+        f"*{against}*, with the exact test of their difference (McNemar); *difference* is that of the AUROC to that of "
+        f"*{against}*, with 95 % of 2,000 draws of the questions. *wrong of the surest* 90 %: of what a threshold lets "
+        "pass that lets nine of ten pass.\n",
+        "| way | accuracy | fixed / broken | p | AUROC | difference | wrong of the surest 90 % "
+        "| mean cost, plain answers | ms of processor, mean |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name in ways:
         pairs = list(zip(right[name], right[against], strict=True))
@@ -108,9 +112,36 @@ def ladder(count: int, first_seed: int, budget_s: float, ways: Sequence[str], ca
         mean = statistics.mean(taken[name])
         lines.append(
             f"| {name} | {statistics.mean(right[name]):.4f} | {fixed} / {broken} | {p:.2g} | {ranked:.4f} "
-            f"| {mean / base:.2f} | {1e3 * mean:.1f} |"
+            f"| {'-' if name == against else difference((right[name], sure[name]), (right[against], sure[against]))} "
+            f"| {wrong_of_the_surest(right[name], sure[name]):.4f} | {mean / base:.2f} | {1e3 * mean:.1f} |"
         )
     return [*lines, ""]
+
+
+def difference(one: tuple[list[bool], list[float]], other: tuple[list[bool], list[float]]) -> str:
+    """How much higher one way's AUROC is than another's on the same questions, with 95 % of 2,000 draws of these."""
+    rng = np.random.default_rng(0)
+    ways = [(np.array(right), np.array(sure)) for right, sure in (one, other)]
+
+    def gap(at: np.ndarray) -> float:
+        if any(len(set(right[at])) < 2 for right, _ in ways):
+            return float("nan")
+        first, second = (float(roc_auc_score(right[at], sure[at])) for right, sure in ways)
+        return first - second
+
+    count = len(ways[0][0])
+    drawn = [gap(rng.integers(0, count, count)) for _ in range(2000)]
+    low, high = np.nanquantile(drawn, (0.025, 0.975))
+    return f"{gap(np.arange(count)):+.4f} ({low:+.4f} to {high:+.4f})"
+
+
+def wrong_of_the_surest(right: list[bool], sure: list[float], share: float = 0.9) -> float:
+    """Share of wrong answers among the surest; of equally sure ones at the border each counts in part."""
+    rights, sures = np.array(right), np.array(sure)
+    most = round(share * len(rights))
+    border = np.sort(sures)[::-1][most - 1]
+    above, at = sures > border, sures == border
+    return float((~rights[above]).sum() + (most - above.sum()) * (~rights[at]).mean()) / most
 
 
 def decoding(rows: int = 64) -> list[str]:

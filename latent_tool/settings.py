@@ -212,12 +212,18 @@ class SearchSettings(Settings):
         description="Where the reward is read: at the latents, at the position that predicts the first answer token, "
         "the mean over all of them, or in the distribution over the options of the question.",
     )
-    top_k: int = Field(10, ge=3, description="Tokens that the top-k rewards look at.")
+    top_k: int = Field(
+        10,
+        ge=3,
+        description="Tokens that the top-k rewards look at; where no first token has an even share of theirs or more, "
+        "there is no search, see `search_below`.",
+    )
 
     search_below: Probability | None = Field(
         0.7,
         description="Where the plain model has not reached the budget's target_confidence: decode from where the "
-        "latents start, and search only if the joint probability of that answer is below this. None: always search.",
+        "latents start, and search only if the joint probability of that answer is below this, and some first token's "
+        "is at least 1 / top_k. None: always search.",
     )
 
     samples: int = Field(

@@ -324,9 +324,10 @@ class Calibration(Part):
             )
         if len(domains) < _DRIFT_ITEMS:
             return None
-        # What the p-value of each held-back question is among the others and itself.
-        held = [rank / (check.held + 1) for rank in range(1, check.held + 1)]
-        tests = [ks_2samp([each.parts[part] for each in domains], held).pvalue for part in check.held_back]
+        tests = [
+            ks_2samp([each.parts[part] for each in domains], check.held_back_p_values(part)).pvalue
+            for part in check.held_back
+        ]
         return min(1.0, len(tests) * float(min(tests)))
 
 

@@ -9,11 +9,13 @@ ones,
 
     p = (1 + number of held-back scores that are at least as large) / (n + 1).
 
-The parts together are conformal, too: every one of the n + 1 questions has the sum of 1 / p over its parts (what the
-harmonic mean p-value of Wilson 2019 compares), with p counted among the same n + 1, and ``p_value`` is the share of
-them whose sum is at least this question's. The n + 1 are treated alike, so that it is at most alpha for at most a share
-alpha of questions drawn like the held-back ones, whatever the parts are worth and however they hang together. The
-question is refused if it is at most the level. Of several pictures the strangest counts.
+The parts together are conformal, too: every one of the n + 1 questions has the sum of 1 / p**2 over its parts, with p
+counted among the same n + 1, and ``p_value`` is the share of them whose sum is at least this question's. The n + 1 are
+treated alike, so that it is at most alpha for at most a share alpha of questions drawn like the held-back ones,
+whatever the parts are worth and however they hang together. (The harmonic mean p-value of Wilson 2019 has 1 / p.
+Squared, the strangest in one of up to four parts comes before what is second in every part, so that it is refused.) The
+question is refused if ``p_value`` is at most the level, and a score that is no number is stranger than all. Of several
+pictures the strangest counts.
 
 This module knows numbers. It knows nothing of pictures, models or of how a check is fitted (``domain_fit``); using one
 takes numpy alone.
@@ -159,8 +161,10 @@ class Neighbours(Part):
         if size * max(size, len(self.rows)) > MOST_NUMBERS:
             raise ValueError(f"the domain check holds more than {MOST_NUMBERS} numbers")
         rows = np.array(self.rows)
+        with np.errstate(over="ignore"):
+            lengths = (rows**2).sum(1)
         self._arrays = _OfNeighbours(
-            center=np.array(self.center), axes=np.array(self.axes).T.copy(), rows=rows, lengths=(rows**2).sum(1)
+            center=np.array(self.center), axes=np.array(self.axes).T.copy(), rows=rows, lengths=lengths
         )
         return self
 
@@ -269,15 +273,21 @@ class DomainCheck(Part):
 
     def verdict_of(self, scores: Mapping[str, float]) -> Domain:
         """Return the verdict that belongs to the parts' scores."""
-        known, count = self._arrays, self.held + 1
+        known, count = self._arrays, len(self._arrays.held_back) + 1
         own = np.array([scores[name] for name in self._names()])
         own = np.where(np.isnan(own), math.inf, own)
         rank = 1 + (known.held_back >= own).sum(0)
-        sums = (1 / (known.ranks + (own >= known.held_back))).sum(1)
+        sums = ((known.ranks + (own >= known.held_back)) ** -2).sum(1)
+        mine = math.inf if np.isinf(own).any() else (1 / rank**2).sum()
         # Equal but for rounding counts as equal, here and at the level, which is a bound that is meant to be reached.
-        p_value = float(1 + (sums >= (1 / rank).sum() * (1 - 1e-9)).sum()) / count
+        p_value = float(1 + (sums >= mine * (1 - 1e-9)).sum()) / count
         parts = dict(zip(self._names(), (rank / count).tolist(), strict=True))
         return Domain(p_value=p_value, parts=parts, refused=p_value <= self.level * (1 + 1e-9))
+
+    def held_back_p_values(self, part: str) -> Array:
+        """Return for every held-back question ``(n,)`` the p-value in a part of another one that scores the same."""
+        found: Array = (1 + self._arrays.ranks[:, self._names().index(part)]) / (len(self._arrays.ranks) + 1)
+        return found
 
     def _names(self) -> tuple[str, ...]:
         return (USUAL, PIXELS, *self.damages)
@@ -297,6 +307,6 @@ def round_off(value: float) -> float:
 
 def held_back_needed(level: float, parts: int) -> int:
     """Return how many held-back questions ``parts`` parts need at least, so that ``level`` has room for a question
-    that is the strangest in one part alone, and for those that are it in the others.
+    that is the strangest in one part alone, beside those that are it in the others.
     """
     return math.ceil(parts / level * (1 - 1e-12)) - 1

@@ -125,8 +125,9 @@ async def climb(question: Question, prefix: Prefix, budget: Budget) -> Climbed:
         clock.phase_done("decode")
         if _probability(question, prefix, begun) >= search_below:
             return "confident"
-        guesses = job.options is None and 0 <= start.first_token_probability < 1 / job.settings.top_k
-        return "undecided" if guesses else None
+        if job.options is not None or question.answers_behind_words:
+            return None
+        return "undecided" if 0 <= start.first_token_probability < 1 / job.settings.top_k else None
 
     # 4. The search.
     searched = await question.search(prefix, await question.initial_latents(prefix), budget, enough)

@@ -24,7 +24,7 @@ Levels = NDArray[np.int16]
 
 
 def pixel_numbers(picture: Image.Image) -> tuple[float, ...]:
-    """Describe an RGB picture of any size by ``PIXEL_NUMBERS`` numbers, of a square of 48 x 48 pixels made of it.
+    """Describe a picture of any size by ``PIXEL_NUMBERS`` numbers, of a square of 48 x 48 pixels made of it.
 
     The mean of each colour in [0, 1]; then logarithms. Of ``1 + x`` in levels of 0 to 255: the deviation of the light
     and of two colour differences; six quantiles and the mean of how colourful the pixels are, and of the steps between
@@ -66,6 +66,8 @@ def _small(picture: Image.Image) -> Image.Image:
     most = _COARSE * _SIDE
     if min(picture.size) > most:
         picture = picture.resize((most, most), Image.Resampling.NEAREST)
+    if picture.mode != "RGB":
+        picture = picture.convert("RGB")
     return picture.resize((_SIDE, _SIDE), Image.Resampling.BOX)
 
 

@@ -109,9 +109,9 @@ def support(answer: str, said: Sequence[tuple[str, float]], shrunk: float) -> fl
     """Return how far the windows that were looked at support an answer, in [0, 1].
 
     This is the share of the answer in all that was said, to the power of ``0.75 / shrunk``. The surest of several
-    windows is surer than it is right, unless others say the same. The smaller a picture was made, the more of its windows
-    show something else, and the less does it mean that they say something else; and as windows overlap, what they say is
-    less than so many opinions.
+    windows is surer than it is right, unless others say the same. The smaller a picture was made, the more of its
+    windows show something else, and the less does it mean that they say something else; and as windows overlap, what
+    they say is less than so many opinions. It is 1 where no other window says anything.
 
     Args:
         answer: what is supported, said of one of the windows at least.

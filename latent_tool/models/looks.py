@@ -36,7 +36,7 @@ def picture_numbers(features: Tensor, cells: Sequence[Cell], images: Sequence[Im
     Args:
         features: merged image features ``(C, d)``, of any float type.
         cells: the cells they belong to, ``C`` of them.
-        images: the prompt's pictures, RGB.
+        images: the prompt's pictures.
     """
     values = features.detach().float()
     owners = [cell.image for cell in cells]

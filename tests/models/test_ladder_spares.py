@@ -101,6 +101,14 @@ def test_options_are_chosen_among_whatever_the_first_token_is() -> None:
     assert undecided("qwen2_5_vl", options=("red", "blue")).stop_reason != "undecided"
 
 
+def test_where_the_answer_stands_behind_words_its_first_token_says_nothing() -> None:
+    found = [
+        undecided("qwen2_5_vl", settings=LATENTS.but(top_k=3), system=system).stop_reason
+        for system in (None, "Put the answer in \\boxed{}.")
+    ]
+    assert found == ["undecided", "iterations"]
+
+
 def test_the_embedded_model_leans_to_something(engine: Engine) -> None:
     outcomes = [engine.answer(replace(asked(), question=text)) for text in (QUESTION, "what color is it?", "why?")]
     assert {outcome.stop_reason for outcome in outcomes} <= {"iterations", "confident"}

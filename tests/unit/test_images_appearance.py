@@ -88,6 +88,13 @@ def test_every_picture_has_finite_numbers(size: tuple[int, int]) -> None:
         assert picture.tobytes() == before and pixel_numbers(picture) == found
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I", "F", "I;16"])
+def test_other_modes_are_described_as_rgb(mode: str) -> None:
+    for size in ((60, 40), (400, 300)):
+        picture = noise(size).convert("L").convert(mode) if mode in ("I", "F", "I;16") else noise(size).convert(mode)
+        assert pixel_numbers(picture) == pytest.approx(pixel_numbers(picture.convert("RGB")))
+
+
 def test_a_large_picture_looks_like_itself() -> None:
     """A grid of pixels is taken of it: the same scene, twelve times as large, has about the same numbers."""
     for seed in range(5):
