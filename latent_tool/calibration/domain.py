@@ -93,14 +93,17 @@ class _OfNeighbours(_Arrays):
 
 @dataclass(frozen=True, eq=False)
 class _OfCheck(_Arrays):
-    """``weights``: ``(D, damages)``; ``held_back``: scores ``(n, parts)``; ``ranks``: how many of a part's are at least
-    as large as each, itself among them.
+    """``weights``: ``(D, damages)``; ``held_back``: scores ``(parts, n)``; ``ranks``: how many of a part's are at least
+    as large as each, itself among them; ``alone`` and ``joined``: what a part adds to each one's sum where the question
+    scores less, and where it scores as much or more.
     """
 
     weights: Array
     intercepts: Array
     held_back: Array
     ranks: Array
+    alone: Array
+    joined: Array
 
 
 class Gaussian(Part):
@@ -133,14 +136,16 @@ class Gaussian(Part):
 
     def standardised(self, rows: Array) -> Array:
         """Return rows ``(n, D)`` in deviations from the mean."""
-        found: Array = (rows - self._arrays.center) / self._arrays.scale
+        known = self._arrays
+        found: Array = (rows - known.center) / known.scale
         return found
 
     def distance(self, z: Array) -> Array:
         """Return how far standardised rows ``(n, D)`` are from the mean, ``(n,)``: 1 is usual."""
-        first = (z @ self._arrays.directions) ** 2  # (n, k)
+        known = self._arrays
+        first = (z @ known.directions) ** 2  # (n, k)
         left = np.maximum((z**2).sum(1) - first.sum(1), 0)
-        found: Array = np.sqrt(((first / self._arrays.variances).sum(1) + left / (self.rest + _RIDGE)) / z.shape[1])
+        found: Array = np.sqrt((first @ (1 / known.variances) + left / (self.rest + _RIDGE)) / z.shape[1])
         return found
 
 
@@ -218,14 +223,16 @@ class DomainCheck(Part):
             raise ValueError(f"the parts of the domain check need equally many held-back scores, 1 to {MOST_HELD_BACK}")
         if min(lengths) < held_back_needed(self.level, len(self.held_back)):
             raise ValueError("the domain check has too few held-back scores for its level: it could refuse nothing")
-        damages, held_back = self.damages.values(), np.array([self.held_back[name] for name in self._names()]).T
-        rising = np.sort(held_back, axis=0)
-        below = [np.searchsorted(one, own) for one, own in zip(rising.T, held_back.T, strict=True)]
+        damages, held_back = self.damages.values(), np.array([self.held_back[name] for name in self._names()])
+        below = [np.searchsorted(np.sort(scores), scores) for scores in held_back]
+        ranks = held_back.shape[1] - np.array(below, dtype=np.float64)
         self._arrays = _OfCheck(
             weights=np.array([damage.weights for damage in damages]).reshape(-1, size).T.copy(),
             intercepts=np.array([damage.intercept for damage in damages]),
-            held_back=held_back,  # (n, parts)
-            ranks=len(held_back) - np.array(below, dtype=np.float64).T,
+            held_back=held_back,  # (parts, n)
+            ranks=ranks,
+            alone=1 / ranks**2,
+            joined=1 / (ranks + 1) ** 2,
         )
         return self
 
@@ -273,24 +280,27 @@ class DomainCheck(Part):
 
     def verdict_of(self, scores: Mapping[str, float]) -> Domain:
         """Return the verdict that belongs to the parts' scores."""
-        known, count = self._arrays, len(self._arrays.held_back) + 1
-        own = np.array([scores[name] for name in self._names()])
-        own = np.where(np.isnan(own), math.inf, own)
-        rank = 1 + (known.held_back >= own).sum(0)
-        sums = ((known.ranks + (own >= known.held_back)) ** -2).sum(1)
-        mine = math.inf if np.isinf(own).any() else (1 / rank**2).sum()
+        known, names = self._arrays, self._names()
+        count = known.held_back.shape[1] + 1
+        own = [math.inf if math.isnan(score := scores[name]) else score for name in names]
+        less = known.held_back < np.array(own)[:, None]  # (parts, n)
+        reached = known.held_back <= np.array(own)[:, None]
+        rank = [count - below for below in less.sum(1).tolist()]
+        sums = np.where(reached, known.joined, known.alone).sum(0)
+        mine = math.inf if math.inf in own else sum(1 / each**2 for each in rank)
         # Equal but for rounding counts as equal, here and at the level, which is a bound that is meant to be reached.
-        p_value = float(1 + (sums >= mine * (1 - 1e-9)).sum()) / count
-        parts = dict(zip(self._names(), (rank / count).tolist(), strict=True))
+        p_value = (1 + int((sums >= mine * (1 - 1e-9)).sum())) / count
+        parts = {name: each / count for name, each in zip(names, rank, strict=True)}
         return Domain(p_value=p_value, parts=parts, refused=p_value <= self.level * (1 + 1e-9))
-
-    def held_back_p_values(self, part: str) -> Array:
-        """Return for every held-back question ``(n,)`` the p-value in a part of another one that scores the same."""
-        found: Array = (1 + self._arrays.ranks[:, self._names().index(part)]) / (len(self._arrays.ranks) + 1)
-        return found
 
     def _names(self) -> tuple[str, ...]:
         return (USUAL, PIXELS, *self.damages)
+
+    def held_back_p_values(self, part: str) -> Array:
+        """Return for every held-back question ``(n,)`` the p-value in a part of another one that scores the same."""
+        ranks = self._arrays.ranks[self._names().index(part)]
+        found: Array = (1 + ranks) / (len(ranks) + 1)
+        return found
 
 
 class NoDomainCheck(Part):

@@ -25,7 +25,7 @@ _SECOND = (3 / 8, 4 / 8)  # the second place: as large as it is searched for, an
 _PRIOR = 0.3  # what a cell that the neutral question ignores counts, in shares of an even spread
 _LEAST_PIXELS = 8  # a side of a window has at least
 _SURER = 1.15  # times as sure as before is what a window has to make an answer
-_INDEPENDENT = 0.75  # what a window's answer counts, in independent opinions; chosen on tuning canvases and scenes
+_FADING = 0.75  # how fast windows lose their say while a picture is made smaller; chosen on tuning canvases and scenes
 _LIKELY = 0.5  # what replaces "cannot tell" has at least: more likely right than wrong
 
 
@@ -108,10 +108,10 @@ def is_surer(reward: float, before: float, blind: bool, min_gain: float = 0.0) -
 def support(answer: str, said: Sequence[tuple[str, float]], shrunk: float) -> float:
     """Return how far the windows that were looked at support an answer, in [0, 1].
 
-    This is the share of the answer in all that was said, to the power of ``0.75 / shrunk``. The surest of several
+    This is the share of the answer in all that was said, to the power of ``1 / shrunk**0.75``. The surest of several
     windows is surer than it is right, unless others say the same. The smaller a picture was made, the more of its
-    windows show something else, and the less does it mean that they say something else; and as windows overlap, what
-    they say is less than so many opinions. It is 1 where no other window says anything.
+    windows show something else, and the less does it mean that they say something else. It is 1 where no other window
+    says anything.
 
     Args:
         answer: what is supported, said of one of the windows at least.
@@ -121,7 +121,7 @@ def support(answer: str, said: Sequence[tuple[str, float]], shrunk: float) -> fl
     """
     total = sum(reward for _, reward in said)
     ours = sum(reward for other, reward in said if _same(other, answer))
-    return (ours / total) ** (_INDEPENDENT / max(1.0, shrunk)) if total else 1.0
+    return (ours / total) ** (1 / max(1.0, shrunk) ** _FADING) if total else 1.0
 
 
 def _same(one: str, other: str) -> bool:

@@ -8,10 +8,10 @@ the numbers are compared with.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
@@ -38,16 +38,20 @@ def picture_numbers(features: Tensor, cells: Sequence[Cell], images: Sequence[Im
         cells: the cells they belong to, ``C`` of them.
         images: the prompt's pictures.
     """
-    values = features.detach().float()
+    values = features.detach().float().cpu().numpy()
     owners = [cell.image for cell in cells]
     rows = []
     for image in sorted(set(owners)):
         own = [place for place, owner in enumerate(owners) if owner == image]
         part = values if len(own) == len(owners) else values[own]  # (n, d)
-        mean = part.mean(0)
-        distance, norm = torch.stack([(part - mean).norm(dim=1), part.norm(dim=1)]).cpu().double().numpy()
-        spread = [np.square(distance).mean(), *_quantiles(distance), norm.mean(), norm.max(), norm.min()]
-        rows.append((*mean.tolist(), *np.log(np.array(spread) + _LEAST).tolist(), *pixel_numbers(images[image])))
+        mean = part.mean(0, dtype=np.float64)
+        apart = part - mean
+        squares = np.einsum("nd,nd->n", apart, apart)  # (n,)
+        norm = np.sqrt(np.einsum("nd,nd->n", part, part, dtype=np.float64))
+        distances = _quantiles(np.sqrt(squares))
+        spread = [squares.mean(), *distances, norm.mean(), norm.max(), norm.min()]
+        logarithms = (math.log(each + _LEAST) for each in spread)
+        rows.append((*mean.tolist(), *logarithms, *pixel_numbers(images[image])))
     return tuple(rows)
 
 

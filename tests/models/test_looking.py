@@ -136,7 +136,7 @@ def test_windows_that_say_something_else_make_the_confidence_lower(engine: Engin
             ours = sum(view.reward_after for view in result.views if view.answer_after == result.answer)
             others = sum(view.reward_after for view in result.views if view.answer_after != result.answer)
             (picture,) = outcome.job.images
-            expected *= (ours / (ours + others)) ** (0.75 * 96 / (picture.width * picture.height) ** 0.5)
+            expected *= (ours / (ours + others)) ** ((96 / (picture.width * picture.height) ** 0.5) ** 0.75)
             lowered += others > 0
         assert result.confidence == pytest.approx(expected, abs=1e-6)
         assert outcome.support == 1 or any(view.accepted for view in result.views)

@@ -26,9 +26,6 @@ def naive(picture: Image.Image) -> list[float]:
     at = [[small.getpixel((x, y)) for x in range(48)] for y in range(48)]
     pixels = [pixel for row in at for pixel in row]
 
-    def deviation(values: list[float]) -> float:
-        return float(np.std(values))
-
     def summary(values: list[int]) -> list[float]:
         rising = sorted(values)
         places = [math.ceil(share * len(values) - 1e-9) - 1 for share in (0.25, 0.5, 0.75, 0.9, 0.97, 1)]
@@ -39,34 +36,16 @@ def naive(picture: Image.Image) -> list[float]:
 
     columns = list(zip(*at, strict=True))
     steps = [step(*pair) for line in (*at, *columns) for pair in pairwise(line)]
-    coarse = np.array(at, float).reshape(12, 4, 12, 4, 3).mean((1, 3))
-    coarse_step = (np.abs(np.diff(coarse, axis=0)).mean() + np.abs(np.diff(coarse, axis=1)).mean()) / 2
-    counts: dict[tuple[int, ...], int] = {}
-    for pixel in pixels:
-        key = tuple(value // 16 for value in pixel)
-        counts[key] = counts.get(key, 0) + 1
-    share = sorted((count / len(pixels) for count in counts.values()), reverse=True)
     kinds = [
         sum(value <= 1 for value in steps),
         sum(1 < value <= 7 for value in steps),
         sum(7 < value <= 29 for value in steps),
         sum(value > 29 for value in steps),
     ]
-    levels = [
-        deviation([sum(pixel) / 3 for pixel in pixels]),
-        deviation([(r - g) / 2 for r, g, _ in pixels]),
-        deviation([(b - g) / 2 for _, g, b in pixels]),
-        *summary([max(pixel) - min(pixel) for pixel in pixels]),
-        *summary(steps),
-        coarse_step,
-    ]
+    levels = [*summary([max(pixel) - min(pixel) for pixel in pixels]), *summary(steps)]
     return [
         *(sum(pixel[color] for pixel in pixels) / len(pixels) / 255 for color in range(3)),
         *(math.log(1 + level) for level in levels),
-        math.log(len(share)),
-        -sum(each * math.log(each) for each in share),
-        math.log(1.01 - share[0]),
-        math.log(1.01 - sum(share[:3])),
         *(math.log(count / len(steps) + 0.005) for count in kinds),
     ]
 
