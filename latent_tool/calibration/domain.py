@@ -173,15 +173,11 @@ class Neighbours(Part):
         )
         return self
 
-    def whitened(self, rows: Array) -> Array:
-        """Return rows ``(n, P)`` along the axes."""
-        found: Array = (rows - self._arrays.center) @ self._arrays.axes
-        return found
-
     def distance(self, rows: Array) -> Array:
         """Return how far rows ``(n, P)`` are from their third nearest reference picture, ``(n,)``."""
-        own = self.whitened(rows)
-        squares = (own**2).sum(1)[:, None] + self._arrays.lengths - 2 * own @ self._arrays.rows.T
+        known = self._arrays
+        own = (rows - known.center) @ known.axes
+        squares = (own**2).sum(1)[:, None] + known.lengths - 2 * own @ known.rows.T
         nearest = np.partition(squares, _NEAREST - 1, axis=1)[:, _NEAREST - 1]
         found: Array = np.sqrt(np.maximum(nearest, 0))
         return found

@@ -168,8 +168,9 @@ def _neighbours(rows: Array) -> Neighbours:
     center, scale = rows.mean(0), rows.std(0) + _LEAST_SCALE
     lengths, directions = np.linalg.eigh(np.cov((rows - center).T / scale[:, None]).reshape(len(scale), -1))
     axes = (directions / np.sqrt(np.maximum(lengths, 0) + _FLOOR) / scale[:, None]).T
-    found = Neighbours(center=_plain(center), axes=tuple(map(_plain, axes)), rows=((0.0,) * len(scale),) * 3)
-    return Neighbours(**{**dict(found), "rows": tuple(map(_plain, found.whitened(rows[:_MOST_NEIGHBOURS])))})
+    middle, along = _plain(center), tuple(map(_plain, axes))
+    whitened = (rows[:_MOST_NEIGHBOURS] - np.array(middle)) @ np.array(along).T
+    return Neighbours(center=middle, axes=along, rows=tuple(map(_plain, whitened)))
 
 
 def _damage(whole: Array, damaged: Array) -> Damage:
