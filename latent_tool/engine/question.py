@@ -65,7 +65,7 @@ class _Latents:
             scored = await ScoreOptions(self.prefix, latents, patches, self.options)
             self.clock.calls += 2
             return Logits(scored.answer[:, None][:, :0], scored.answer, options=scored.log_probabilities)
-        logits = await Score(self.prefix, latents, patches, answer_only, attention)
+        logits = await Score(self.prefix, latents, patches, answer_only, int(attention))
         self.clock.calls += 1
         return logits
 

@@ -3,12 +3,16 @@
     score the initial latents
     repeat for every round
         1  T' = T + eps                   score N samples with the current patches V        (policy.py)
-        2  T <- T + eta grad J            score the updated state
+        2  T <- T + eta grad J            score the updated state, and in the same pass the samples around it
         3  attention of T to the cells    once, on the updated state
         4  for every latent in order      propose its top cells; keep V + proposal if the reward rises   (patches.py)
 
 The search awaits what it needs of a ``LatentModel`` and never computes a forward pass, so that the passes of many
 searches can share batches (asking.py). A state is a pair (T, V) that was scored together; nothing else is returned.
+
+The samples of the next round ride with the updated state: one pass less. They are of use only if the walk in between
+leaves that state as it is, as most walks do; else they are forgotten, and drawn with the same noise around what the
+walk has led to. So the search finds what one finds that scores them when their round has come.
 """
 
 from __future__ import annotations
@@ -109,8 +113,8 @@ class LatentModel(Protocol):
             latents: ``(N, L, d)``.
             patches: for every state, the cells injected before its latents.
             answer_only: the logits at the latents are not read.
-            attention: the reply may bring the attention along, which is needed next; if it does not,
-                ``attention`` is awaited.
+            attention: the reply may bring the attention of the first state along, ``(1, L, C)``, which is needed next;
+                if it does not, ``attention`` is awaited.
         """
 
     async def attention(self, latents: Tensor, patches: tuple[int, ...]) -> Tensor:
@@ -142,6 +146,11 @@ class _Read:
     numbers: Tensor
     attention: Tensor | None
 
+    def rows(self, start: int, stop: int) -> _Read:
+        """Some of the states; attention is of the first one alone."""
+        part = slice(start, stop)
+        return _Read(self.latents[part], self.patches[part], self.numbers[:, part], None if start else self.attention)
+
 
 def _distance(one: Tensor, other: Tensor) -> Tensor:
     """Root mean square of how far two latents are apart, ``()``."""
@@ -165,6 +174,8 @@ class _Run:
     injections: list[Injection] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
     sampled: float | None = None
+    noise: Tensor | None = None  # (N, L, d), of the next round's samples, if they rode with a state ...
+    ahead: tuple[State, _Read] | None = None  # ... and that state, and how they were scored around it
     candidates: int = 0
     discarded: int = 0
     refused: set[tuple[int, ...]] = field(default_factory=set)  # cells of states that a walk has turned down ...
@@ -216,32 +227,48 @@ class _Run:
         if state is not None and (self.best is None or state.reward > self.best.reward):
             self.best = state
 
-    async def ascend(self) -> None:
-        """Take one step of the policy gradient; the updated state becomes the current one unless it is not finite."""
+    def draw(self, state: State) -> Tensor:
+        """Draw the noise of a round's samples, ``(N, L, d)``."""
+        length, width = state.latents.shape
+        return draw_noise(self.settings, (length, width), self.generator).to(state.latents)
+
+    async def ascend(self, more: bool) -> None:
+        """Take one step of the policy gradient; the updated state becomes the current one unless it is not finite.
+
+        ``more``: another round may follow. Its samples ride, unless candidates are counted: none is spent on chance.
+        """
         assert self.current is not None
-        state, settings = self.current, self.settings
+        state, settings, unit = self.current, self.settings, self.unit
         if not settings.samples:
             return
-        # 1. Samples around the latents, scored in one batch with the current patches.
-        noise = draw_noise(settings, (state.latents.shape[0], state.latents.shape[1]), self.generator)
-        noise = noise.to(state.latents)  # (N, L, d)
-        candidates = state.latents + self.sigma * self.unit * noise
-        sampled = await self.read(candidates, (state.patches,) * settings.samples)
+        # 1. Samples around the latents, scored in one batch with the current patches, unless they rode with these.
+        noise, self.noise = self.draw(state) if self.noise is None else self.noise, None
+        ahead, self.ahead = self.ahead, None
+        if ahead is not None and ahead[0] is state:
+            sampled = ahead[1]
+        else:
+            sampled = await self.read(state.latents + self.sigma * unit * noise, (state.patches,) * len(noise))
         # 2. One step along the gradient, on the device: the host asks once what both passes have said.
-        updated: _Read | None = None
+        read: _Read | None = None
         limit: _LimitReached | None = None
         if settings.eta:
             weights = advantages(rounded(sampled.numbers[0]), settings)  # (N,)
             gradient = policy_gradient(noise, weights, self.sigma)  # (L, d)
             # sigma and eta are in units of `unit`: the gradient is one per unit, the step back in the latents' scale.
-            latents = state.latents + settings.eta * self.unit * gradient
+            latents = (state.latents + settings.eta * unit * gradient)[None]
+            if more and self.budget.max_candidates is None:
+                self.noise = self.draw(state)
+                sigma = self.sigma * settings.variant.sigma_decay
+                latents = torch.cat([latents, latents + sigma * unit * self.noise])
             try:
-                updated = await self.read(latents[None], (state.patches,), attention=self.may_inject(state))
+                read = await self.read(latents, (state.patches,) * len(latents), attention=self.may_inject(state))
             except _LimitReached as reached:
                 limit = reached
-        self.note(sampled, updated)
+        self.note(sampled, None if read is None else read.rows(0, 1))
         if limit is not None:
             raise limit
+        if read is not None and self.noise is not None and self.current is not state:
+            self.ahead = self.current, read.rows(1, len(read.patches))
 
     def note(self, sampled: _Read, updated: _Read | None) -> None:
         """Bring what the samples and the updated state have said to the host, in one transfer, and keep it."""
@@ -420,13 +447,13 @@ async def search(
         best, scored, injected = run.best, run.candidates, len(run.injections)
         run.sampled = None
         try:
-            await run.ascend()
+            await run.ascend(more=number < budget.iterations)
             await run.walk()
         except _LimitReached as limit:
             reason = limit.reason
         if run.best is not best:
             improved = number
-        if run.candidates > scored:
+        if run.candidates > scored or run.sampled is not None:
             await run.close_round(number, run.sigma, injected)
         if reason:
             break

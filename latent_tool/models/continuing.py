@@ -159,8 +159,9 @@ class Continuing(Prefilling):
                 places.update(at_latents)
             first, order = len(prefixes), [row for members in groups for row in members]
             asked.append((first, order, at_latents))
-            if request.attention and kind.shared:
-                taps.update(dict.fromkeys(range(first, first + len(cells)), _positions(at_latents)))
+            if kind.shared:
+                wanted = (first + row for row, state in enumerate(order) if state < request.attended)
+                taps.update(dict.fromkeys(wanted, _positions(at_latents)))
             prefixes += [request.prefix] * len(cells)
             stems += [stem] * len(cells)
             ran += [cells[row] for row in order]
@@ -176,11 +177,12 @@ class Continuing(Prefilling):
         for request, (first, order, at_latents) in zip(requests, asked, strict=True):
             part = logits[first : first + len(order)]
             read = None
-            if first in taps:
-                read = torch.stack([rows.attention(first + row) for row in range(len(order))])
+            if request.attended and kind.shared:
+                read = torch.stack(
+                    [rows.attention(first + order.index(state)) for state in range(min(request.attended, len(order)))]
+                )
             if order != sorted(order):
-                back = torch.tensor(order, device=part.device).argsort()
-                part, read = part[back], None if read is None else read[back]
+                part = part[torch.tensor(order, device=part.device).argsort()]
             begin = 0 if request.answer_only else keep.index(at_latents.start)
             count = 0 if request.answer_only else len(at_latents)
             found.append(Logits(part[:, begin : begin + count], part[:, -1], read))

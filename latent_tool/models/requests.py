@@ -68,15 +68,15 @@ class PrefillEach(Request[list[Prefix | Exception]]):
 class Score(Request[Logits]):
     """``Logits`` of ``N`` states: latents ``(N, L, d)``, one tuple of cells each.
 
-    ``answer_only``: the logits at the latents are not needed. ``attention``: the attention is wanted, too, if it can be
-    read in the same pass.
+    ``answer_only``: the logits at the latents are not needed. ``attended``: of so many states, the first ones, the
+    attention is wanted, too, if it can be read in the same pass.
     """
 
     prefix: Prefix
     latents: Tensor
     patches: Sequence[Sequence[int]]
     answer_only: bool = False
-    attention: bool = False
+    attended: int = 0
 
 
 # The token sequences that spell one option.

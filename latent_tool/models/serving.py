@@ -125,10 +125,16 @@ def _alone(vlm: VisionLanguageModel, request: Request[Any]) -> object:
 def _halves(request: Request[Any]) -> list[Any] | None:
     """A request in two parts of about half its rows; ``None`` if it has one row."""
     if isinstance(request, Score | ScoreOptions) and (rows := len(request.patches)) > 1:
-        return [
+        halves = [
             replace(request, latents=_rows(request.latents, part), patches=request.patches[part])
             for part in _parts(rows)
         ]
+        if isinstance(request, Score):
+            return [
+                replace(half, attended=min(max(0, request.attended - part.start), part.stop - part.start))
+                for half, part in zip(halves, _parts(rows), strict=True)
+            ]
+        return halves
     if isinstance(request, ScoreOptions) and (count := len(request.options)) > 1:
         return [replace(request, options=request.options[part]) for part in _parts(count)]
     if isinstance(request, DecodeEach) and (count := len(request.prefixes)) > 1:
@@ -160,7 +166,7 @@ def _joined(request: Request[Any], replies: Sequence[Any]) -> object:
         return Logits(
             torch.cat([reply.latents for reply in replies]),
             torch.cat([reply.answer for reply in replies]),
-            torch.cat(read) if len(read) == len(replies) else None,
+            torch.cat(read) if read else None,
         )
     if isinstance(request, ScoreOptions):
         apart = len(request.patches) == 1  # in options, not in states

@@ -342,7 +342,8 @@ def test_one_request_of_many_rows_is_made_small_enough(
     cells = [(), (1,), (0, 2), (3,)]
     options = tuple(each for word in ("red", "blue", "green", "yellow", "two") for each in spell(vlm, [[word]]))
     requests: list[Request[Any]] = [
-        Score(prefixes[0], latents, cells, attention=True),
+        Score(prefixes[0], latents, cells, attended=4),
+        Score(prefixes[0], latents, cells, attended=3),
         Score(prefixes[0], latents, cells, answer_only=True),
         ScoreOptions(prefixes[0], latents, cells, options, tokens=True),
         ScoreOptions(prefixes[0], None, [(1,)], options, tokens=True),

@@ -252,7 +252,7 @@ def test_the_host_never_waits_inside_a_step(
 ) -> None:
     """No number is read while states of several questions are scored, with and without known cells."""
     requests = [states(prefix, engine, seed) for seed, prefix in enumerate(prefixes)]
-    requests[1] = replace(requests[1], attention=True, answer_only=True)
+    requests[1] = replace(requests[1], attended=len(requests[1].patches), answer_only=True)
     engine.vlm.score_many(requests)
 
     def refuse(*_arguments: object) -> None:

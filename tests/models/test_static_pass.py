@@ -109,7 +109,7 @@ def test_scores_attention_and_answers_are_as_without(vlm: VisionLanguageModel, p
             asked = [Score(fresh[0], noise[:count], [cells] * count), Score(fresh[1], noise[:2], [(), (2,)])]
             for logits in vlm.score_many(asked):
                 found += [logits.answer, logits.latents]
-            (logits,) = vlm.score_many([Score(fresh[0], noise[:1], [cells], attention=True)])
+            (logits,) = vlm.score_many([Score(fresh[0], noise[:1], [cells], attended=1)])
             assert logits.attention is not None
             found += [logits.answer, logits.attention]
         found += vlm.attend_many([Attend(fresh[0], noise[0], (5,)), Attend(fresh[1], noise[1], ())])
@@ -425,7 +425,7 @@ def test_attention_of_a_pass_that_is_found_out_is_that_of_the_plain_one(
     noise = torch.randn(1, 3, vlm.width, generator=torch.Generator().manual_seed(2)) * vlm.embedding_rms()
 
     def work() -> Tensor:
-        asked = Score(replace(prefixes[0], stems=Stems()), noise, [()], attention=True)
+        asked = Score(replace(prefixes[0], stems=Stems()), noise, [()], attended=len(noise))
         attention = vlm.score_many([asked])[0].attention
         assert attention is not None
         return attention

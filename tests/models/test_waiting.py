@@ -78,7 +78,7 @@ class Far:
     ) -> Logits:
         count, length, _ = latents.shape
         assert latents.device == META
-        read = torch.empty(count, length, 10, device=META) if attention and self.brings_attention else None
+        read = torch.empty(1, length, 10, device=META) if attention and self.brings_attention else None
         return Logits(torch.empty(count, length, 50, device=META), torch.empty(count, 50, device=META), read)
 
     async def attention(self, latents: Tensor, patches: tuple[int, ...]) -> Tensor:
@@ -171,7 +171,7 @@ def test_no_transfer_inside_a_pass(far: tuple[VisionLanguageModel, Prefix]) -> N
     latents = torch.empty(3, 4, prefix.features.shape[1], device=META)
     with counted() as transfers:
         for cells in ([(), (1, 2), (3,)], [(3,), (3, 1), (3, 2)], [(3, 1)] * 3):
-            vlm.score_many([Score(prefix, latents, cells, attention=True)] * 2)
+            vlm.score_many([Score(prefix, latents, cells, attended=3)] * 2)
             vlm.attend(prefix, latents[0], cells[0])
     assert not transfers.sizes
 

@@ -17,8 +17,9 @@ from latent_tool.errors import NumericalError
 from latent_tool.method import search as search_module
 from latent_tool.method.asking import Asking
 from latent_tool.method.patches import propose
+from latent_tool.method.policy import advantages, draw_noise, policy_gradient
 from latent_tool.method.reward import Logits
-from latent_tool.method.search import Outcome, Round, _Run, search
+from latent_tool.method.search import Outcome, Round, State, _Run, search
 from latent_tool.settings import Budget, SearchSettings, SearchVariant
 
 CALM = SearchSettings(sigma=0.3, eta=0.05, patches_per_latent=2, variant=SearchVariant(scale="absolute"))
@@ -181,6 +182,73 @@ def test_refusals_hold_within_the_stated_distance(seed: int, within: float) -> N
         assert run.refused == refused
 
 
+def naive_search(model: ToyModel, how: SearchSettings, budget: Budget, seed: int) -> tuple[State, list[float]]:
+    """The whole method a state at a time: nothing rides, nothing is remembered; the best state, and every round's."""
+    generator = torch.Generator().manual_seed(seed)
+    latents, patches = torch.zeros_like(model.target), ()
+
+    def scored(latents: Tensor, patches: tuple[int, ...]) -> State:
+        return State(latents, patches, model.reward(latents, patches, how), 0.0, 0.0)
+
+    best, bests, sigma, improved = scored(latents, ()), [], how.sigma, 0
+    for number in range(1, budget.iterations + 1):
+        before = best
+        if budget.patience is not None and number - 1 - improved >= budget.patience:
+            break
+        if budget.target_reward is not None and best.reward >= budget.target_reward:
+            break
+        noise = draw_noise(how, tuple(latents.shape), generator)
+        samples = [scored(latents + sigma * each, patches) for each in noise]
+        rewards = torch.tensor([sample.reward for sample in samples], dtype=torch.float64)
+        best = max(best, *samples, key=lambda state: state.reward)
+        latents = latents + how.eta * policy_gradient(noise, advantages(rewards, how), sigma)
+        best = max(best, scored(latents, patches), key=lambda state: state.reward)
+        patches = sequential_walk(model, latents, patches, how, budget.max_patches)
+        best = max(best, scored(latents, patches), key=lambda state: state.reward)
+        sigma *= how.variant.sigma_decay
+        improved = number if best is not before else improved
+        bests.append(best.reward)
+    return best, bests
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    room=st.sampled_from([0, 3, 9]),
+    decay=st.sampled_from([1.0, 0.8]),
+    patience=st.sampled_from([None, 1, 2]),
+    proposals=st.sampled_from(["new", "top"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_samples_that_ride_find_what_those_find_that_wait(
+    seed: int, room: int, decay: float, patience: int | None, proposals: Any
+) -> None:
+    how = CALM.but(patches_per_latent=1, variant={"sigma_decay": decay, "proposals": proposals, "scale": "absolute"})
+    budget = Budget(iterations=6, max_patches=room, patience=patience)
+    found = solve(toy(latents=3, cells=9, seed=seed), how, budget, seed, within=0)
+    best, bests = naive_search(toy(latents=3, cells=9, seed=seed), how, budget, seed)
+    assert (found.best.patches, len(found.rounds) - 1) == (best.patches, len(bests))
+    torch.testing.assert_close(found.best.latents, best.latents)
+    assert [row.best_reward for row in found.rounds[1:]] == pytest.approx(bests, abs=2e-6)
+
+
+def test_samples_ride_where_the_walk_leaves_the_state_and_where_candidates_are_not_counted() -> None:
+    class Counting(ToyModel):
+        def scores(self, latents: Tensor, patches: tuple[tuple[int, ...], ...]) -> Logits:
+            passes.append(len(latents))
+            return super().scores(latents, patches)
+
+    passes: list[int] = []
+    made = toy(seed=3)
+    for budget, expected in (
+        (Budget(iterations=4, max_patches=0), [1, 8, 9, 9, 9, 1]),
+        (Budget(iterations=4, max_patches=0, max_candidates=99), [1, 8, 1, 8, 1, 8, 1, 8, 1]),
+    ):
+        passes.clear()
+        outcome = solve(Counting(made.target, made.bonus), budget=budget)
+        assert passes == expected
+        assert outcome.candidates == sum(passes)
+
+
 def test_the_default_climbs() -> None:
     model = toy(seed=3)
     outcome = solve(model, CALM.but(patches_per_latent=0), Budget(iterations=60))
@@ -265,8 +333,8 @@ def test_a_stop_takes_effect_before_the_next_batch() -> None:
 
     outcome = solve(model, budget=Budget(iterations=100), stop=stop)
     assert outcome.stop_reason == "deadline"
-    # The start, a batch of samples and an update; the third question was asked before the attention was read.
-    assert outcome.candidates <= 1 + CALM.samples + 1 + len(model.target)
+    # The start, a batch of samples, an update and the samples with it; then the attention was to be read.
+    assert outcome.candidates <= 1 + CALM.samples + 1 + CALM.samples + len(model.target)
     assert outcome.rounds[-1].best_reward == outcome.best.reward
 
 

@@ -44,8 +44,8 @@ def answers(vlm: VisionLanguageModel, prefix: Prefix) -> list[Tensor]:
     found = []
     latents = draw_latents(vlm, 4)
     for count, cells in ((3, [(), (1, 2), (3,)]), (2, [(1,), (3, 3, 1)]), (4, [()] * 4)):
-        for read in (True, False):
-            (scored,) = vlm.score_many([Score(replace(prefix, stems=Stems()), latents[:count], cells, attention=read)])
+        for read in (count, 1, 0):
+            (scored,) = vlm.score_many([Score(replace(prefix, stems=Stems()), latents[:count], cells, attended=read)])
             found += [scored.answer, scored.latents, *([] if scored.attention is None else [scored.attention])]
     for decoded in vlm.decode_many([Decode(prefix, latents[0], (), 8), Decode(prefix, latents[1], (1,), 6)]):
         assert not isinstance(decoded, Exception)
@@ -58,7 +58,7 @@ def few(vlm: VisionLanguageModel, prefix: Prefix) -> list[Tensor]:
     latents = draw_latents(vlm, 4)
     found = []
     for count, cells in ((3, [(), (1, 2), (3,)]), (2, [(1,), (3, 3, 1)]), (4, [()] * 4)):
-        (scored,) = vlm.score_many([Score(replace(prefix, stems=Stems()), latents[:count], cells, attention=True)])
+        (scored,) = vlm.score_many([Score(replace(prefix, stems=Stems()), latents[:count], cells, attended=count)])
         assert scored.attention is not None
         found += [scored.answer, scored.latents, scored.attention]
     rows = vlm.kind_of_rows(prefix)(vlm, [prefix] * 4)

@@ -46,7 +46,7 @@ def test_a_score_brings_the_attention_along(vlm):
     prefix = vlm.prefill(vlm.prepare([picture()], QUESTION, thinking_markers=MARKERS))
     latents = draw_latents(vlm, 3)
     patches = [(1, 2), (), (0,)]
-    (scored,) = vlm.score_many([Score(prefix, latents, patches, attention=True)])
+    (scored,) = vlm.score_many([Score(prefix, latents, patches, attended=3)])
     if not vlm.shares_prefixes(prefix):
         assert scored.attention is None
         return
