@@ -63,6 +63,7 @@ def ladder(count: int, first_seed: int, budget_s: float, ways: Sequence[str], ca
     if not cached:
         engine.vlm.prefix_cache = PrefixCache(0)
     right: dict[str, list[bool]] = {name: [] for name in ways}
+    said: dict[str, list[str]] = {name: [] for name in ways}
     sure: dict[str, list[float]] = {name: [] for name in ways}
     taken: dict[str, list[float]] = {name: [] for name in ways}
     stopped: list[tuple[str | None, int]] = []
@@ -81,6 +82,7 @@ def ladder(count: int, first_seed: int, budget_s: float, ways: Sequence[str], ca
             outcome = engine.answer(asked)
             taken[name].append(time.process_time() - began)
             result = engine.result(outcome)
+            said[name].append(result.answer)
             right[name].append(result.answer.strip().lower() == answer.lower())
             sure[name].append(result.confidence or 0.0)
             if name == "default":
@@ -99,10 +101,12 @@ def ladder(count: int, first_seed: int, budget_s: float, ways: Sequence[str], ca
         f"{1 - (plainly + started + looked) / asked_of:.1%} were searched. *fixed / broken* counts answers against "
         f"*{against}*, with the exact test of their difference (McNemar); *difference* is that of the AUROC to that of "
         f"*{against}*, with 95 % of 2,000 draws of the questions. *wrong of the surest* 90 %: of what a threshold lets "
-        "pass that lets nine of ten pass.\n",
-        "| way | accuracy | fixed / broken | p | AUROC | difference | wrong of the surest 90 % "
+        "pass that lets nine of ten pass. *where they agree*: how many answers are those of "
+        f"*{against}*, and how much higher the AUROC is than that of *{against}* among these, which are right or wrong "
+        "together.\n",
+        "| way | accuracy | fixed / broken | p | AUROC | difference | wrong of the surest 90 % | where they agree "
         "| mean cost, plain answers | ms of processor, mean |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in ways:
         pairs = list(zip(right[name], right[against], strict=True))
@@ -113,7 +117,9 @@ def ladder(count: int, first_seed: int, budget_s: float, ways: Sequence[str], ca
         lines.append(
             f"| {name} | {statistics.mean(right[name]):.4f} | {fixed} / {broken} | {p:.2g} | {ranked:.4f} "
             f"| {'-' if name == against else difference((right[name], sure[name]), (right[against], sure[against]))} "
-            f"| {wrong_of_the_surest(right[name], sure[name]):.4f} | {mean / base:.2f} | {1e3 * mean:.1f} |"
+            f"| {wrong_of_the_surest(right[name], sure[name]):.4f} "
+            f"| {'-' if name == against else agreeing(said, right, sure, name, against)} "
+            f"| {mean / base:.2f} | {1e3 * mean:.1f} |"
         )
     return [*lines, ""]
 
@@ -133,6 +139,15 @@ def difference(one: tuple[list[bool], list[float]], other: tuple[list[bool], lis
     drawn = [gap(rng.integers(0, count, count)) for _ in range(2000)]
     low, high = np.nanquantile(drawn, (0.025, 0.975))
     return f"{gap(np.arange(count)):+.4f} ({low:+.4f} to {high:+.4f})"
+
+
+def agreeing(
+    said: dict[str, list[str]], right: dict[str, list[bool]], sure: dict[str, list[float]], name: str, against: str
+) -> str:
+    """How many answers two ways share, and how much higher the AUROC of the one is among them."""
+    same = [at for at, (one, other) in enumerate(zip(said[name], said[against], strict=True)) if one == other]
+    both = [([right[way][at] for at in same], [sure[way][at] for at in same]) for way in (name, against)]
+    return f"{len(same)}: {difference(*both)}"
 
 
 def wrong_of_the_surest(right: list[bool], sure: list[float], share: float = 0.9) -> float:
