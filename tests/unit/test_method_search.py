@@ -338,6 +338,19 @@ def test_a_stop_takes_effect_before_the_next_batch() -> None:
     assert outcome.rounds[-1].best_reward == outcome.best.reward
 
 
+@pytest.mark.parametrize("passes", range(1, 16))
+def test_whatever_a_stop_cuts_what_was_found_is_told(passes: int) -> None:
+    """Also of a round whose samples had been scored with the state before."""
+    left = iter(range(passes))
+    outcome = solve(
+        toy(seed=3),
+        budget=Budget(iterations=9, max_patches=0),
+        stop=lambda: None if next(left, None) is not None else "deadline",
+    )
+    assert outcome.rounds[-1].best_reward == outcome.best.reward
+    assert [row.number for row in outcome.rounds] == list(range(len(outcome.rounds)))
+
+
 def test_a_stop_at_once_still_gives_the_start() -> None:
     outcome = solve(toy(), stop=lambda: "deadline")
     assert (outcome.candidates, outcome.stop_reason) == (1, "deadline")
