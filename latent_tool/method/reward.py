@@ -37,8 +37,8 @@ class Logits(NamedTuple):
 
     ``latents``: ``(N, L, vocabulary)``, at the latent positions (``(N, 0, vocabulary)`` if they were not asked for).
     ``answer``: ``(N, vocabulary)``, at the position that predicts the first answer token (the last latent itself when
-    nothing stands between). ``attention``: ``(N, L, C)`` of the latents to the image cells, if it was read with them.
-    ``options``: ``(N, n)``, joint log-probabilities of given answers, if the reward is read there.
+    nothing stands between). ``attention``: ``(n, L, C)`` of the latents of the first n states to the image cells, if it
+    was read. ``options``: ``(N, n)``, joint log-probabilities of given answers, if the reward is read there.
     """
 
     latents: Tensor

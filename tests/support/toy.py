@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class ToyModel:
 
     def reward(self, latents: Tensor, patches: tuple[int, ...], settings: SearchSettings) -> float:
         """The reward of one state, worked out on its own."""
-        fresh = ToyModel(self.target, self.bonus, self.vocabulary, self.height)
+        fresh = replace(self, scored=[], attended=0)
         return float(read_reward(fresh.scores(latents[None], (patches,)), settings).reward[0])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
@@ -182,13 +183,29 @@ def test_refusals_hold_within_the_stated_distance(seed: int, within: float) -> N
         assert run.refused == refused
 
 
-def naive_search(model: ToyModel, how: SearchSettings, budget: Budget, seed: int) -> tuple[State, list[float]]:
+@dataclass
+class Holes(ToyModel):
+    """Has no finite reward at so many of 100 places, the start not among them."""
+
+    holes: int = 0
+
+    def objective(self, latents: Tensor, patches: tuple[int, ...]) -> float:
+        place = int(latents.abs().sum() * 1e4)
+        return math.nan if place and place % 100 < self.holes else super().objective(latents, patches)
+
+
+def naive_search(
+    model: ToyModel, how: SearchSettings, budget: Budget, seed: int, unit: float = 1.0
+) -> tuple[State, list[float]]:
     """The whole method a state at a time: nothing rides, nothing is remembered; the best state, and every round's."""
     generator = torch.Generator().manual_seed(seed)
     latents, patches = torch.zeros_like(model.target), ()
 
     def scored(latents: Tensor, patches: tuple[int, ...]) -> State:
         return State(latents, patches, model.reward(latents, patches, how), 0.0, 0.0)
+
+    def better(*states: State) -> State:
+        return max((state for state in states if math.isfinite(state.reward)), key=lambda state: state.reward)
 
     best, bests, sigma, improved = scored(latents, ()), [], how.sigma, 0
     for number in range(1, budget.iterations + 1):
@@ -198,13 +215,15 @@ def naive_search(model: ToyModel, how: SearchSettings, budget: Budget, seed: int
         if budget.target_reward is not None and best.reward >= budget.target_reward:
             break
         noise = draw_noise(how, tuple(latents.shape), generator)
-        samples = [scored(latents + sigma * each, patches) for each in noise]
+        samples = [scored(latents + sigma * unit * each, patches) for each in noise]
         rewards = torch.tensor([sample.reward for sample in samples], dtype=torch.float64)
-        best = max(best, *samples, key=lambda state: state.reward)
-        latents = latents + how.eta * policy_gradient(noise, advantages(rewards, how), sigma)
-        best = max(best, scored(latents, patches), key=lambda state: state.reward)
+        best = better(best, *samples)
+        if how.eta:
+            moved = scored(latents + how.eta * unit * policy_gradient(noise, advantages(rewards, how), sigma), patches)
+            latents = moved.latents if math.isfinite(moved.reward) else latents
+            best = better(best, moved)
         patches = sequential_walk(model, latents, patches, how, budget.max_patches)
-        best = max(best, scored(latents, patches), key=lambda state: state.reward)
+        best = better(best, scored(latents, patches))
         sigma *= how.variant.sigma_decay
         improved = number if best is not before else improved
         bests.append(best.reward)
@@ -217,15 +236,35 @@ def naive_search(model: ToyModel, how: SearchSettings, budget: Budget, seed: int
     decay=st.sampled_from([1.0, 0.8]),
     patience=st.sampled_from([None, 1, 2]),
     proposals=st.sampled_from(["new", "top"]),
+    target=st.sampled_from([None, None, -0.2]),
+    eta=st.sampled_from([0.05, 0.05, 0.0]),
+    unit=st.sampled_from([1.0, 0.3]),
+    holes=st.sampled_from([0, 10, 30]),
+    counted=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_samples_that_ride_find_what_those_find_that_wait(
-    seed: int, room: int, decay: float, patience: int | None, proposals: Any
+    seed: int,
+    room: int,
+    decay: float,
+    patience: int | None,
+    proposals: Any,
+    target: float | None,
+    eta: float,
+    unit: float,
+    holes: int,
+    counted: bool,
 ) -> None:
-    how = CALM.but(patches_per_latent=1, variant={"sigma_decay": decay, "proposals": proposals, "scale": "absolute"})
-    budget = Budget(iterations=6, max_patches=room, patience=patience)
-    found = solve(toy(latents=3, cells=9, seed=seed), how, budget, seed, within=0)
-    best, bests = naive_search(toy(latents=3, cells=9, seed=seed), how, budget, seed)
+    """With ``max_candidates``, none rides."""
+    variant = {"sigma_decay": decay, "proposals": proposals, "scale": "absolute"}
+    how = CALM.but(patches_per_latent=1, eta=eta, variant=variant)
+    most = 10_000 if counted else None
+    budget = Budget(iterations=6, max_patches=room, patience=patience, target_reward=target, max_candidates=most)
+    made = toy(latents=3, cells=9, seed=seed)
+    model = Holes(made.target, made.bonus, holes=holes)
+    found = solve(model, how, budget, seed, within=0, unit=unit)
+    assert found.candidates == len(model.scored)
+    best, bests = naive_search(Holes(made.target, made.bonus, holes=holes), how, budget, seed, unit)
     assert (found.best.patches, len(found.rounds) - 1) == (best.patches, len(bests))
     torch.testing.assert_close(found.best.latents, best.latents)
     assert [row.best_reward for row in found.rounds[1:]] == pytest.approx(bests, abs=2e-6)
