@@ -75,7 +75,7 @@ class Budget(Settings):
         "not the loading of the model.",
     )
     target_confidence: Probability | None = Field(
-        0.95,
+        0.98,
         description="Ask the plain model first, and stop there if the joint probability of its answer reaches this. "
         "None: never stop there.",
     )

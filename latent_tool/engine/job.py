@@ -80,7 +80,7 @@ class Outcome(Reached):
 
     ``inputs``: what the answer was decoded after, with the windows that stayed; ``attention``: of the latents to every
     image cell, if that was measured; ``pictures``: every picture in the numbers that a domain check compares;
-    ``support``: how far all windows that were looked at support an answer found with one, see ``method.views.support``.
+    ``support``: how far all that was said supports an answer found with a window, see ``method.views.support``.
     """
 
     job: Job
@@ -138,6 +138,6 @@ def joint(log_probabilities: Tensor, answer: ExtractedAnswer) -> float | None:
 def pooled(answer_probability: float, plain_probability: float, support: float = 1.0) -> float:
     """Return the geometric mean of an answer's probability with and without latents (a logarithmic opinion pool).
 
-    ``support``: what the windows that were looked at leave of it, see ``method.views.support``.
+    ``support``: what all else that was said leaves of it, see ``method.views.support``.
     """
     return math.sqrt(answer_probability * plain_probability) * support

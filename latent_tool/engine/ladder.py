@@ -15,9 +15,10 @@ the reasoning was decoded from, and if that stays the best one, its decoding goe
 does not look at ``min_confidence``: a calibrated threshold speaks of answers that all came about in one way.
 
 Views come before the latents, and an answer that became surer by one is not thought over again: on small details a
-window is what helps, and latents after it change hardly an answer, but make all of them sound sure. If no window helps
-and thinking ends in "cannot tell", that is the answer, whatever the plain model said: two ways to answer that disagree
-are no reason to be sure.
+window is what helps, and latents after it change hardly an answer, but make all of them sound sure. But what the
+reasoning says of the whole picture is heard, as is what the plain model said, in how sure that answer is; what cannot
+be heard counts as an objection. If no window helps and thinking ends in "cannot tell", that is the answer, whatever the
+plain model said: two ways to answer that disagree are no reason to be sure.
 
 Of a question with options every rung scores all of them in place of decoding, and goes by the best one's probability.
 
@@ -29,7 +30,7 @@ reward is the confidence, and without rounds, which asks for the start of the la
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -37,7 +38,7 @@ from latent_tool.cannot_tell import says_cannot_tell
 from latent_tool.engine.choosing import Said, best_option, choose
 from latent_tool.engine.in_step import Tell
 from latent_tool.engine.job import Reached, joint
-from latent_tool.engine.looking import Looked, hides_pixels, look_again, reward_of
+from latent_tool.engine.looking import IMPOSSIBLE, UNHEARD, Looked, hides_pixels, look_again, reward_of
 from latent_tool.engine.question import Question
 from latent_tool.method.search import Outcome as SearchOutcome
 from latent_tool.method.search import State
@@ -48,6 +49,8 @@ from latent_tool.schema import ReasoningStep
 from latent_tool.settings import Budget
 
 __all__ = ["Climbed", "climb"]
+
+_HEARD = 0.1  # what is said of the whole picture beside a window counts as nothing where it is less sure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +108,11 @@ async def climb(question: Question, prefix: Prefix, budget: Budget) -> Climbed:
         if looks and reward < job.settings.look_below:
             looked = await look_again(question, prefix.inputs, answer, reward, budget)
             clock.phase_done("look")
-        if looked.best is not None:
-            prefix, closer = looked.best.prefix, looked.best.said
-            return await _from_state(question, prefix, closer, None, "looked", None, looked)
+        if (closer := looked.best) is not None:
+            if job.options is None:  # the confidence in one of those asks nothing else
+                looked = await _hear(question, prefix, plain, looked, budget)
+            reason = "deadline" if looked.unheard else "looked"
+            return await _from_state(question, closer.prefix, closer.said, None, reason, None, looked)
         if sure_of_it or clock.search_must_end():
             return await _from_state(
                 question, prefix, plain, None, "confident" if sure_of_it else "deadline", None, looked
@@ -141,6 +146,33 @@ async def climb(question: Question, prefix: Prefix, budget: Budget) -> Climbed:
     if not _whole(decoded) and isinstance(plain, Decoded) and _whole(plain):  # a whole answer is better than a piece
         return await _from_state(question, prefix, plain, None, "deadline", None, looked)
     return await _from_state(question, prefix, decoded, searched, searched.stop_reason, plain, looked)
+
+
+async def _hear(question: Question, prefix: Prefix, plain: Said, looked: Looked, budget: Budget) -> Looked:
+    """Ask the reasoning over the whole picture, too, for how far an answer with a window is supported."""
+    clock = question.clock
+    looked = replace(looked, whole=(_voice(question, prefix, plain),))
+    if not clock.search_must_end():
+        await Tell(ReasoningStep(phase="decode", iterations=budget.iterations))
+        try:
+            latents = await question.initial_latents(prefix)
+            said = None if clock.expired() else await _ask(question, prefix, latents, (), budget, _HEARD)
+        except IMPOSSIBLE as error:
+            warning = f"What the reasoning says of the whole picture could not be heard: {error.message}"
+            return replace(looked, whole=(*looked.whole, UNHEARD), warnings=(*looked.warnings, warning))
+        finally:
+            clock.phase_done("decode")
+        if isinstance(said, Decoded) and said.finish_reason != "deadline":
+            return replace(looked, whole=(*looked.whole, _voice(question, prefix, said)))
+    warning = "The deadline left no time to hear all that there is to say of the answer; that counts against it."
+    return replace(looked, unheard=looked.unheard + 1, warnings=(*looked.warnings, warning))
+
+
+def _voice(question: Question, prefix: Prefix, said: Said) -> tuple[str, float]:
+    """What is said of the whole picture, and how sure it is; 0 where it was not read to its end."""
+    answer, whole = question.text_of(prefix, said), isinstance(said, Decoded) and said.finish_reason == "stop"
+    reward = reward_of(answer, _probability(question, prefix, said), question.job.cannot_tell) if whole else 0.0
+    return answer, reward if reward >= _HEARD else 0.0
 
 
 async def _ask(

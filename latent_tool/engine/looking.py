@@ -46,10 +46,10 @@ from latent_tool.models.windows import Window
 from latent_tool.schema import ReasoningStep, View
 from latent_tool.settings import Budget
 
-__all__ = ["Looked", "Seen", "hides_pixels", "look_again", "reward_of", "times_smaller"]
+__all__ = ["IMPOSSIBLE", "UNHEARD", "Looked", "Seen", "hides_pixels", "look_again", "reward_of", "times_smaller"]
 
 # What keeps one window from being looked at, and the question from nothing.
-_IMPOSSIBLE = (
+IMPOSSIBLE = (
     ContextLengthError,
     ImageError,
     ModelLoadError,
@@ -57,6 +57,7 @@ _IMPOSSIBLE = (
     NotEnoughMemoryError,
     NumericalError,
 )
+UNHEARD = ("", 1.0)  # what was to be said and was not: an objection, as sure as can be
 NEUTRAL = "Describe the picture."
 # A picture whose sides were made smaller by this factor, or more, is looked at again.
 SHRUNK = 1.2
@@ -79,15 +80,26 @@ class Looked:
     """What looking again led to.
 
     ``best``: the answer with the window that was accepted last, ``None`` if none was; ``encoded``: windows and pictures
-    that went through the vision tower; ``warnings``: why some could not be looked at; ``support``: of the best answer
-    by all windows, see ``method.views.support``.
+    that went through the vision tower; ``warnings``: why some could not be looked at; ``shrunk``: how many times
+    smaller the picture was made; ``unheard``: how much more the deadline left no time for, at most; ``whole``: what was
+    answered without a window, and how sure that was, where the best answer was compared with it.
     """
 
     best: Seen | None = None
     views: tuple[View, ...] = ()
     encoded: int = 0
     warnings: tuple[str, ...] = ()
-    support: float = 1.0
+    shrunk: float = 1.0
+    unheard: int = 0
+    whole: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def support(self) -> float:
+        """How far all that was said supports the best answer, in [0, 1]; 1 where no window was accepted."""
+        if self.best is None:
+            return 1.0
+        windows = [(view.answer_after, view.reward_after) for view in self.views]
+        return support(self.best.answer, [*windows, *[UNHEARD] * self.unheard], self.whole, self.shrunk)
 
 
 def hides_pixels(images: Sequence[Image], inputs: Inputs) -> bool:
@@ -131,7 +143,7 @@ async def look_again(question: Question, inputs: Inputs, answer: str, reward: fl
         reward: how sure it is, see ``reward_of``; what a window has to exceed by more than ``min_gain``.
         budget: ``max_views`` windows at most.
     """
-    settings, clock = question.job.settings, question.clock
+    settings = question.job.settings
     looked = _Looking(question, inputs, budget)
     best: Seen | None = None
     inside: tuple[Window, Seen] | None = None
@@ -139,7 +151,7 @@ async def look_again(question: Question, inputs: Inputs, answer: str, reward: fl
         if depth > 1 and reward >= _SURE:
             break
         proposals = (await looked.proposals(inside))[: budget.max_views - len(looked.views)]
-        if not proposals or clock.search_must_end():
+        if not proposals or looked.time_is_up():
             break
         began = question.now()
         seen = await looked.read(proposals)
@@ -170,11 +182,9 @@ async def look_again(question: Question, inputs: Inputs, answer: str, reward: fl
         if accepted:
             best = seen[index][1]
             answer, reward = best.answer, best.reward
-    supported = 1.0
-    if best is not None:
-        said = [(view.answer_after, view.reward_after) for view in looked.views]
-        supported = support(best.answer, said, times_smaller(question.job.images, inputs))
-    return Looked(best, tuple(looked.views), looked.encoded, looked.warnings, supported)
+    shrunk = times_smaller(question.job.images, inputs)
+    unheard = budget.max_views - len(looked.views) + looked.cut if looked.late else 0
+    return Looked(best, tuple(looked.views), looked.encoded, looked.warnings, shrunk, unheard)
 
 
 class _Looking:
@@ -187,6 +197,8 @@ class _Looking:
         self.views: list[View] = []
         self.encoded = 0
         self.warnings: tuple[str, ...] = ()
+        self.late = False  # whether time ran out
+        self.cut = 0  # answers that were read in part when it did
         self._random = random.Random(question.job.seed)
 
     async def proposals(self, within: tuple[Window, Seen] | None) -> list[Window]:
@@ -215,6 +227,11 @@ class _Looking:
         layout = density(weights, [cell.box if cell.image == image else None for cell in cells], area)
         return [Window(image, box) for box in propose_windows(layout, area, second=inside is None)]
 
+    def time_is_up(self) -> bool:
+        """Tell whether there is no time to look at more, and keep it in mind."""
+        self.late = self.late or self.question.clock.search_must_end() is not None
+        return self.late
+
     def warn(self, error: LatentToolError) -> None:
         """Note why a window could not be looked at; the answer without it stands."""
         self.warnings = (f"Not every window could be looked at again: {error.message}",)
@@ -231,9 +248,11 @@ class _Looking:
             if isinstance(one, Prefix):
                 clock.calls += 1
                 self.encoded += one.encoded
-            elif isinstance(one, _IMPOSSIBLE):
+            elif isinstance(one, IMPOSSIBLE):
                 self.warn(one)
-            elif not isinstance(one, DeadlineError):  # there is an answer already
+            elif isinstance(one, DeadlineError):  # there is an answer already
+                self.late = True
+            else:
                 raise one
             found.append(one if isinstance(one, Prefix) else None)
         return found
@@ -247,7 +266,7 @@ class _Looking:
         if known is None:
             try:
                 inputs = self.question.inputs(text=NEUTRAL)
-            except _IMPOSSIBLE:
+            except IMPOSSIBLE:
                 return None
             (prefix,) = await self._attended(inputs)
             if prefix is None or prefix.attention is None or len(prefix.attention) != len(self.inputs.cells):
@@ -261,13 +280,13 @@ class _Looking:
         shown: list[tuple[Window, Inputs]] = []
         most = min(self.budget.max_new_tokens, _READ)
         for window in windows:
-            if self.question.clock.search_must_end():
+            if self.time_is_up():
                 break
             try:
                 inputs = self.question.inputs([window])
                 fits, _ = self.question.fit_context(inputs)
                 most = min(most, fits.max_new_tokens)
-            except _IMPOSSIBLE as error:
+            except IMPOSSIBLE as error:
                 self.warn(error)
                 continue
             shown.append((window, inputs))
@@ -282,17 +301,19 @@ class _Looking:
             return await self._choose(prefixes)
         try:
             decoded = await DecodeEach([prefix for _, prefix in prefixes], most, clock.expired, job.generation)
-        except _IMPOSSIBLE as error:
+        except IMPOSSIBLE as error:
             self.warn(error)
             return []
         seen = []
         for (window, prefix), one in zip(prefixes, decoded, strict=True):
-            if isinstance(one, _IMPOSSIBLE):
+            if isinstance(one, IMPOSSIBLE):
                 self.warn(one)
                 continue
             if isinstance(one, Exception):
                 raise one
             answer = self.question.extract(prefix, one)
+            late = one.finish_reason == "deadline"
+            self.late, self.cut = self.late or late, self.cut + late
             # One that was read in part cannot be compared with answers that were read to their end.
             probability = joint(one.log_probabilities, answer) if one.finish_reason == "stop" else 0.0
             reward = reward_of(answer.text, probability, job.cannot_tell)
@@ -304,11 +325,11 @@ class _Looking:
         """Choose among the options with each window beside the pictures."""
         seen: list[tuple[Window, Seen]] = []
         for window, prefix in prefixes:
-            if self.question.clock.search_must_end():
+            if self.time_is_up():
                 break
             try:
                 scored = await self.question.score_options(prefix, None, ())
-            except _IMPOSSIBLE as error:
+            except IMPOSSIBLE as error:
                 self.warn(error)
                 continue
             answer = self.question.text_of(prefix, scored)

@@ -41,7 +41,7 @@ async def answer(question: Question) -> Outcome:
     attention: tuple[float, ...] | None = None
     if job.attention and latents is None:
         warnings.append("Without latents there is no attention to the image cells that could be measured.")
-        if reached.stop_reason == "looked":
+        if any(view.accepted for view in reached.looked.views):
             warnings.append("A window made the answer surer before there were any; Budget(max_views=0) looks at none.")
         if reached.stop_reason == "confident":
             warnings.append(
@@ -102,7 +102,7 @@ async def answer(question: Question) -> Outcome:
         views=reached.looked.views,
         warnings=(*job.warnings, *inputs.warnings, *warnings),
         pictures=pictures,
-        support=reached.looked.support,
+        support=1.0 if reached.chosen else reached.looked.support,
     )
 
 

@@ -25,7 +25,6 @@ _SECOND = (3 / 8, 4 / 8)  # the second place: as large as it is searched for, an
 _PRIOR = 0.3  # what a cell that the neutral question ignores counts, in shares of an even spread
 _LEAST_PIXELS = 8  # a side of a window has at least
 _SURER = 1.15  # times as sure as before is what a window has to make an answer
-_FADING = 0.75  # how fast windows lose their say while a picture is made smaller; chosen on tuning canvases and scenes
 _LIKELY = 0.5  # what replaces "cannot tell" has at least: more likely right than wrong
 
 
@@ -105,23 +104,29 @@ def is_surer(reward: float, before: float, blind: bool, min_gain: float = 0.0) -
     return rises and (before > 0 or not blind or reward >= _LIKELY)
 
 
-def support(answer: str, said: Sequence[tuple[str, float]], shrunk: float) -> float:
-    """Return how far the windows that were looked at support an answer, in [0, 1].
+def support(
+    answer: str, windows: Sequence[tuple[str, float]], whole: Sequence[tuple[str, float]], shrunk: float
+) -> float:
+    """Return how far all that was said support an answer with a window, in [0, 1].
 
-    This is the share of the answer in all that was said, to the power of ``1 / shrunk**0.75``. The surest of several
-    windows is surer than it is right, unless others say the same. The smaller a picture was made, the more of its
-    windows show something else, and the less does it mean that they say something else. It is 1 where no other window
-    says anything.
+    This is the share of the answer in all that was said, to the power of ``1 / shrunk``; what is said of the whole
+    picture counts ``1 / shrunk`` as much as what is said of a window. The surest of several windows is surer than it is
+    right, unless others say the same. The smaller a picture was made, the less is seen in the whole of it, the more of
+    its windows show something else, and the less does it mean that something else is said. It is 1 where nothing else
+    is said.
 
     Args:
         answer: what is supported, said of one of the windows at least.
-        said: of every window the answer with it, and how sure it was, in [0, 1]: 0 for "cannot tell", so that windows
-            that show nothing of it are no objection.
+        windows: of every window the answer with it, and how sure it was, in [0, 1]: 0 for "cannot tell", so that
+            windows that show nothing of it are no objection.
+        whole: the same of the whole picture alone.
         shrunk: how many times as long the picture's sides are as those that the model was given, at least 1.
     """
+    smaller = max(1.0, shrunk)
+    said = [*windows, *((other, reward / smaller) for other, reward in whole)]
     total = sum(reward for _, reward in said)
     ours = sum(reward for other, reward in said if _same(other, answer))
-    return (ours / total) ** (1 / max(1.0, shrunk) ** _FADING) if total else 1.0
+    return (ours / total) ** (1 / smaller) if total else 1.0
 
 
 def _same(one: str, other: str) -> bool:

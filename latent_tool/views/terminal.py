@@ -196,7 +196,7 @@ def _confidence(result: ReasoningResult, blocks: str) -> Any:
 
 def _no_patches(result: ReasoningResult) -> str:
     """Say why nothing was injected."""
-    return NO_SEARCH if result.stop_reason in ("confident", "looked", "undecided") else NO_PATCHES
+    return NO_SEARCH if len(result.trace) < 2 else NO_PATCHES
 
 
 def _views(result: ReasoningResult) -> str:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
+import torch
 
 from latent_tool.cannot_tell import PHRASES_OF_ALL, says_cannot_tell
 from latent_tool.engine.engine import Engine
 from latent_tool.engine.job import Job, Outcome
 from latent_tool.engine.looking import hides_pixels, reward_of, times_smaller
-from latent_tool.errors import CancelledError
+from latent_tool.errors import CancelledError, DeadlineError, NumericalError
+from latent_tool.models import serving
+from latent_tool.models.requests import Decode
+from latent_tool.models.vlm import VisionLanguageModel
 from latent_tool.scenes import generate
 from latent_tool.schema import ReasoningStep
 from latent_tool.settings import Budget, SearchSettings
@@ -124,23 +128,118 @@ def test_scoring_the_answers_state_again_gives_its_reward(engine: Engine, outcom
 
 @pytest.mark.parametrize("confidence", ["pooled_probability", "answer_probability"])
 def test_windows_that_say_something_else_make_the_confidence_lower(engine: Engine, confidence: str) -> None:
-    """Every window's answer counts as much as it was sure, the less the smaller the picture was made."""
-    lowered = 0
-    for outcome in (engine.answer(job) for job in jobs(10, confidence=confidence)):
+    """Every window's answer counts as much as it was sure, and those of the plain model and of the reasoning over the
+    whole picture count less, the smaller it was made.
+    """
+    lowered = objections = 0
+    for outcome in (engine.answer(job) for job in jobs(16, confidence=confidence)):
         result = engine.result(outcome)
         assert result.scores.answer_probability is not None and result.scores.plain_probability is not None
         expected = result.scores.answer_probability
         if confidence == "pooled_probability":
             expected = (expected * result.scores.plain_probability) ** 0.5
         if any(view.accepted for view in result.views):
-            ours = sum(view.reward_after for view in result.views if view.answer_after == result.answer)
-            others = sum(view.reward_after for view in result.views if view.answer_after != result.answer)
+            alone = engine.result(engine.answer(replace(outcome.job, budget=Budget(iterations=0))))
             (picture,) = outcome.job.images
-            expected *= (ours / (ours + others)) ** ((96 / (picture.width * picture.height) ** 0.5) ** 0.75)
-            lowered += others > 0
+            smaller = (picture.width * picture.height) ** 0.5 / 96
+            said = [(view.answer_after, view.reward_after) for view in result.views]
+            plainly = result.views[0].reward_before
+            said.append((result.views[0].answer_before, plainly / smaller if plainly >= 0.1 else 0.0))
+            reasoned = alone.scores.answer_probability or 0.0
+            if reasoned >= 0.1 and not says_cannot_tell(alone.answer):
+                said.append((alone.answer, reasoned / smaller))
+                objections += alone.answer != result.answer
+            ours = sum(sure for answer, sure in said if answer == result.answer)
+            expected *= (ours / sum(sure for _, sure in said)) ** (1 / smaller)
+            lowered += ours < sum(sure for _, sure in said)
         assert result.confidence == pytest.approx(expected, abs=1e-6)
         assert outcome.support == 1 or any(view.accepted for view in result.views)
-    assert lowered
+    assert lowered and objections
+
+
+class Ticking:
+    """A clock that moves one second whenever it is looked at."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def __call__(self) -> float:
+        self.time += 1.0
+        return self.time
+
+
+def test_what_the_deadline_leaves_no_time_to_hear_is_an_objection(engine: Engine, outcomes: list[Outcome]) -> None:
+    """The confidence is never higher for it; and where all was heard, the deadline is not to blame."""
+    timed = Engine(engine.vlm, clock := Ticking())
+    cut = 0
+    for whole in [one for one in outcomes if one.stop_reason == "looked"][:3]:
+        for deadline in range(20, 400, 2):
+            clock.time = 0.0
+            try:
+                found = timed.answer(replace(whole.job, deadline=float(deadline)))
+            except DeadlineError:
+                continue
+            told = any("no time to hear" in warning for warning in found.warnings)
+            if any(view.accepted for view in found.views):
+                assert found.stop_reason == ("deadline" if told else "looked")
+            if found.stop_reason == "looked":
+                assert (found.answer, found.support) == (whole.answer, whole.support)
+                break
+            if told:
+                cut += 1
+                assert found.support < (whole.support if found.answer.text == whole.answer.text else 1)
+        else:
+            pytest.fail("no deadline was late enough")
+    assert cut
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), NumericalError("The logits are not finite.", "Use float32.")],
+    ids=["memory", "numbers"],
+)
+def test_where_the_reasoning_cannot_be_heard_the_answer_stays_and_is_less_sure(
+    engine: Engine, outcomes: list[Outcome], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    whole = next(one for one in outcomes if one.stop_reason == "looked")
+    serve = serving._SERVED[Decode]
+
+    def fail(vlm: VisionLanguageModel, asked: Sequence[Decode]) -> object:
+        if any(one.latents is not None for one in asked):
+            raise error
+        return serve(vlm, asked)
+
+    monkeypatch.setitem(serving._SERVED, Decode, fail)
+    found = engine.answer(whole.job)
+    assert (found.answer, found.stop_reason) == (whole.answer, "looked")
+    assert found.support < whole.support
+    assert any("could not be heard" in warning for warning in found.warnings)
+
+
+def test_an_answer_that_was_read_in_part_is_no_objection(engine: Engine, outcomes: list[Outcome]) -> None:
+    """Cut, "cannot tell" would read "cannot"."""
+    unlimited = [one for one in outcomes if one.stop_reason == "looked" and len(one.decoded.tokens) == 2]
+    checked = 0
+    for whole in unlimited:
+        alone = engine.answer(replace(whole.job, budget=Budget(iterations=0)))
+        if says_cannot_tell(alone.answer.text):
+            found = engine.answer(replace(whole.job, budget=BUDGET.but(max_new_tokens=2)))
+            assert (found.answer.text, found.stop_reason) == (whole.answer.text, "looked")
+            assert found.support >= whole.support
+            checked += 1
+    assert checked
+
+
+def test_the_confidence_in_an_option_asks_no_reasoning(engine: Engine) -> None:
+    looked = 0
+    for job in jobs(6, options=("yes", "no", "red", "blue", "green", "orange")):
+        outcome = engine.answer(job)
+        result = engine.result(outcome)
+        looked += outcome.stop_reason == "looked"
+        assert outcome.support == 1 and result.scores.pooled_probability == pytest.approx(
+            ((result.scores.answer_probability or 0) * (result.scores.plain_probability or 0)) ** 0.5
+        )
+    assert looked
 
 
 def test_the_costs_are_told(engine: Engine, outcomes: list[Outcome]) -> None:

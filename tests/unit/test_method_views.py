@@ -128,33 +128,49 @@ def test_what_was_surer_before_is_never_replaced() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "shrunk", "expected"),
+    ("windows", "whole", "shrunk", "expected"),
     [
-        ([("red", 0.9)], 2.0, 1.0),
-        ([("red", 0.9), ("red", 0.2)], 2.0, 1.0),
-        ([("red", 0.9), ("cannot tell", 0.0)], 2.0, 1.0),  # it shows nothing of what is asked about
-        ([("red", 0.9), (" Red. ", 0.9), ("blue", 0.6)], 1.0, 0.75),
-        ([("red", 0.9), ("blue", 0.9)], 16.0, 0.5**0.125),
-        ([("red", 0.9), ("blue", 0.45), ("green", 0.45)], 16.0, 0.5**0.125),
-        ([("red", 0.9), ("reddish", 0.9)], 0.5, 0.5),  # no exponent above 1
-        ([("red", 0.0)], 2.0, 1.0),
+        ([("red", 0.9)], [], 2.0, 1.0),
+        ([("red", 0.9), ("red", 0.2)], [("red", 0.3)], 2.0, 1.0),
+        ([("red", 0.9), ("cannot tell", 0.0)], [("cannot tell", 0.0)], 2.0, 1.0),  # that shows nothing of it
+        ([("red", 0.9), (" Red. ", 0.9), ("blue", 0.6)], [], 1.0, 0.75),
+        ([("red", 0.9), ("blue", 0.9)], [], 16.0, 0.5**0.0625),
+        ([("red", 0.9), ("blue", 0.45), ("green", 0.45)], [], 16.0, 0.5**0.0625),
+        ([("red", 0.9)], [("blue", 0.3)], 1.0, 0.75),  # of the whole picture, at its own size: as much as a window
+        ([("red", 0.6)], [("blue", 0.8)], 2.0, 0.6**0.5),  # counts half
+        ([("red", 0.4)], [("red", 0.8), ("blue", 0.4)], 2.0, 0.8**0.5),
+        ([("red", 0.9), ("reddish", 0.9)], [], 0.5, 0.5),  # no exponent above 1
+        ([("red", 0.9)], [("blue", 0.9)], 0.5, 0.5),  # and no weight
+        ([("red", 0.0)], [], 2.0, 1.0),
     ],
 )
-def test_windows_that_say_something_else_take_support_away(
-    said: list[tuple[str, float]], shrunk: float, expected: float
+def test_what_says_something_else_takes_support_away(
+    windows: list[tuple[str, float]], whole: list[tuple[str, float]], shrunk: float, expected: float
 ) -> None:
-    assert support("red", said, shrunk) == pytest.approx(expected)
+    assert support("red", windows, whole, shrunk) == pytest.approx(expected)
 
 
 def test_support_is_what_a_slow_count_gives() -> None:
     source = random.Random(5)
+
+    def draw(least: int, most: int) -> list[tuple[str, float]]:
+        return [(source.choice("abc"), source.randrange(1, 100) / 100) for _ in range(source.randrange(least, most))]
+
     for _ in range(500):
-        said = [(source.choice("abc"), source.randrange(1, 100) / 100) for _ in range(source.randrange(1, 9))]
-        answer, shrunk = said[0][0], source.uniform(1, 5)
-        votes = [other for other, sure in said for _ in range(round(100 * sure))]
-        found = support(answer, said, shrunk)
-        assert found == pytest.approx(math.exp(math.log(votes.count(answer) / len(votes)) / shrunk**0.75))
-        source.shuffle(said)
-        assert support(answer, said, shrunk) == pytest.approx(found)
-        assert support(answer, said, shrunk + 1) >= found  # of a smaller picture, other windows mean less
-        assert support(answer, [*said, ("d", 0.5)], shrunk) < found <= support(answer, [*said, (answer, 0.5)], shrunk)
+        windows, whole = draw(1, 9), draw(0, 3)
+        answer, shrunk = windows[0][0], source.randrange(1, 6)
+        votes = [other for other, sure in windows for _ in range(shrunk * round(100 * sure))]
+        votes += [other for other, sure in whole for _ in range(round(100 * sure))]
+        found = support(answer, windows, whole, shrunk)
+        assert found == pytest.approx(math.exp(math.log(votes.count(answer) / len(votes)) / shrunk))
+        source.shuffle(windows)
+        assert support(answer, windows, whole, shrunk) == pytest.approx(found)
+        more, same = ("d", 0.5), (answer, 0.5)
+        assert (
+            support(answer, [*windows, more], whole, shrunk) < found <= support(answer, [*windows, same], whole, shrunk)
+        )
+        assert (
+            support(answer, windows, [*whole, more], shrunk) < found <= support(answer, windows, [*whole, same], shrunk)
+        )
+        # Of a smaller picture what else is said means less.
+        assert support(answer, windows, [*whole, more], shrunk + 1) > support(answer, windows, [*whole, more], shrunk)
