@@ -189,8 +189,8 @@ class Scores(Plain):
         description="Geometric mean of answer_probability and plain_probability (a logarithmic opinion pool). Where a "
         "window was accepted and there were no options, times the share of this answer in all that was said, to the "
         "power of 1 / s for a picture whose sides were made s times smaller: with each window, and, counting 1 / s as "
-        "much, by the plain model and by its reasoning over the whole picture. The surest of several answers is surer "
-        "than it is right.",
+        "much, by the plain model and by its reasoning over the whole picture, if these are 0.1 sure. What was to be "
+        "said and could not counts as an objection. The surest of several answers is surer than it is right.",
     )
     mean_token_probability: float | None = Field(
         None, description="Geometric mean of the same token probabilities, in [0, 1]."

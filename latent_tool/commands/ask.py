@@ -298,7 +298,7 @@ def _follow(reasoner: Any, request: dict[str, Any], quiet: bool) -> ReasoningRes
                 progress.update(task, description="looking again", note=f"at {item.view.where}")
             else:
                 told = {"prefill": "looking", "look": "looking again", "decode": "answering"}
-                progress.update(task, description=told[item.phase])
+                progress.update(task, description=told[item.phase], note="")
     raise LatentToolError("The reasoner gave no result.")
 
 

@@ -38,7 +38,7 @@ from latent_tool.cannot_tell import says_cannot_tell
 from latent_tool.engine.choosing import Said, best_option, choose
 from latent_tool.engine.in_step import Tell
 from latent_tool.engine.job import Reached, joint
-from latent_tool.engine.looking import IMPOSSIBLE, UNHEARD, Looked, hides_pixels, look_again, reward_of
+from latent_tool.engine.looking import IMPOSSIBLE, READ, UNHEARD, Looked, hides_pixels, look_again, reward_of
 from latent_tool.engine.question import Question
 from latent_tool.method.search import Outcome as SearchOutcome
 from latent_tool.method.search import State
@@ -111,7 +111,10 @@ async def climb(question: Question, prefix: Prefix, budget: Budget) -> Climbed:
         if (closer := looked.best) is not None:
             if job.options is None:  # the confidence in one of those asks nothing else
                 looked = await _hear(question, prefix, plain, looked, budget)
-            reason = "deadline" if looked.unheard else "looked"
+            if looked.late:
+                warning = "The deadline left no time to hear all that there is to say of the answer."
+                looked = replace(looked, warnings=(*looked.warnings, warning))
+            reason = "deadline" if looked.late else "looked"
             return await _from_state(question, closer.prefix, closer.said, None, reason, None, looked)
         if sure_of_it or clock.search_must_end():
             return await _from_state(
@@ -150,22 +153,21 @@ async def climb(question: Question, prefix: Prefix, budget: Budget) -> Climbed:
 
 async def _hear(question: Question, prefix: Prefix, plain: Said, looked: Looked, budget: Budget) -> Looked:
     """Ask the reasoning over the whole picture, too, for how far an answer with a window is supported."""
-    clock = question.clock
-    looked = replace(looked, whole=(_voice(question, prefix, plain),))
+    clock, reasoned, late = question.clock, UNHEARD, True
     if not clock.search_must_end():
         await Tell(ReasoningStep(phase="decode", iterations=budget.iterations))
+        short = budget.but(max_new_tokens=min(budget.max_new_tokens, READ))
         try:
             latents = await question.initial_latents(prefix)
-            said = None if clock.expired() else await _ask(question, prefix, latents, (), budget, _HEARD)
+            said = None if clock.expired() else await _ask(question, prefix, latents, (), short, _HEARD)
         except IMPOSSIBLE as error:
             warning = f"What the reasoning says of the whole picture could not be heard: {error.message}"
-            return replace(looked, whole=(*looked.whole, UNHEARD), warnings=(*looked.warnings, warning))
-        finally:
-            clock.phase_done("decode")
-        if isinstance(said, Decoded) and said.finish_reason != "deadline":
-            return replace(looked, whole=(*looked.whole, _voice(question, prefix, said)))
-    warning = "The deadline left no time to hear all that there is to say of the answer; that counts against it."
-    return replace(looked, unheard=looked.unheard + 1, warnings=(*looked.warnings, warning))
+            looked, late = replace(looked, warnings=(*looked.warnings, warning)), False
+        else:
+            if isinstance(said, Decoded) and said.finish_reason != "deadline":
+                reasoned, late = _voice(question, prefix, said), False
+        clock.phase_done("decode")
+    return replace(looked, whole=(_voice(question, prefix, plain), reasoned), late=looked.late or late)
 
 
 def _voice(question: Question, prefix: Prefix, said: Said) -> tuple[str, float]:

@@ -46,7 +46,17 @@ from latent_tool.models.windows import Window
 from latent_tool.schema import ReasoningStep, View
 from latent_tool.settings import Budget
 
-__all__ = ["IMPOSSIBLE", "UNHEARD", "Looked", "Seen", "hides_pixels", "look_again", "reward_of", "times_smaller"]
+__all__ = [
+    "IMPOSSIBLE",
+    "READ",
+    "UNHEARD",
+    "Looked",
+    "Seen",
+    "hides_pixels",
+    "look_again",
+    "reward_of",
+    "times_smaller",
+]
 
 # What keeps one window from being looked at, and the question from nothing.
 IMPOSSIBLE = (
@@ -57,12 +67,12 @@ IMPOSSIBLE = (
     NotEnoughMemoryError,
     NumericalError,
 )
-UNHEARD = ("", 1.0)  # what was to be said and was not: an objection, as sure as can be
+UNHEARD = ("\0", 1.0)  # what was to be said and could not: an objection, as sure as can be; no answer is this text
 NEUTRAL = "Describe the picture."
 # A picture whose sides were made smaller by this factor, or more, is looked at again.
 SHRUNK = 1.2
 _SURE = 0.7  # an answer that is as sure by now is not looked into: a part of its window may lack what it needs
-_READ = 64  # tokens of an answer that is read with a window, at most: a longer one does not replace the one before
+READ = 64  # tokens of an answer that is compared with others, at most: a longer one does not replace the one before
 
 
 @dataclass(frozen=True)
@@ -81,8 +91,9 @@ class Looked:
 
     ``best``: the answer with the window that was accepted last, ``None`` if none was; ``encoded``: windows and pictures
     that went through the vision tower; ``warnings``: why some could not be looked at; ``shrunk``: how many times
-    smaller the picture was made; ``unheard``: how much more the deadline left no time for, at most; ``whole``: what was
-    answered without a window, and how sure that was, where the best answer was compared with it.
+    smaller the picture was made; ``unheard``: windows that were to be looked at and could not be, or not to the end
+    of their answer; ``late``: whether the deadline left no time for something; ``whole``: what was answered without a
+    window, and how sure that was, where the best answer was compared with it.
     """
 
     best: Seen | None = None
@@ -91,6 +102,7 @@ class Looked:
     warnings: tuple[str, ...] = ()
     shrunk: float = 1.0
     unheard: int = 0
+    late: bool = False
     whole: tuple[tuple[str, float], ...] = ()
 
     @property
@@ -147,14 +159,17 @@ async def look_again(question: Question, inputs: Inputs, answer: str, reward: fl
     looked = _Looking(question, inputs, budget)
     best: Seen | None = None
     inside: tuple[Window, Seen] | None = None
+    unheard = 0
     for depth in range(1, settings.view_depth + 1):
         if depth > 1 and reward >= _SURE:
             break
         proposals = (await looked.proposals(inside))[: budget.max_views - len(looked.views)]
         if not proposals or looked.time_is_up():
+            unheard += len(proposals) or int(looked.late)  # where there was no time to propose any, one at least
             break
         began = question.now()
         seen = await looked.read(proposals)
+        unheard += len(proposals) - len(seen)
         if not seen:
             break
         share = (question.now() - began) * 1000 / len(seen)
@@ -182,9 +197,15 @@ async def look_again(question: Question, inputs: Inputs, answer: str, reward: fl
         if accepted:
             best = seen[index][1]
             answer, reward = best.answer, best.reward
-    shrunk = times_smaller(question.job.images, inputs)
-    unheard = budget.max_views - len(looked.views) + looked.cut if looked.late else 0
-    return Looked(best, tuple(looked.views), looked.encoded, looked.warnings, shrunk, unheard)
+    return Looked(
+        best,
+        tuple(looked.views),
+        looked.encoded,
+        looked.warnings,
+        times_smaller(question.job.images, inputs),
+        unheard + looked.cut,
+        looked.late,
+    )
 
 
 class _Looking:
@@ -278,7 +299,7 @@ class _Looking:
     async def read(self, windows: Sequence[Window]) -> list[tuple[Window, Seen]]:
         """Answer with each window beside the pictures; those that do not fit the model are left out."""
         shown: list[tuple[Window, Inputs]] = []
-        most = min(self.budget.max_new_tokens, _READ)
+        most = min(self.budget.max_new_tokens, READ)
         for window in windows:
             if self.time_is_up():
                 break

@@ -196,7 +196,8 @@ def _confidence(result: ReasoningResult, blocks: str) -> Any:
 
 def _no_patches(result: ReasoningResult) -> str:
     """Say why nothing was injected."""
-    return NO_SEARCH if len(result.trace) < 2 else NO_PATCHES
+    stood = result.stop_reason in ("confident", "looked", "undecided") or not result.trace
+    return NO_SEARCH if stood else NO_PATCHES
 
 
 def _views(result: ReasoningResult) -> str:

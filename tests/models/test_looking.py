@@ -168,15 +168,19 @@ class Ticking:
         return self.time
 
 
-def test_what_the_deadline_leaves_no_time_to_hear_is_an_objection(engine: Engine, outcomes: list[Outcome]) -> None:
-    """The confidence is never higher for it; and where all was heard, the deadline is not to blame."""
+@pytest.mark.parametrize("most", [8, 64])
+def test_what_the_deadline_leaves_no_time_to_hear_is_an_objection(
+    engine: Engine, outcomes: list[Outcome], most: int
+) -> None:
+    """As many as were left out, whatever the budget; and where all was heard, the deadline is not to blame."""
     timed = Engine(engine.vlm, clock := Ticking())
-    cut = 0
+    cut = set()
     for whole in [one for one in outcomes if one.stop_reason == "looked"][:3]:
         for deadline in range(20, 400, 2):
             clock.time = 0.0
+            job = replace(whole.job, deadline=float(deadline), budget=BUDGET.but(max_views=most))
             try:
-                found = timed.answer(replace(whole.job, deadline=float(deadline)))
+                found = timed.answer(job)
             except DeadlineError:
                 continue
             told = any("no time to hear" in warning for warning in found.warnings)
@@ -186,11 +190,22 @@ def test_what_the_deadline_leaves_no_time_to_hear_is_an_objection(engine: Engine
                 assert (found.answer, found.support) == (whole.answer, whole.support)
                 break
             if told:
-                cut += 1
-                assert found.support < (whole.support if found.answer.text == whole.answer.text else 1)
+                (picture,) = job.images
+                smaller = (picture.width * picture.height) ** 0.5 / 96
+                ours = sum(view.reward_after for view in found.views if view.answer_after == found.answer.text)
+                said = sum(view.reward_after for view in found.views)
+                plainly = found.views[0].reward_before
+                ours += plainly / smaller * (found.views[0].answer_before == found.answer.text and plainly >= 0.1)
+                said += plainly / smaller * (plainly >= 0.1) + 1 / smaller
+                # Without the objections of windows, then with those of so many.
+                supports = [(ours / (said + left)) ** (1 / smaller) for left in range(8)]
+                (left,) = (at for at, each in enumerate(supports) if found.support == pytest.approx(each, abs=1e-9))
+                cut.add(left)
+                first = [view for view in found.views if view.depth == 1]
+                assert left >= len([view for view in whole.views if view.depth == 1]) - len(first)
         else:
             pytest.fail("no deadline was late enough")
-    assert cut
+    assert 0 in cut and max(cut) > 0
 
 
 @pytest.mark.parametrize(
@@ -278,6 +293,7 @@ def test_a_batch_answers_like_one_after_another(engine: Engine, outcomes: list[O
         assert isinstance(found, Outcome)
         assert found.answer.text == alone.answer.text
         assert [view.box for view in found.views] == [view.box for view in alone.views]
+        assert (found.stop_reason, found.support) == (alone.stop_reason, pytest.approx(alone.support, abs=1e-5))
 
 
 def test_random_windows_are_of_the_same_number_and_sizes(engine: Engine) -> None:
@@ -289,9 +305,8 @@ def test_random_windows_are_of_the_same_number_and_sizes(engine: Engine) -> None
         assert sides == pytest.approx([0.375, 0.5, 0.6875, 0.5][: len(sides)], abs=2 / width)
 
 
-def test_every_window_is_told_as_a_step(engine: Engine) -> None:
-    (job,) = jobs(1)
-    steps = engine.run(job)
+def test_every_window_is_told_as_a_step_and_so_is_what_is_heard_then(engine: Engine, outcomes: list[Outcome]) -> None:
+    steps = engine.run(next(one.job for one in outcomes if one.stop_reason == "looked"))
     told: list[ReasoningStep] = []
     while True:
         try:
@@ -300,6 +315,8 @@ def test_every_window_is_told_as_a_step(engine: Engine) -> None:
             outcome: Outcome = end.value
             break
     assert tuple(step.view for step in told if step.phase == "look") == outcome.views
+    last = max(at for at, step in enumerate(told) if step.phase == "look")
+    assert [step.phase for step in told[last + 1 :]] == ["decode"]
 
 
 def test_options_are_chosen_from_with_each_window(engine: Engine) -> None:

@@ -242,7 +242,7 @@ def naive_search(
     holes=st.sampled_from([0, 10, 30]),
     counted=st.booleans(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, derandomize=True)
 def test_samples_that_ride_find_what_those_find_that_wait(
     seed: int,
     room: int,
