@@ -80,7 +80,8 @@ class Outcome(Reached):
 
     ``inputs``: what the answer was decoded after, with the windows that stayed; ``attention``: of the latents to every
     image cell, if that was measured; ``pictures``: every picture in the numbers that a domain check compares;
-    ``support``: how far all that was said supports an answer found with a window, see ``method.views.support``.
+    ``support``: how far all that was said supports an answer found with a window, see ``method.views.support``;
+    1 for one of given options.
     """
 
     job: Job

@@ -172,8 +172,9 @@ async def _hear(question: Question, prefix: Prefix, plain: Said, looked: Looked,
 
 def _voice(question: Question, prefix: Prefix, said: Said) -> tuple[str, float]:
     """What is said of the whole picture, and how sure it is; 0 where it was not read to its end."""
-    answer, whole = question.text_of(prefix, said), isinstance(said, Decoded) and said.finish_reason == "stop"
-    reward = reward_of(answer, _probability(question, prefix, said), question.job.cannot_tell) if whole else 0.0
+    answer, reward = question.text_of(prefix, said), 0.0
+    if isinstance(said, Decoded) and said.finish_reason == "stop":
+        reward = reward_of(answer, _probability(question, prefix, said), question.job.cannot_tell)
     return answer, reward if reward >= _HEARD else 0.0
 
 

@@ -159,17 +159,16 @@ async def look_again(question: Question, inputs: Inputs, answer: str, reward: fl
     looked = _Looking(question, inputs, budget)
     best: Seen | None = None
     inside: tuple[Window, Seen] | None = None
-    unheard = 0
     for depth in range(1, settings.view_depth + 1):
         if depth > 1 and reward >= _SURE:
             break
         proposals = (await looked.proposals(inside))[: budget.max_views - len(looked.views)]
         if not proposals or looked.time_is_up():
-            unheard += len(proposals) or int(looked.late)  # where there was no time to propose any, one at least
+            looked.unheard += len(proposals) or int(looked.late)  # where there was no time to propose any, one at least
             break
         began = question.now()
         seen = await looked.read(proposals)
-        unheard += len(proposals) - len(seen)
+        looked.unheard += len(proposals) - len(seen)
         if not seen:
             break
         share = (question.now() - began) * 1000 / len(seen)
@@ -198,13 +197,13 @@ async def look_again(question: Question, inputs: Inputs, answer: str, reward: fl
             best = seen[index][1]
             answer, reward = best.answer, best.reward
     return Looked(
-        best,
-        tuple(looked.views),
-        looked.encoded,
-        looked.warnings,
-        times_smaller(question.job.images, inputs),
-        unheard + looked.cut,
-        looked.late,
+        best=best,
+        views=tuple(looked.views),
+        encoded=looked.encoded,
+        warnings=looked.warnings,
+        shrunk=times_smaller(question.job.images, inputs),
+        unheard=looked.unheard,
+        late=looked.late,
     )
 
 
@@ -219,7 +218,7 @@ class _Looking:
         self.encoded = 0
         self.warnings: tuple[str, ...] = ()
         self.late = False  # whether time ran out
-        self.cut = 0  # answers that were read in part when it did
+        self.unheard = 0  # windows that were not read, or not to the end of their answer
         self._random = random.Random(question.job.seed)
 
     async def proposals(self, within: tuple[Window, Seen] | None) -> list[Window]:
@@ -334,7 +333,7 @@ class _Looking:
                 raise one
             answer = self.question.extract(prefix, one)
             late = one.finish_reason == "deadline"
-            self.late, self.cut = self.late or late, self.cut + late
+            self.late, self.unheard = self.late or late, self.unheard + late
             # One that was read in part cannot be compared with answers that were read to their end.
             probability = joint(one.log_probabilities, answer) if one.finish_reason == "stop" else 0.0
             reward = reward_of(answer.text, probability, job.cannot_tell)

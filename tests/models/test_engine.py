@@ -15,6 +15,7 @@ import torch
 from naive_model import run as run_naively
 from pictures import draw_shapes
 from PIL import Image
+from ticking import Ticking
 
 from latent_tool.engine.engine import Engine, get_engine
 from latent_tool.engine.job import Job, Outcome
@@ -255,17 +256,6 @@ def test_limits_are_honoured_and_reported(engine: Engine, picture: Image.Image) 
     assert cut.usage is not None
     assert (cut.usage.generated_tokens, cut.finish_reason) == (1, "length")
     assert any("cut" in warning for warning in cut.warnings)
-
-
-class Ticking:
-    """A clock that moves one second whenever it is asked."""
-
-    def __init__(self) -> None:
-        self.time = 0.0
-
-    def __call__(self) -> float:
-        self.time += 1.0
-        return self.time
 
 
 def test_an_expired_deadline_gives_the_best_so_far(engine: Engine, picture: Image.Image) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from pictures import draw_shapes
+from ticking import Ticking
 
 from latent_tool.engine.engine import Engine
 from latent_tool.engine.job import Job, Outcome
@@ -171,17 +172,6 @@ def test_what_is_measured_of_a_plain_answer(engine: Engine) -> None:
     assert result.grounding is not None and result.controls is not None and result.controls.latents_off.agrees
     assert result.attention is None and any("target_confidence=None" in warning for warning in result.warnings)
     assert engine.attention_many([found]) == [[]]
-
-
-class Ticking:
-    """A clock that moves one second whenever it is looked at."""
-
-    def __init__(self) -> None:
-        self.time = 0.0
-
-    def __call__(self) -> float:
-        self.time += 1.0
-        return self.time
 
 
 @pytest.mark.slow

@@ -6,20 +6,25 @@ import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from ticking import Ticking
 
 from latent_tool.cannot_tell import PHRASES_OF_ALL, says_cannot_tell
 from latent_tool.engine.engine import Engine
 from latent_tool.engine.job import Job, Outcome
 from latent_tool.engine.looking import hides_pixels, reward_of, times_smaller
-from latent_tool.errors import CancelledError, DeadlineError, NumericalError
+from latent_tool.engine.question import Question
+from latent_tool.errors import CancelledError, DeadlineError, ImageError, NumericalError
 from latent_tool.models import serving
+from latent_tool.models.prefix import Inputs
 from latent_tool.models.requests import Decode
 from latent_tool.models.vlm import VisionLanguageModel
+from latent_tool.models.windows import Window
 from latent_tool.scenes import generate
-from latent_tool.schema import ReasoningStep
+from latent_tool.schema import ReasoningStep, View
 from latent_tool.settings import Budget, SearchSettings
 
 pytestmark = pytest.mark.slow
@@ -157,17 +162,6 @@ def test_windows_that_say_something_else_make_the_confidence_lower(engine: Engin
     assert lowered and objections
 
 
-class Ticking:
-    """A clock that moves one second whenever it is looked at."""
-
-    def __init__(self) -> None:
-        self.time = 0.0
-
-    def __call__(self) -> float:
-        self.time += 1.0
-        return self.time
-
-
 @pytest.mark.parametrize("most", [8, 64])
 def test_what_the_deadline_leaves_no_time_to_hear_is_an_objection(
     engine: Engine, outcomes: list[Outcome], most: int
@@ -229,6 +223,28 @@ def test_where_the_reasoning_cannot_be_heard_the_answer_stays_and_is_less_sure(
     assert (found.answer, found.stop_reason) == (whole.answer, "looked")
     assert found.support < whole.support
     assert any("could not be heard" in warning for warning in found.warnings)
+
+
+def test_a_window_that_cannot_be_looked_at_is_an_objection(
+    engine: Engine, outcomes: list[Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it would have said: without it, an answer is not surer."""
+    build, checked = Question.inputs, 0
+    for whole in [one for one in outcomes if one.stop_reason == "looked"][:4]:
+        for lost in [view for view in whole.views if view.depth == 1 and not view.accepted]:
+
+            def inputs(self: Question, windows: Sequence[Window] = (), lost: View = lost, **options: Any) -> Inputs:
+                if any(window.box == lost.box for window in windows):
+                    raise ImageError("The window is broken.", "Send another picture.")
+                return build(self, windows, **options)
+
+            monkeypatch.setattr(Question, "inputs", inputs)
+            found = engine.answer(whole.job)
+            assert any("The window is broken" in warning for warning in found.warnings)
+            if (found.stop_reason, found.answer) == ("looked", whole.answer):
+                assert found.support < whole.support
+                checked += 1
+    assert checked
 
 
 def test_an_answer_that_was_read_in_part_is_no_objection(engine: Engine, outcomes: list[Outcome]) -> None:
